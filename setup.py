@@ -1,0 +1,12 @@
+"""Maps the four top-level folders onto the import name kvsim; everything else is in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+FOLDERS = {"kvsim": "sim", "kvsim.calibrate": "calibrate", "kvsim.workloads": "workloads", "kvsim.reports": "reports"}
+
+packages = [f"{name}{'.' + sub if sub else ''}" for name, folder in FOLDERS.items() for sub in ["", *find_packages(folder)]]
+setup(
+    packages=packages,
+    package_dir=FOLDERS,
+    package_data={"": ["py.typed", "*.yaml", "*.parquet", "*.jsonl.gz", "*.csv.gz", "*.md", "*.npz", "*.json"]},
+)

@@ -1,0 +1,39 @@
+"""The contract between the engine and whatever prices its steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from kvsim.cost.work import StepWork
+
+PROVENANCES = ("measured", "imported", "derived", "extrapolated")
+
+
+class Priced(ABC):
+    """Prices of one run of steps."""
+
+    step_ns: Sequence[int]  # device time of each step, integer nanoseconds, length = steps
+
+
+class CostModel(ABC):
+    """Prices kernels. Pure but for :meth:`account`, which only counts what was used."""
+
+    @abstractmethod
+    def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
+        """Device time of every step of ``work``, each rounded to an integer nanosecond once.
+
+        Elementwise over steps: rows j.. of a price equal the price of rows j.. of the work.
+        ``link_share``: share of the host link (lanes h2d, d2h) that a copy inside the step gets, 1 if absent.
+
+        Raises:
+            CalibrationError: the profile lacks a kernel, or extrapolation is refused.
+        """
+
+    @abstractmethod
+    def account(self, priced: Priced, start: int, stop: int) -> None:
+        """Count rows start..stop of ``priced`` as simulated time, by kernel and provenance."""
+
+    @abstractmethod
+    def used_ns(self) -> dict[tuple[str, str], int]:
+        """Simulated nanoseconds so far by (kernel, provenance); provenance is one of PROVENANCES."""

@@ -1,0 +1,43 @@
+"""Hardware as plain data; the presets with their sources are YAML files beside this one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """A channel for bulk transfers: ``operation_ns`` for each contiguous extent plus bytes at the bandwidth.
+
+    Two directions that do not disturb each other (full duplex).
+    """
+
+    name: str
+    read_bytes_per_s: float  # towards the GPU
+    write_bytes_per_s: float  # away from the GPU
+    operation_ns: int  # per contiguous extent
+
+
+@dataclass(frozen=True, slots=True)
+class TierSpec:
+    """A place for KV outside HBM, one per replica: its capacity and the channel that leads to it."""
+
+    name: str  # ddr, disk, ...
+    capacity_bytes: int
+    link: LinkSpec
+    usd_per_gb_month: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """One GPU. FLOP/s are dense (no sparsity), bytes/s as the datasheet has them."""
+
+    name: str
+    hbm_bytes: int  # what the driver reports, not the marketing figure
+    hbm_bytes_per_s: float
+    flops_per_s: Mapping[str, float]  # by dtype: bfloat16, fp8, int8
+    nvlink_bytes_per_s: float  # one direction, 0 if none
+    usd_per_hour: float
+    host_link: str  # name of the LinkSpec preset between host memory and this GPU
+    sources: Mapping[str, str] = field(default_factory=dict)
