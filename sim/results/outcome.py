@@ -1,0 +1,64 @@
+"""Everything a run hands to the result folder: plain data, no live simulator objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvsim.results.recorder import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCounts:
+    """Token counts of all replicas together."""
+
+    evicted_tokens: int  # dropped from HBM's cache, whether or not a lower tier keeps a copy
+    recomputed_tokens: int  # computed again after a preemption
+    evicted_tokens_by_tier: tuple[int, ...]
+    loaded_bytes_by_tier: tuple[int, ...]  # towards HBM
+    written_bytes_by_tier: tuple[int, ...]  # into the tier
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUse:
+    """One link of one replica over the whole run."""
+
+    replica: int
+    name: str
+    direction: str  # read (towards the GPU) | write
+    busy_ns: int
+    num_bytes: int
+    num_transfers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run."""
+
+    recorder: Recorder
+    requests_submitted: int
+    requests_unfinished: int
+    requests_failed: int
+    requests_cancelled: int
+    makespan_ns: int  # first arrival to the last token of the last finished request
+    tier_names: tuple[str, ...]  # hbm first
+    tier_capacity_bytes: tuple[int, ...]  # of one replica
+    num_replicas: int
+    gpus_per_replica: int
+    busy_ns: tuple[int, ...]  # per replica: time with a step on the device
+    num_steps: int
+    num_events: int  # runs of fused steps
+    used_ns: Mapping[tuple[str, str], int]  # simulated device time by (kernel, provenance)
+    cache: CacheCounts
+    links: tuple[LinkUse, ...]
+    gpu_name: str
+    usd_per_gpu_hour: float
+    price_source: str
+    kv_bytes_per_token: int
+    scenario: Mapping[str, Any]  # resolved, as it is written to scenario.resolved.yaml
+    hashes: Mapping[str, str]  # sha256 by "scenario", "profile", "traces" (of all trace files together)
+    session_names: tuple[str, ...]
+    tenant_names: tuple[str, ...]
+    seed: int
+    loop_wall_s: float
