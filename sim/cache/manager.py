@@ -1,0 +1,170 @@
+"""The contract of a cache manager: it owns choices and bytes, never the clock.
+
+*Look* methods change nothing. *Change* methods either succeed or change nothing. The replica calls, for each
+request: match, admit, grow (a chunk at a time), prefilled, then commit with every decode step, and at last release;
+preempt sends it back to the start. Three owners of time and no others: the cost model prices kernels, links
+decide when a transfer ends, the replica joins them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvsim.cost.work import Kernel, Ramp
+from kvsim.entities import Batch, Request
+
+API_VERSION = 1
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """Bulk movement between tiers; the link decides when it ends.
+
+    mode: ``before`` = the request is not schedulable until it has ended; ``layerwise`` = the step that holds the
+    request joins it layer by layer; ``behind`` = nobody waits.
+    """
+
+    src: str
+    dst: str
+    num_bytes: int
+    num_extents: int  # contiguous pieces: each costs the link one operation
+    mode: Literal["before", "layerwise", "behind"]
+    request: Request | None = None
+    payload: Any = None  # the manager's own
+    start_ns: int = -1  # set by the links
+    first_layer_ns: int = -1
+    end_ns: int = -1
+
+
+@dataclass(slots=True)
+class Plan:
+    """Answer to one prompt: what is reused from where, and what is left to compute.
+
+    ``compute_tokens`` >= 1 go through the model (the last token always does); reuse by chunks may leave a share of
+    each chunk to recompute, so cached + approximate + compute may exceed the prompt.
+    """
+
+    compute_tokens: int
+    cached_tokens: int = 0  # exact reuse, all tiers together
+    approximate_tokens: int = 0  # reuse that is not exact; never mixed with the above
+    hits_by_tier: tuple[int, ...] = ()  # tokens by tier, HBM first
+    transfers: tuple[Transfer, ...] = ()  # loads that admission starts
+    detail: Any = None  # the manager's own
+
+
+class Services:
+    """What a manager may ask the replica when it weighs a load against recomputing. Both are looks."""
+
+    def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
+        """Nanoseconds from now until such a load would have ended, queue included."""
+        raise NotImplementedError
+
+    def prefill_ns(self, tokens: int, past: int) -> int:
+        """Device time of computing ``tokens`` prompt tokens over ``past`` cached ones."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """What every manager is built from. Bytes are of all GPUs of the replica together."""
+
+    capacity_bytes: int  # HBM for KV
+    bytes_per_token: int
+    block_tokens: int
+    max_model_len: int
+    num_layers: int
+    reserved_blocks: int = 1  # never usable (vLLM's null block)
+    eviction: str = "lru"
+    load_policy: str = "always"  # always | if_faster
+    tiers: tuple[Any, ...] = ()  # TierConfig of kvsim.cache.tiers, nearest first
+    options: Mapping[str, Any] | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Usable blocks in HBM."""
+        return self.capacity_bytes // (self.bytes_per_token * self.block_tokens) - self.reserved_blocks
+
+
+class CacheManager(ABC):
+    """See the module's text. ``services`` is set by the replica before the first call."""
+
+    services: Services
+
+    @abstractmethod
+    def match(self, request: Request) -> Plan:
+        """Look. What can be reused for ``request.prompt_tokens`` tokens now."""
+
+    @abstractmethod
+    def admit(self, request: Request, plan: Plan) -> bool:
+        """Change. Pin what the plan attaches and take room for what it loads; False if the whole prompt has no room."""
+
+    @abstractmethod
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Change. Room for the next ``tokens`` computed prompt tokens; they are reusable from now on."""
+
+    @abstractmethod
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        """Change, when the step with the last prompt token has ended: compact, index, write behind."""
+
+    @abstractmethod
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        """Look. Largest j <= ``steps`` decode steps without a shortage; 0 = someone must be preempted."""
+
+    @abstractmethod
+    def commit(self, batch: Batch, steps: int) -> None:
+        """Change. ``steps`` decode steps of ``batch`` are scheduled; called before the batch advances."""
+
+    @abstractmethod
+    def preempt(self, request: Request, context: int) -> None:
+        """Change. Drop the KV of a running request with ``context`` tokens; it will be computed again."""
+
+    @abstractmethod
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        """Change. The request is finished with ``context`` tokens of KV; what stays becomes evictable."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless free + held + cached == capacity in every tier."""
+
+    @property
+    @abstractmethod
+    def held_bytes(self) -> int:
+        """HBM that running requests hold."""
+
+    @property
+    @abstractmethod
+    def used_bytes(self) -> tuple[int, ...]:
+        """Bytes held or cached, by tier, HBM first."""
+
+    @abstractmethod
+    def fits(self, request: Request) -> bool:
+        """Look. False if the request could never run, however empty the cache."""
+
+    # ---- what most managers leave as it is
+
+    def can_resume(self, request: Request) -> bool:
+        """Look. Room for the prompt tokens that an admitted request, whose load has ended, does not hold yet."""
+        return True
+
+    def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
+        """Change. The link ended it: unpin, free, make it visible. May start further transfers."""
+        return ()
+
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+        """Look. Attention (and the method's kernels) of computed tokens ``start`` .. ``start + tokens``."""
+        return (Kernel("prefill_attention", {"new": tokens, "past": request.cached + start}),)
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        """Look. Kernels of the next ``steps`` decode steps, as columns.
+
+        SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b after commit(b, j), k - j).
+        """
+        num = len(batch)
+        return (Kernel("decode_attention", {"num_seqs": num, "sum_context": Ramp(batch.sum_context + num, num)}),)
+
+    def evicted_tokens(self) -> tuple[int, ...]:
+        """Tokens dropped so far, by tier, HBM first."""
+        return (0,)

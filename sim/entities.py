@@ -1,0 +1,136 @@
+"""A request on its way through a replica, and the set of requests that decode together. Plain state, no policy."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request. Token counts are of this request; times are integer nanoseconds of the simulated clock.
+
+    ``ids`` and ``ends`` are the content of prompt and output as segments: ids[i] fills the tokens from
+    ends[i - 1] to ends[i]. The scheduler owns the progress fields, the cache manager owns ``kv``.
+    """
+
+    index: int
+    arrival_ns: int
+    input_tokens: int
+    output_tokens: int
+    ids: list[int]
+    ends: list[int]
+    kinds: list[int] = field(default_factory=list)  # of the prompt's segments; index into SEGMENT_KINDS
+    session: int = -1
+    tenant: int = -1
+
+    generated: int = 0  # output tokens scheduled so far, kept over a preemption
+    cached: int = 0  # prompt tokens that came from reuse at the last admission
+    to_compute: int = 0  # prompt tokens (after a preemption also generated ones) to prefill since admission
+    computed: int = 0  # of those, scheduled so far
+    base: int = 0  # context = base + batch round, while decoding
+    kv: Any = None  # the cache manager's own state
+
+    first_cached: int = -1  # exact reuse at first admission
+    first_approximate: int = 0
+    hits_by_tier: tuple[int, ...] = ()
+    admitted_ns: int = -1  # first admission
+    load_started_ns: int = -1  # first wait for a lower tier
+    first_token_ns: int = -1
+    preemptions: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that the next prefill has to cover: the prompt and what was generated before a preemption."""
+        return self.input_tokens + self.generated
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens with KV once the last output token is out: that token itself never gets any."""
+        return self.input_tokens + self.output_tokens - 1
+
+
+class Batch:
+    """The decoding requests of a replica, in the order of their admission.
+
+    All of them grow by one token a step, so the state is kept as aggregates of the *round* (the number of
+    decode steps so far); a step costs no work per sequence.
+    """
+
+    __slots__ = ("_array", "_finish", "_phase", "block_tokens", "requests", "round", "sum_base")
+
+    def __init__(self, block_tokens: int) -> None:
+        self.requests: dict[Request, None] = {}
+        self.round = 0
+        self.sum_base = 0
+        self.block_tokens = block_tokens
+        self._phase = [0] * block_tokens  # requests by base modulo block size
+        self._finish: list[tuple[int, int, Request]] = []  # (round of the last token, index, request), lazily cleaned
+        self._array: np.ndarray[Any, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @property
+    def sum_context(self) -> int:
+        """Tokens with KV, over all requests."""
+        return self.sum_base + len(self.requests) * self.round
+
+    @property
+    def contexts(self) -> np.ndarray[Any, Any]:
+        """Tokens with KV of each request in admission order: int64, shape (n,)."""
+        if self._array is None:
+            self._array = np.fromiter((r.base for r in self.requests), np.int64, len(self.requests))
+        return self._array + self.round
+
+    def context(self, request: Request) -> int:
+        """Tokens of ``request`` with KV (scheduled ones included)."""
+        return request.base + self.round
+
+    def add(self, request: Request, context: int, remaining: int) -> None:
+        """``request`` decodes from the next step on; it has ``context`` tokens of KV and ``remaining`` to generate."""
+        request.base = context - self.round
+        self.requests[request] = None
+        self.sum_base += request.base
+        self._phase[request.base % self.block_tokens] += 1
+        heapq.heappush(self._finish, (self.round + remaining, request.index, request))
+        self._array = None
+
+    def remove(self, request: Request) -> None:
+        """``request`` has left: finished or preempted."""
+        del self.requests[request]
+        self.sum_base -= request.base
+        self._phase[request.base % self.block_tokens] -= 1
+        self._array = None
+
+    def steps_to_finish(self) -> int:
+        """Steps until some request has generated its last token."""
+        while True:
+            last, _, request = self._finish[0]
+            if request in self.requests and request.base + last == request.kv_tokens:
+                return last - self.round
+            heapq.heappop(self._finish)
+
+    def finished(self) -> list[Request]:
+        """Requests that have generated their last token; they are removed."""
+        done: list[Request] = []
+        while self._finish and self._finish[0][0] <= self.round:
+            last, _, request = heapq.heappop(self._finish)
+            if request in self.requests and request.base + last == request.kv_tokens:
+                done.append(request)
+                self.remove(request)
+        return done
+
+    def new_blocks(self, steps: int) -> int:
+        """Blocks that the next ``steps`` steps begin: one whenever a context is a multiple of the block size."""
+        size = self.block_tokens
+        cycles, rest = divmod(steps, size)
+        begun = cycles * len(self.requests)
+        if rest:
+            first = -self.round % size  # bases in this phase are at a block boundary now
+            phase = self._phase
+            begun += sum(phase[first - i] for i in range(rest))
+        return begun
