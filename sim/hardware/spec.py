@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class LinkSpec:
     read_bytes_per_s: float  # towards the GPU
     write_bytes_per_s: float  # away from the GPU
     operation_ns: int  # per contiguous extent
+    latency_ns: int = 0  # once per transfer, before its first byte: a disk's access time, a network's hops
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class GpuSpec:
     name: str
     hbm_bytes: int  # what the driver reports, not the marketing figure
     hbm_bytes_per_s: float
-    flops_per_s: Mapping[str, float]  # by dtype: bfloat16, fp8, int8
+    flops_per_s: Mapping[str, float]  # by dtype: bfloat16, float16, fp8, int8
     nvlink_bytes_per_s: float  # one direction, 0 if none
     usd_per_hour: float
     host_link: str  # name of the LinkSpec preset between host memory and this GPU
