@@ -32,7 +32,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str) -> ModelS
         )
     if config.get("head_dim") is None and hidden % heads:
         raise ScenarioError(
-            f"{where}: no head_dim, and hidden_size ({hidden}) is no multiple of num_attention_heads ({heads})"
+            f"{where}: no head_dim, and hidden_size ({hidden}) is no multiple of the {heads} heads"
         )
     moe = _moe(reader)
     model_type = config.get("model_type", "")
@@ -97,11 +97,11 @@ def _refuse_the_inexpressible(reader: _Reader) -> None:
 def _refuse_sliding_window(reader: _Reader, layer_types: set[str]) -> None:
     """A window that no context of this model can outgrow changes nothing and is let through."""
     config = reader.config
-    window = config.get("sliding_window")
-    used = window is not None and config.get("use_sliding_window", True)
+    window = config.get("sliding_window") or 0
+    used = window and config.get("use_sliding_window", True)
     if "sliding_attention" in layer_types or (used and window < reader.integer("max_position_embeddings")):
         raise ScenarioError(
-            f"{reader.where}.sliding_window: attention over a window of {window} tokens cannot be expressed yet; "
+            f"{reader.where}.sliding_window: attention over a window of {window} tokens cannot be expressed; "
             "set it to null to simulate full attention"
         )
 

@@ -38,7 +38,7 @@ def load_model(name_or_path: str | Path, base: Path | None = None) -> ModelSpec:
         if "/" in name or name.endswith(".json"):
             raise ScenarioError(f"{path}: no such model config")
         hint = did_you_mean(name, model_presets())
-        raise ScenarioError(f"no model preset is called '{name}'{hint}, or give the path of a config.json")
+        raise ScenarioError(f"no model preset and no file is called '{name}'{hint}")
     return _read_config(path)
 
 

@@ -11,15 +11,16 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 CONTEXT_AND_GRAPHS_BYTES = 716_000_000
 """CUDA graphs, cuBLAS and attention workspaces, buffers of the runner, fragmentation: per GPU.
 
-Own measurement: vLLM 0.24.0 serving Llama-3.1-8B (bf16, 8,192 batched tokens, 256 sequences, utilisation 0.9)
-on one H100 SXM had 28,123 blocks of 16 tokens; this is what weights and activations do not explain. With an fp8
-KV cache it had 56,214, which the same constant predicts within 0.1 %. Other models and engines: assumed equal.
+Own measurement: vLLM 0.24.0 serving Llama-3.1-8B (bf16, 8,192 batched tokens, 256 sequences, utilisation
+0.9) on one H100 SXM had 28,123 blocks of 16 tokens; this is what weights and activations do not explain. With
+an fp8 KV cache it had 56,214, which the same constant predicts within 0.1 %. Other models and
+engines: assumed equal.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """Bytes on *each* GPU of a replica; blocks and tokens are of the replica (its GPUs hold shares of each)."""
+    """Bytes on *each* GPU of a replica; blocks are the replica's (each GPU holds a share)."""
 
     hbm_bytes: int
     usable_bytes: int  # hbm times utilisation
@@ -74,7 +75,7 @@ def memory_budget(
     if left < block:
         raise CapacityError(
             f"{model.name} does not fit {gpu.name} with tensor_parallel {tensor_parallel}: weights "
-            f"{_gb(weights)}, activations {_gb(activation)} and CUDA graphs {_gb(CONTEXT_AND_GRAPHS_BYTES)} of "
+            f"{_gb(weights)}, activations {_gb(activation)} and graphs {_gb(CONTEXT_AND_GRAPHS_BYTES)} of "
             f"{_gb(usable)} usable leave no room for KV; raise tensor_parallel or take a bigger GPU"
         )
     num_blocks = num_gpu_blocks if num_gpu_blocks is not None else left // block
@@ -83,9 +84,9 @@ def memory_budget(
         max_model_len = min(model.max_model_len, usable_tokens)
     elif usable_tokens < max_model_len:
         raise CapacityError(
-            f"{model.name} on {gpu.name} with tensor_parallel {tensor_parallel}: one request of max_model_len "
-            f"{max_model_len:,} tokens does not fit the {usable_tokens:,} tokens of KV; lower max_model_len, "
-            "raise tensor_parallel or take a bigger GPU"
+            f"{model.name} on {gpu.name} with tensor_parallel {tensor_parallel}: one request of "
+            f"max_model_len {max_model_len:,} tokens does not fit the {usable_tokens:,} of KV; "
+            "lower max_model_len, raise tensor_parallel or take a bigger GPU"
         )
     return MemoryBudget(
         hbm_bytes=gpu.hbm_bytes,
@@ -110,13 +111,13 @@ def check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
         )
     if model.num_kv_heads % tensor_parallel and tensor_parallel % model.num_kv_heads:
         raise ScenarioError(
-            f"tensor_parallel {tensor_parallel} neither divides nor is a multiple of the {model.num_kv_heads} "
-            f"KV heads of {model.name}"
+            f"tensor_parallel {tensor_parallel} neither divides nor is a multiple of the "
+            f"{model.num_kv_heads} KV heads of {model.name}"
         )
 
 
 def weight_bytes_per_gpu(model: ModelSpec, tensor_parallel: int) -> int:
-    """Linear layers, embedding and LM head are split; norms are on every GPU; KV heads are copied if too few."""
+    """Linear layers, embedding and LM head are split, norms are on every GPU, too few KV heads are copied."""
     width = DTYPE_BYTES[model.weight_dtype]
     copies = max(1, tensor_parallel // model.num_kv_heads)
     key_value = model.num_layers * 2 * model.num_kv_heads * model.head_dim * model.hidden_size

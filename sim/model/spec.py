@@ -78,7 +78,7 @@ class ModelSpec:
 
     @property
     def norm_parameters(self) -> int:
-        """Weights of all norms: two a layer, one at the end, and those of Q and K where the model has them."""
+        """Weights of all norms: two a layer, one at the end, and those of Q and K if there are any."""
         per_layer = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         return self.num_layers * per_layer + self.hidden_size
 
@@ -89,7 +89,7 @@ class ModelSpec:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers of all layers: what is quantised and what tensor parallelism splits."""
+        """Weights of attention and MLP of all layers: what is quantised and what GPUs split."""
         return self.num_layers * (self.attention_parameters + self.mlp_parameters)
 
     @property

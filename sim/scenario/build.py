@@ -1,0 +1,77 @@
+"""Plain data of the simulator from a scenario: model, GPU, tiers, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from kvsim.hardware.load import load_gpu, load_link, load_media_price
+from kvsim.hardware.spec import GpuSpec, LinkSpec, TierSpec
+from kvsim.model.load import load_model
+from kvsim.model.memory import MemoryBudget, memory_budget
+from kvsim.model.spec import ModelSpec
+from kvsim.scenario.schema import Scenario, Tier
+
+
+def build_model(scenario: Scenario) -> ModelSpec:
+    """The model, with the scenario's KV data type."""
+    model = load_model(scenario.model, base=scenario.path("."))
+    dtype = scenario.engine.kv_cache_dtype
+    return model if dtype is None else dataclasses.replace(model, kv_dtype=dtype)
+
+
+def build_gpu(scenario: Scenario) -> GpuSpec:
+    """The GPU, with the scenario's price."""
+    gpu = load_gpu(scenario.cluster.gpu)
+    price = scenario.cluster.usd_per_gpu_hour
+    if price is None:
+        return gpu
+    sources = {**gpu.sources, "usd_per_hour": "cluster.usd_per_gpu_hour of the scenario"}
+    return dataclasses.replace(gpu, usd_per_hour=price, sources=sources)
+
+
+def build_memory(scenario: Scenario) -> MemoryBudget:
+    """What one GPU's memory is spent on.
+
+    Raises:
+        CapacityError: the model does not fit.
+    """
+    engine, cluster, cache = scenario.engine, scenario.cluster, scenario.cache
+    return memory_budget(
+        build_model(scenario),
+        build_gpu(scenario),
+        tensor_parallel=cluster.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+        block_tokens=cache.block_tokens,
+        max_model_len=engine.max_model_len,
+        num_gpu_blocks=cache.num_gpu_blocks,
+    )
+
+
+def build_tiers(scenario: Scenario) -> tuple[TierSpec, ...]:
+    """The tiers below HBM, nearest first."""
+    gpu = build_gpu(scenario)
+    return tuple(_tier(tier, gpu) for tier in scenario.cache.tiers)
+
+
+def _tier(tier: Tier, gpu: GpuSpec) -> TierSpec:
+    return TierSpec(tier.name, tier.capacity, _link(tier, gpu), _price(tier))
+
+
+def _link(tier: Tier, gpu: GpuSpec) -> LinkSpec:
+    if tier.link is None:
+        return load_link(gpu.host_link)
+    if isinstance(tier.link, str):
+        return load_link(tier.link)
+    return LinkSpec(
+        f"{tier.name}-link", tier.link.read, tier.link.write, tier.link.operation, tier.link.latency
+    )
+
+
+def _price(tier: Tier) -> float | None:
+    if tier.usd_per_gb_month is not None:
+        return tier.usd_per_gb_month
+    if tier.link is None:
+        return load_media_price("ddr5")
+    return load_media_price("nvme") if tier.link == "nvme" else None

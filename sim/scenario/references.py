@@ -1,0 +1,57 @@
+"""Third pass over a scenario: the things it names exist and go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kvsim.errors import KvsimError
+from kvsim.scenario.schema import Scenario
+
+Check = tuple[str, Callable[[], object]]
+
+
+def check_references(scenario: Scenario) -> tuple[str, str] | None:
+    """(key, what is wrong) of the first reference that does not hold, None if all do.
+
+    Managers, routers and other plug-ins are looked up when the simulation is built, not here.
+    """
+    for key, check in _checks(scenario):
+        try:
+            check()
+        except KvsimError as error:
+            return key, str(error)
+    return None
+
+
+def _checks(scenario: Scenario) -> Iterator[Check]:
+    from kvsim.hardware.load import load_gpu, load_link
+    from kvsim.model.memory import check_tensor_parallel
+    from kvsim.scenario.build import build_model
+
+    yield "model", lambda: build_model(scenario)
+    yield "cluster.gpu", lambda: load_gpu(scenario.cluster.gpu)
+    yield (
+        "cluster.tensor_parallel",
+        lambda: check_tensor_parallel(build_model(scenario), scenario.cluster.tensor_parallel),
+    )
+    yield "engine.max_model_len", lambda: _model_len(scenario)
+    for i, tier in enumerate(scenario.cache.tiers):
+        if isinstance(tier.link, str):
+            yield f"cache.tiers.{i}.link", lambda name=tier.link: load_link(name)  # type: ignore[misc]
+    for i, source in enumerate(scenario.workload.sources):
+        if source.file is not None:
+            yield f"workload.sources.{i}.file", lambda name=source.file: _file(scenario, name)  # type: ignore[misc]
+
+
+def _model_len(scenario: Scenario) -> None:
+    from kvsim.scenario.build import build_model
+
+    wanted, longest = scenario.engine.max_model_len, build_model(scenario).max_model_len
+    if wanted is not None and wanted > longest:
+        raise KvsimError(f"{wanted:,} tokens are more than the {longest:,} the model was made for")
+
+
+def _file(scenario: Scenario, name: str) -> None:
+    path = scenario.path(name)
+    if not path.is_file():
+        raise KvsimError(f"no such file: {path}")

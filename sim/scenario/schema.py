@@ -1,0 +1,164 @@
+"""What a scenario file may say: frozen models, defaults beside the field, unknown keys refused.
+
+Keys with a dimension take text with a unit ("64 GB", "1 s"); keys that name their unit (``requests_per_s``,
+``block_tokens``) take numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+
+from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
+from kvsim.scenario.workload_schema import Workload
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """Common settings of every part of a scenario."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Cluster(Part):
+    replicas: Positive = 1
+    gpu: str = "h100-sxm"
+    """Preset name; ``kvsim explain memory`` shows what fits it."""
+    tensor_parallel: Positive = 1
+    """GPUs of one replica."""
+    router: str = "round_robin"
+    """round_robin, least_outstanding_tokens, prefix_aware, or any that a plug-in registers."""
+    usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    """What one GPU-hour costs; null = the list price in the GPU's preset."""
+
+
+class Engine(Part):
+    profile: str = "vllm-0.24.0"
+    """Host overheads, graph sizes and latencies of an engine."""
+    max_num_seqs: Positive = 256
+    max_num_batched_tokens: Positive = 8192
+    """Token budget of one step."""
+    max_model_len: Positive | None = None
+    """null = the model's longest context, or what fits the KV memory if that is less."""
+    async_scheduling: bool | None = None
+    """null = as the engine profile has it."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "int8"] | None = None
+    """null = the model's own."""
+
+
+class Timings(Part):
+    profile: str | None = None
+    """Name or path of a measured profile; null = the default one of the GPU."""
+    strict_calibration: bool = False
+    """Refuse a price that only extrapolation could give."""
+
+
+class InlineLink(Part):
+    """A link of one's own, in place of a preset's name."""
+
+    read: BytesPerSecond
+    """Towards the GPU."""
+    write: BytesPerSecond
+    operation: Nanoseconds = 0
+    """For each contiguous extent."""
+    latency: Nanoseconds = 0
+    """Once per transfer."""
+
+
+def _link_kind(value: object) -> str:
+    return "preset" if isinstance(value, str) else "inline"
+
+
+class Tier(Part):
+    """A place for KV below HBM; every replica has its own."""
+
+    name: str
+    link: (
+        Annotated[
+            Annotated[str, Tag("preset")] | Annotated[InlineLink, Tag("inline")], Discriminator(_link_kind)
+        ]
+        | None
+    ) = None
+    """null = the GPU's link to host memory; or a preset (nvme, ...); or {read, write, operation, latency}."""
+    capacity: ByteSize
+    """Of one replica."""
+    load: Literal["before", "layerwise"] = "before"
+    """before: a request waits for its whole load (vLLM's connector); layerwise: loads overlap its first step."""
+    write: Literal["through", "on_eviction"] = "through"
+    eviction: str = "lru"
+    usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
+    """null = the list price for DDR5 (link null) or NVMe (link nvme); any other link costs nothing."""
+
+
+class Cache(Part):
+    manager: str = "prefix_tree"
+    """none, contiguous, paged, prefix_tree, or any that a plug-in registers."""
+    block_tokens: Positive = 16
+    eviction: str = "lru"
+    """lru, lfu, belady, or any that a plug-in registers."""
+    num_gpu_blocks: Positive | None = None
+    """KV blocks in HBM of one replica; null = computed from the GPU's memory."""
+    options: dict[str, Any] = {}
+    """Handed to the manager as they are."""
+    load_policy: Literal["always", "if_faster"] = "always"
+    """if_faster: load from a tier only when that takes less time than computing again."""
+    tiers: Annotated[tuple[Tier, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _tier_names_differ(self) -> Cache:
+        names = ["hbm", *(tier.name for tier in self.tiers)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two tiers are called '{name}'")
+        return self
+
+
+class Output(Part):
+    timeline_interval: Nanoseconds = 10**9
+    """Thins timeline.parquet: at most one row a replica in this much simulated time."""
+
+
+class Scenario(Part):
+    name: str
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: str = "llama-3.1-8b"
+    """Preset name, or the path of a Hugging Face config.json (relative to the scenario file)."""
+    cluster: Cluster = Cluster()
+    engine: Engine = Engine()
+    timings: Timings = Timings()
+    cache: Cache = Cache()
+    workload: Workload
+    output: Output = Output()
+
+    _base: Path = PrivateAttr(default_factory=Path.cwd)
+
+    def path(self, name: str) -> Path:
+        """``name`` as a path: a relative one starts in the scenario file's folder."""
+        return self._base / name
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole scenario with every default, as YAML would hold it; loads back to the same.
+
+        Paths are absolute, so that the file can lie anywhere on this machine.
+        """
+        data = self.model_dump(mode="json")
+        if "/" in self.model or self.path(self.model).is_file():
+            data["model"] = str(self.path(self.model).resolve())
+        if self.timings.profile and "/" in self.timings.profile:
+            data["timings"]["profile"] = str(self.path(self.timings.profile).resolve())
+        for source in data["workload"]["sources"]:
+            if source["file"] is not None:
+                source["file"] = str(self.path(source["file"]).resolve())
+        return data
+
+    def digest(self) -> str:
+        """sha256 of the scenario with every default and paths as written: equal on every machine."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
