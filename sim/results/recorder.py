@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from kvsim.results.histogram import DurationHistogram
+from kvsim.results.rows import Rows
 
 
 class RequestRow(NamedTuple):
-    """One finished request; times in integer nanoseconds, NaN-free; ttft = queue + load + prefill + host exactly."""
+    """One finished request; times in integer nanoseconds; ttft = queue + load + prefill + host exactly."""
 
     request: int
     arrival_ns: int
@@ -21,13 +25,13 @@ class RequestRow(NamedTuple):
     e2e_ns: int  # arrival to last token at the client
     replica: int
     preemptions: int
-    session: int
-    tenant: int
+    session: int  # index into Outcome.session_names, -1 if none
+    tenant: int  # index into Outcome.tenant_names, -1 if none
     hits_by_tier: tuple[int, ...]  # tokens found in HBM and in each lower tier, in the order of the tiers
 
 
 class TimelineRow(NamedTuple):
-    """State of one replica at a moment, just after a scheduling decision."""
+    """State of one replica just after a scheduling decision; it holds until the replica's next row."""
 
     t_ns: int
     replica: int
@@ -42,7 +46,22 @@ class Recorder:
     """Append-only; ``every_ns`` thins the timeline."""
 
     def __init__(self, every_ns: int = 0) -> None:
-        self.requests: list[RequestRow] = []
-        self.timeline: list[TimelineRow] = []
+        self.requests: Rows[RequestRow] = Rows(RequestRow, wide="hits_by_tier")
+        self.timeline: Rows[TimelineRow] = Rows(TimelineRow, wide="used_bytes")
         self.every_ns = every_ns
         self.rejected: list[tuple[int, str]] = []  # (request, reason)
+        self.inter_token = DurationHistogram()
+
+    def itl(self, gap_ns: int, num_tokens: int) -> None:
+        """``num_tokens`` output tokens came ``gap_ns`` after the token before them of the same request.
+
+        Call it once a step: the time since the end of the step before, and the number of decode tokens in the
+        step (a request's first token has no gap and is not counted). A request that sat out steps (preempted,
+        loading) counts apart, ``itl(its own gap, 1)``. Of several tokens of one request in one step the first
+        has the gap and the others gap 0. Tokens of unfinished requests count too.
+        """
+        self.inter_token.add(gap_ns, num_tokens)
+
+    def itl_run(self, gaps_ns: Iterable[int], num_tokens: int) -> None:
+        """:meth:`itl` for each step of a run of fused steps of one batch; gaps as a list or an array."""
+        self.inter_token.add_many(gaps_ns, num_tokens)

@@ -1,0 +1,94 @@
+"""A histogram of durations with weights: bounded memory, percentiles within 0.1 %."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import repeat
+
+import numpy as np
+import numpy.typing as npt
+
+BUCKETS_PER_OCTAVE = 1024
+NUM_BUCKETS = 65 * BUCKETS_PER_OCTAVE  # every 64-bit duration
+PENDING = 16_384
+
+
+class DurationHistogram:
+    """Counts of durations in integer nanoseconds, in buckets of equal *relative* width.
+
+    Each power of two is cut into 1024 equal buckets (as HdrHistogram does), so a bucket is under 0.1 % wide.
+    A bucket keeps the sum and the number of what fell into it, and stands for its mean: the overall mean is
+    exact, and so are percentiles where each bucket holds one distinct value. All sums are integers: the order
+    of adding does not matter, so fused and unfused runs give equal histograms. About 1 MB when in use.
+    """
+
+    def __init__(self) -> None:
+        self._pending_ns: list[int] = []
+        self._pending_count: list[int] = []
+        self._sum_ns: npt.NDArray[np.int64] | None = None
+        self._count: npt.NDArray[np.int64] | None = None
+
+    def add(self, duration_ns: int, count: int) -> None:
+        """Count ``duration_ns`` (at least 0) ``count`` times."""
+        if count:
+            self._pending_ns.append(duration_ns)
+            self._pending_count.append(count)
+            if len(self._pending_ns) >= PENDING:
+                self._compact()
+
+    def add_many(self, durations_ns: Iterable[int], count: int) -> None:
+        """Count each of ``durations_ns`` ``count`` times."""
+        if count:
+            self._pending_ns.extend(
+                durations_ns.tolist() if isinstance(durations_ns, np.ndarray) else durations_ns
+            )
+            self._pending_count.extend(repeat(count, len(self._pending_ns) - len(self._pending_count)))
+            if len(self._pending_ns) >= PENDING:
+                self._compact()
+
+    def _compact(self) -> None:
+        if self._sum_ns is None or self._count is None:
+            self._sum_ns = np.zeros(NUM_BUCKETS, dtype=np.int64)
+            self._count = np.zeros(NUM_BUCKETS, dtype=np.int64)
+        ns = np.array(self._pending_ns, dtype=np.int64)
+        count = np.array(self._pending_count, dtype=np.int64)
+        assert ns.size == 0 or ns.min() >= 0, f"negative duration: {ns.min()} ns"
+        mantissa, exponent = np.frexp(
+            ns.astype(np.float64)
+        )  # ns = mantissa * 2**exponent, mantissa in [0.5, 1)
+        bucket = exponent * BUCKETS_PER_OCTAVE + (
+            np.maximum(mantissa - 0.5, 0) * 2 * BUCKETS_PER_OCTAVE
+        ).astype(np.int64)
+        np.add.at(self._sum_ns, bucket, ns * count)
+        np.add.at(self._count, bucket, count)
+        self._pending_ns, self._pending_count = [], []
+
+    def values(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Mean (nanoseconds, ascending) and number of each bucket in use."""
+        self._compact()
+        assert self._sum_ns is not None and self._count is not None
+        used = np.flatnonzero(self._count)
+        return self._sum_ns[used] / self._count[used], self._count[used]
+
+    @property
+    def total(self) -> int:
+        """How many durations were counted."""
+        return int(self.values()[1].sum())
+
+    def mean_ns(self) -> float | None:
+        """Exact mean, None when empty."""
+        total = self.total
+        assert self._sum_ns is not None
+        return int(self._sum_ns.sum()) / total if total else None
+
+    def percentile_ns(self, percent: float) -> float | None:
+        """As ``numpy.percentile(..., method="linear")`` over all counted durations, each within 0.1 %."""
+        mean_ns, count = self.values()
+        total = int(count.sum())
+        if not total:
+            return None
+        position = (total - 1) * percent / 100
+        below = int(position)
+        last_rank = np.cumsum(count) - 1
+        low, high = np.searchsorted(last_rank, [below, min(below + 1, total - 1)])
+        return float(mean_ns[low] + (mean_ns[high] - mean_ns[low]) * (position - below))

@@ -1,0 +1,236 @@
+"""summary.json: a run in a few hundred numbers."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvsim.cost.model import PROVENANCES
+from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, request_columns
+from kvsim.results.histogram import DurationHistogram
+from kvsim.results.outcome import Outcome
+from kvsim.version import __version__
+
+PERCENTILES = (50, 90, 95, 99)
+NUM_REASONS = 20
+
+
+def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[str, Any]:
+    """The content of summary.json, ready for JSON: times in seconds, ratios in 0..1, None where undefined.
+
+    Latencies, throughput and cache ratios are over completed requests. ``itl_s`` is over the gaps between
+    consecutive output tokens that the engine reported (see :meth:`Recorder.itl`): exact mean, percentiles
+    within 0.1 %. ``columns`` saves working them out again.
+    """
+    done = (
+        columns
+        if columns is not None
+        else request_columns(outcome.recorder.requests, len(outcome.tier_names))
+    )
+    rejected = outcome.recorder.rejected
+    parts = {
+        "requests_completed": len(done.request),
+        "requests_rejected": len(rejected),
+        "requests_failed": outcome.requests_failed,
+        "requests_cancelled": outcome.requests_cancelled,
+        "requests_unfinished": outcome.requests_unfinished,
+    }
+    assert sum(parts.values()) == outcome.requests_submitted, (
+        f"submitted {outcome.requests_submitted} != {parts}"
+    )
+    makespan_s = outcome.makespan_ns / 1e9
+    return {
+        "requests_submitted": outcome.requests_submitted,
+        **parts,
+        "makespan_s": makespan_s,
+        "ttft_s": statistics(done.ttft_s),
+        "tpot_s": statistics(done.tpot_s[done.output_tokens > 1]),
+        "itl_s": _histogram_statistics(outcome.recorder.inter_token),
+        "e2e_s": statistics(done.e2e_s),
+        "ttft_parts_s": _ttft_parts(done),
+        "throughput": {
+            "requests_per_s": _ratio(len(done.request), makespan_s),
+            "output_tokens_per_s": _ratio(int(done.output_tokens.sum()), makespan_s),
+            "input_tokens_per_s": _ratio(int(done.input_tokens.sum()), makespan_s),
+        },
+        "cache": _cache(outcome, done),
+        "preemptions": int(done.preemptions.sum()),
+        "utilisation": _utilisation(outcome),
+        "cost": _cost(outcome, int(done.output_tokens.sum())),
+        **_time_shares(outcome),
+        "cluster": {
+            "replicas": outcome.num_replicas,
+            "gpus_per_replica": outcome.gpus_per_replica,
+            "gpu": outcome.gpu_name,
+            "kv_bytes_per_token": outcome.kv_bytes_per_token,
+        },
+        "tiers": _tiers(outcome),
+        "by_replica": _by_replica(outcome, done),
+        "by_tenant": _by_tenant(outcome, done),
+        "rejected_by_reason": dict(Counter(reason for _, reason in rejected).most_common(NUM_REASONS)),
+        "num_steps": outcome.num_steps,
+        "num_events": outcome.num_events,
+        "loop_wall_s": outcome.loop_wall_s,
+        "seed": outcome.seed,
+        "kvsim_version": __version__,
+        "hashes": dict(outcome.hashes),
+    }
+
+
+def statistics(values: Floats) -> dict[str, float | None]:
+    """{mean, p50, p90, p95, p99} with numpy's linear percentiles; all None when there are no values."""
+    names = ["mean", *(f"p{p}" for p in PERCENTILES)]
+    found = [values.mean(), *np.percentile(values, PERCENTILES)] if len(values) else [None] * len(names)
+    return {name: None if x is None else float(x) for name, x in zip(names, found, strict=True)}
+
+
+def _histogram_statistics(gaps: DurationHistogram) -> dict[str, float | None]:
+    found = {"mean": gaps.mean_ns()} | {f"p{p}": gaps.percentile_ns(p) for p in PERCENTILES}
+    return {name: None if ns is None else ns / 1e9 for name, ns in found.items()}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+def _ttft_parts(done: RequestColumns) -> dict[str, dict[str, float | None]]:
+    """Mean parts of TTFT: of all requests, and of the slowest (TTFT at or above its 95th percentile)."""
+
+    def means(which: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+        return {
+            part: float(getattr(done, part)[which].mean()) if which.any() else None for part in TTFT_PARTS
+        }
+
+    everyone = np.ones(len(done.request), dtype=bool)
+    slowest = done.ttft_s >= np.percentile(done.ttft_s, 95) if everyone.any() else everyone
+    return {"mean": means(everyone), "slowest_5_percent": means(slowest)}
+
+
+def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
+    input_tokens = int(done.input_tokens.sum())
+    hits = done.hits_by_tier.sum(axis=0).tolist()
+    return {
+        "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),
+        "approximate_token_ratio": _ratio(int(done.approximate_tokens.sum()), input_tokens),
+        "hit_token_ratio_by_tier": {
+            name: _ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
+        },
+        "evicted_tokens": outcome.cache.evicted_tokens,
+        "recomputed_tokens": outcome.cache.recomputed_tokens,
+    }
+
+
+def _utilisation(outcome: Outcome) -> dict[str, Any]:
+    """Busy shares of the makespan."""
+    replicas = [_ratio(busy_ns, outcome.makespan_ns) for busy_ns in outcome.busy_ns]
+    return {
+        "mean": _ratio(sum(outcome.busy_ns), outcome.makespan_ns * len(outcome.busy_ns)),
+        "replicas": replicas,
+        "links": [
+            {
+                "replica": link.replica,
+                "name": link.name,
+                "direction": link.direction,
+                "busy_ratio": _ratio(link.busy_ns, outcome.makespan_ns),
+                "bytes": link.num_bytes,
+                "transfers": link.num_transfers,
+            }
+            for link in outcome.links
+        ],
+    }
+
+
+def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
+    """Every GPU is paid from the first arrival to the last token, busy or not."""
+    gpu_hours = outcome.num_replicas * outcome.gpus_per_replica * outcome.makespan_ns / 3.6e12
+    usd = gpu_hours * outcome.usd_per_gpu_hour
+    return {
+        "gpu_hours": gpu_hours,
+        "usd": usd,
+        "usd_per_million_output_tokens": _ratio(usd * 1e6, output_tokens),
+        "usd_per_gpu_hour": outcome.usd_per_gpu_hour,
+        "price_source": outcome.price_source,
+    }
+
+
+def _time_shares(outcome: Outcome) -> dict[str, Any]:
+    """Simulated device time by provenance of its price, and by kernel (longest first)."""
+    total_ns = sum(outcome.used_ns.values())
+    by_provenance: dict[str, int] = dict.fromkeys(PROVENANCES, 0)
+    by_kernel: dict[str, dict[str, int]] = defaultdict(dict)
+    for (kernel, provenance), used_ns in outcome.used_ns.items():
+        by_provenance[provenance] = by_provenance.get(provenance, 0) + used_ns
+        by_kernel[kernel][provenance] = used_ns
+    ratios = {name: used_ns / total_ns if total_ns else 0.0 for name, used_ns in by_provenance.items()}
+    longest_first = sorted(by_kernel.items(), key=lambda item: (-sum(item[1].values()), item[0]))
+    return {
+        "time_ratio_by_provenance": ratios,
+        "extrapolated_time_ratio": ratios["extrapolated"],
+        "time_by_kernel": [
+            {
+                "kernel": kernel,
+                "time_s": sum(used.values()) / 1e9,
+                "ratio": sum(used.values()) / total_ns if total_ns else 0.0,
+                "time_s_by_provenance": {name: used[name] / 1e9 for name in sorted(used)},
+            }
+            for kernel, used in longest_first
+        ],
+    }
+
+
+def _tiers(outcome: Outcome) -> list[dict[str, Any]]:
+    """Capacity of one replica; traffic and evictions of all together; peak over replicas and time."""
+    used = outcome.recorder.timeline.column("used_bytes")
+    return [
+        {
+            "name": name,
+            "capacity_bytes_per_replica": outcome.tier_capacity_bytes[i],
+            "peak_used_bytes_of_a_replica": int(used[:, i].max()) if len(used) else None,
+            "evicted_tokens": outcome.cache.evicted_tokens_by_tier[i],
+            "loaded_bytes": outcome.cache.loaded_bytes_by_tier[i],
+            "written_bytes": outcome.cache.written_bytes_by_tier[i],
+        }
+        for i, name in enumerate(outcome.tier_names)
+    ]
+
+
+def _members(key: Ints, num_groups: int) -> list[Ints]:
+    """Positions of the requests whose key is -1, 0, 1, ... num_groups - 1."""
+    order = np.argsort(key, kind="stable")
+    return np.split(order, np.searchsorted(key[order], np.arange(num_groups)))
+
+
+def _group(done: RequestColumns, members: Ints) -> dict[str, Any]:
+    input_tokens = int(done.input_tokens[members].sum())
+    tpot_s = done.tpot_s[members]
+    return {
+        "requests": len(members),
+        "input_tokens": input_tokens,
+        "output_tokens": int(done.output_tokens[members].sum()),
+        "hit_token_ratio": _ratio(int(done.cached_tokens[members].sum()), input_tokens),
+        "ttft_s": statistics(done.ttft_s[members]),
+        "tpot_s": statistics(tpot_s[~np.isnan(tpot_s)]),
+        "e2e_s": statistics(done.e2e_s[members]),
+    }
+
+
+def _by_replica(outcome: Outcome, done: RequestColumns) -> list[dict[str, Any]]:
+    _, *members = _members(done.replica, outcome.num_replicas)
+    return [
+        {"replica": i, "busy_ratio": _ratio(busy_ns, outcome.makespan_ns)} | _group(done, members[i])
+        for i, busy_ns in enumerate(outcome.busy_ns)
+    ]
+
+
+def _by_tenant(outcome: Outcome, done: RequestColumns) -> dict[str, dict[str, Any]]:
+    """Empty when the workload names no tenants; requests without one come under ``(none)``."""
+    if not outcome.tenant_names:
+        return {}
+    without, *members = _members(done.tenant, len(outcome.tenant_names))
+    groups = {
+        name: _group(done, of_tenant) for name, of_tenant in zip(outcome.tenant_names, members, strict=True)
+    }
+    return groups | ({"(none)": _group(done, without)} if len(without) else {})
