@@ -30,8 +30,8 @@ class Node:
     """Blocks start .. end of one history. ``end`` moves: up while its maker computes, down as its tail is evicted."""
 
     __slots__ = (
-        "children", "end", "ends", "first", "freed", "ids", "key", "live", "next_use", "parent", "ready", "ref",
-        "start", "twin", "uses", "version",
+        "children", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "next_use", "parent", "ready",
+        "ref", "start", "twin", "uses", "version",
     )  # fmt: skip
 
     def __init__(self, parent: Node | None, ids: list[int], ends: list[int], first: int, start: int, end: int) -> None:
@@ -44,6 +44,7 @@ class Node:
         self.ref = 0
         self.live = False  # its maker still extends it
         self.ready = True  # False while its bytes are on their way
+        self.hole = False  # only a step on the path to content that this tier does hold
         self.freed = 0
         self.uses = 0
         self.next_use = NEVER
@@ -51,7 +52,8 @@ class Node:
 
     @property
     def num_blocks(self) -> int:
-        return self.end - self.start
+        """Blocks that take room."""
+        return 0 if self.hole else self.end - self.start
 
 
 def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:
@@ -99,6 +101,7 @@ class PrefixTree:
         self.num_evicted = 0
         self._heap: list[tuple[Key, int, int, Node]] = []
         self._clock = 0
+        self._serial = 0
 
     # ---- look
 
@@ -172,7 +175,7 @@ class PrefixTree:
             node = self._split(node, blocks)
         step: Node | None = node
         while step is not None:
-            if step.ref == 0:
+            if step.ref == 0 and not step.hole:
                 self.num_evictable -= step.end - step.start
             step.ref += 1
             step.uses += 1
@@ -180,10 +183,10 @@ class PrefixTree:
         return node
 
     def _split(self, node: Node, at: int) -> Node:
-        """Cut ``node`` at block ``at``; the upper part is new, the lower part stays the object it was."""
+        """Cut ``node`` at block ``at``; the upper part is new (and about to be pinned), the lower stays the object."""
         upper = Node(node.parent, node.ids, node.ends, node.first, node.start, at)
         upper.key, upper.ref, upper.freed, upper.uses = node.key, node.ref, node.freed, node.uses
-        upper.next_use, upper.ready = node.next_use, node.ready
+        upper.next_use, upper.ready, upper.hole = node.next_use, node.ready, node.hole
         parent = node.parent
         assert parent is not None and node.key is not None
         upper.twin, node.twin = node.twin, None
@@ -200,8 +203,8 @@ class PrefixTree:
         node.key = None
         if node.end > at:
             self._link(node)
-        if upper.ref == 0:
-            self._push(upper)
+            if node.ref == 0 and not node.hole:
+                self._push(node)  # again: it now lies deeper than its old entry says
         return upper
 
     def _link(self, node: Node) -> None:
@@ -214,10 +217,10 @@ class PrefixTree:
                 other = other.twin
             other.twin = node
 
-    def append(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int, ready: bool = True) -> Node:
+    def append(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int) -> Node:
         """A new pinned leaf below a pinned ``parent``, with blocks ``start`` .. ``end`` (may be empty as yet)."""
         node = Node(parent, ids, ends, bisect_right(ends, start * self.block_tokens), start, start)
-        node.ref, node.uses, node.ready, node.live = 1, 1, ready, True
+        node.ref, node.uses, node.live = 1, 1, True
         self.extend(node, end)
         return node
 
@@ -238,22 +241,19 @@ class PrefixTree:
             parent = step.parent
             if step.ref == 0:
                 step.freed = self._clock
-                if step.end > step.start:
+                if step.end == step.start or (step.hole and not step.children):
+                    self._unlink(step)
+                elif not step.hole:
                     self.num_evictable += step.end - step.start
                     self._push(step)
-                else:
-                    self._unlink(step)
             step = parent
         self.root.ref -= 1
-
-    def settle(self, node: Node) -> None:
-        """The maker of a live leaf is done with it."""
-        node.live = False
 
     def _push(self, node: Node) -> None:
         if self.next_use is not None:
             node.next_use = self.next_use(node)
-        node.version += 1
+        self._serial += 1
+        node.version = self._serial
         heapq.heappush(self._heap, (self.policy.key(node), -node.start, node.version, node))
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
@@ -270,13 +270,15 @@ class PrefixTree:
             if node.ref or node.version != version or node.end == node.start:
                 heapq.heappop(heap)
                 continue
-            take = min(left, node.end - node.start)
-            gone.append((node, node.end - take, node.end))
-            node.end -= take
+            victim = node
+            while victim.children:  # a policy may rank an ancestor first: its descendants go before it
+                victim = next(iter(victim.children.values()))
+            take = min(left, victim.end - victim.start)
+            gone.append((victim, victim.end - take, victim.end))
+            victim.end -= take
             left -= take
-            if node.end == node.start:
-                heapq.heappop(heap)
-                self._unlink(node)
+            if victim.end == victim.start:
+                self._unlink(victim)
         self.num_evictable -= blocks
         self.num_blocks -= blocks
         self.num_evicted += blocks
@@ -284,7 +286,6 @@ class PrefixTree:
 
     def _unlink(self, node: Node) -> None:
         """Forget an empty node."""
-        assert not node.children, "an ancestor was evicted before its descendant"
         parent, key = node.parent, node.key
         if parent is None or key is None:
             return
@@ -300,6 +301,8 @@ class PrefixTree:
                 other = other.twin
             other.twin = node.twin
         node.key = node.twin = None
+        if parent.hole and not parent.children and parent.ref == 0:
+            self._unlink(parent)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""
@@ -313,6 +316,7 @@ class PrefixTree:
                     assert twin.parent is node and twin.start == node.end, "a child does not start where its parent ends"
                     assert twin.ref <= node.ref, f"a child has {twin.ref} pins, its parent {node.ref}"
                     assert twin.end > twin.start
+                    assert twin.children or twin.ref or not twin.hole, "a hole leads nowhere"
                     blocks += twin.num_blocks
                     evictable += twin.num_blocks if twin.ref == 0 else 0
                     stack.append(twin)

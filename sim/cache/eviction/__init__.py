@@ -16,7 +16,7 @@ Key = tuple[float, ...]
 
 
 class EvictionPolicy(ABC):
-    """Keys must never evict an ancestor before its descendant; the tree breaks ties by depth, deepest first.
+    """Ranks runs; the tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
 
     ``needs_future``: the policy looks at ``node.next_use``, which only a trace that is known in full can give.
     """

@@ -1,0 +1,91 @@
+"""Blocks without reuse: a free list, a block table per request, nothing kept afterwards (vLLM, caching off)."""
+
+from __future__ import annotations
+
+from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
+from kvsim.entities import Batch, Request
+from kvsim.registry import Registry
+
+cache_managers: Registry[type[CacheManager]] = Registry("cache manager", API_VERSION)
+
+
+def blocks_for(tokens: int, block_tokens: int) -> int:
+    """Blocks that hold ``tokens`` tokens."""
+    return -(-tokens // block_tokens)
+
+
+@cache_managers.register("paged")
+class Paged(CacheManager):
+    """Counts blocks: a request holds ceil(context / block) of them, so no table is kept."""
+
+    api_version = API_VERSION
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self.block_tokens = config.block_tokens
+        self.block_bytes = config.block_tokens * config.bytes_per_token
+        self.capacity_blocks = config.num_blocks
+        self.free_blocks = self.capacity_blocks  # blocks without content
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be taken now."""
+        return self.free_blocks
+
+    def fits(self, request: Request) -> bool:
+        return blocks_for(request.kv_tokens, self.block_tokens) <= self.capacity_blocks
+
+    def match(self, request: Request) -> Plan:
+        return Plan(request.prompt_tokens, hits_by_tier=(0,) * (1 + len(self.config.tiers)))
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        return blocks_for(request.prompt_tokens, self.block_tokens) <= self.num_free_blocks
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        before = request.cached + request.computed
+        size = self.block_tokens
+        need = blocks_for(before + tokens, size) - blocks_for(before, size)
+        if need > self.num_free_blocks:
+            return False
+        self._take(need)
+        return True
+
+    def _take(self, blocks: int) -> None:
+        self.free_blocks -= blocks
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        return ()
+
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        free = self.num_free_blocks
+        if batch.new_blocks(steps) <= free:
+            return steps
+        low, high = 0, steps  # new_blocks grows with the steps: the last one that fits
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if batch.new_blocks(middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        self._take(batch.new_blocks(steps))
+
+    def preempt(self, request: Request, context: int) -> None:
+        self.free_blocks += blocks_for(context, self.block_tokens)
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        self.free_blocks += blocks_for(context, self.block_tokens)
+        return ()
+
+    def check_integrity(self) -> None:
+        assert 0 <= self.free_blocks <= self.capacity_blocks, f"{self.free_blocks} of {self.capacity_blocks} blocks free"
+
+    @property
+    def held_bytes(self) -> int:
+        return (self.capacity_blocks - self.num_free_blocks) * self.block_bytes
+
+    @property
+    def used_bytes(self) -> tuple[int, ...]:
+        return ((self.capacity_blocks - self.free_blocks) * self.block_bytes,)

@@ -1,0 +1,192 @@
+"""Paged blocks with automatic prefix reuse in HBM and, below it, in any number of tiers (vLLM with offloading).
+
+What must be exact (vLLM 0.24, v1/core): a hit is whole blocks, at most (tokens - 1) // block of them; the whole
+prompt must have room at admission; blocks are reusable once scheduled; a request lets its blocks go tail first;
+blocks without full content are taken first; output blocks are reusable (here: once their request has ended).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.paged import Paged, blocks_for, cache_managers
+from kvsim.cache.tiers import Load, TierStack, Write
+from kvsim.cache.tree import Node, PrefixTree
+from kvsim.entities import Request
+
+
+@dataclass(slots=True)
+class Held:
+    """What a request holds in HBM: the path to ``leaf``, and blocks that are not (yet) full."""
+
+    leaf: Node
+    hit_blocks: int  # of the path, attached at admission
+    loading: int  # loads that have not ended; the leaf grows only afterwards
+    loaded_blocks: int
+    written: int = 0  # leading blocks that were offered to the tiers
+
+
+@dataclass(slots=True)
+class Found:
+    """A plan's places: leading blocks in HBM, then runs in lower tiers."""
+
+    node: Node
+    blocks: int
+    loads: list[Load]
+
+
+@cache_managers.register("prefix_tree")
+class PrefixTreeManager(Paged):
+    def __init__(self, config: CacheConfig) -> None:
+        super().__init__(config)
+        policy = eviction_policy(config.eviction)
+        self.tree = PrefixTree(config.block_tokens, policy)
+        self.tiers = TierStack(config, self.block_bytes)
+        self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.free_blocks + self.tree.num_evictable
+
+    def _take(self, blocks: int) -> None:
+        """Give blocks to requests: empty ones first, then evicted ones."""
+        short = blocks - self.free_blocks
+        if short > 0:
+            self.tree.evict(short)
+            self.free_blocks += short
+        self.free_blocks -= blocks
+        self.private_blocks += blocks
+
+    # ---- prompts
+
+    def match(self, request: Request) -> Plan:
+        size = self.block_tokens
+        tokens = request.prompt_tokens
+        limit = (tokens - 1) // size
+        node, blocks = self.tree.match(request.ids, request.ends, limit)
+        loads = self.tiers.find(request, blocks, limit, self.services) if self.tiers else []
+        hits = [blocks * size] + [0] * len(self.config.tiers)
+        reach = blocks
+        for load in loads:
+            hits[load.tier + 1] += (load.end - load.start) * size
+            reach = load.end
+        transfers = tuple(self.tiers.transfer(load, request) for load in loads)
+        return Plan(
+            compute_tokens=tokens - reach * size,
+            cached_tokens=reach * size,
+            hits_by_tier=tuple(hits),
+            transfers=transfers,
+            detail=Found(node, blocks, loads),
+        )
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        found: Found = plan.detail
+        need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
+        if need > self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks):
+            return False
+        pinned = self.tree.acquire(found.node, found.blocks)
+        leaf = self.tree.append(pinned, request.ids, request.ends, found.blocks, found.blocks)
+        loaded = sum(load.end - load.start for load in found.loads)
+        request.kv = Held(leaf, found.blocks, len(found.loads), loaded)
+        if loaded:
+            self._take(loaded)
+            for load in found.loads:
+                self.tiers.begin(load, request)
+        return True
+
+    def can_resume(self, request: Request) -> bool:
+        held: Held = request.kv
+        return (
+            blocks_for(request.prompt_tokens, self.block_tokens) - held.hit_blocks - held.loaded_blocks
+            <= self.num_free_blocks
+        )
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        if not super().grow(request, tokens):
+            return False
+        held: Held = request.kv
+        if not held.loading:
+            self._index(held, (request.cached + request.computed + tokens) // self.block_tokens)
+        return True
+
+    def _index(self, held: Held, full_blocks: int) -> None:
+        """Blocks up to ``full_blocks`` have content that others may reuse."""
+        self.private_blocks -= full_blocks - held.leaf.end
+        self.tree.extend(held.leaf, full_blocks)
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        return self._write(request.kv, request, request.prompt_tokens // self.block_tokens)
+
+    def _write(self, held: Held, request: Request, full_blocks: int) -> tuple[Transfer, ...]:
+        """Offer full blocks to the tiers; what is on its way stays pinned in HBM."""
+        if not self.tiers or full_blocks <= held.written:
+            return ()
+        transfers = self.tiers.store(request.ids, request.ends, held.written, full_blocks)
+        held.written = full_blocks
+        for transfer in transfers:
+            last = held.leaf if held.leaf.end > held.leaf.start else held.leaf.parent
+            assert last is not None
+            transfer.payload.source = self.tree.acquire(last, last.end)
+        return transfers
+
+    def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
+        payload: Load | Write = transfer.payload
+        if isinstance(payload, Write):
+            if payload.source is not None:
+                self.tree.release(payload.source)
+            return self.tiers.written(payload)
+        request = transfer.request
+        assert request is not None
+        held: Held | None = request.kv
+        if held is not None and held.loading:
+            held.loading -= 1
+            if not held.loading:
+                self._index(held, (request.cached + request.computed) // self.block_tokens)
+        return self.tiers.loaded(payload)
+
+    # ---- decoding and the end
+
+    def preempt(self, request: Request, context: int) -> None:
+        self._full(request.kv, context)
+        self._let_go(request)
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        held: Held = request.kv
+        self._full(held, context)
+        transfers = self._write(held, request, context // self.block_tokens)
+        self._let_go(request)
+        return transfers
+
+    def _full(self, held: Held, context: int) -> None:
+        """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""
+        held.leaf.live = False
+        full = held.leaf.end if held.loading else context // self.block_tokens
+        self._index(held, full)
+        rest = blocks_for(context, self.block_tokens) - full
+        self.private_blocks -= rest
+        self.free_blocks += rest
+
+    def _let_go(self, request: Request) -> None:
+        self.tree.release(request.kv.leaf)
+        request.kv = None
+
+    # ---- counts
+
+    def check_integrity(self) -> None:
+        self.tree.check_integrity()
+        self.tiers.check_integrity()
+        counted = self.free_blocks + self.private_blocks + self.tree.num_blocks
+        assert counted == self.capacity_blocks and min(self.free_blocks, self.private_blocks) >= 0, (
+            f"cache integrity: free({self.free_blocks}) + private({self.private_blocks}) + "
+            f"tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
+        )
+
+    @property
+    def used_bytes(self) -> tuple[int, ...]:
+        return ((self.capacity_blocks - self.free_blocks) * self.block_bytes, *self.tiers.used_bytes())
+
+    def evicted_tokens(self) -> tuple[int, ...]:
+        trees = (self.tree, *(tier.tree for tier in self.tiers.tiers))
+        return tuple(tree.num_evicted * self.block_tokens for tree in trees)

@@ -1,0 +1,101 @@
+"""Prefix tree of a tier below HBM. It may hold the tail of a content whose head is elsewhere: the head is a hole."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from kvsim.cache.tree import Node, PrefixTree
+
+
+class TierTree(PrefixTree):
+    """Nodes that are not ready are being written; holes take no room. One copy of each content (no twins)."""
+
+    def _child(self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int) -> tuple[Node | None, int]:
+        """The child that continues a content, and up to which block it agrees."""
+        first = bisect_right(ends, blocks * self.block_tokens)
+        child = node.children.get(self._block_key(ids, ends, first, blocks)) if node.children else None
+        return (None, blocks) if child is None else (child, self._reach(child, ids, ends, first, limit))
+
+    def reach(self, ids: list[int], ends: list[int], have: int, limit: int) -> tuple[Node, int]:
+        """Look. How far the tier continues a prompt whose first ``have`` blocks are elsewhere, and the last node."""
+        node, blocks = self.root, 0
+        while blocks < limit:
+            child, reach = self._child(node, ids, ends, blocks, limit)
+            if child is None or (reach > have and (child.hole or not child.ready)):
+                break
+            node, blocks = child, reach
+            if reach < child.end:
+                break
+        return node, blocks
+
+    def pin_path(self, ids: list[int], ends: list[int], limit: int) -> Node:
+        """Change. Pin what there is of a content, holes too, so that making room does not take it."""
+        node, blocks = self.root, 0
+        while blocks < limit:
+            child, reach = self._child(node, ids, ends, blocks, limit)
+            if child is None:
+                break
+            node, blocks = child, reach
+            if reach < child.end:
+                break
+        return self.acquire(node, blocks)
+
+    def missing(self, ids: list[int], ends: list[int], start: int, end: int) -> int:
+        """Look. Blocks among start .. end that the tier neither holds nor is about to."""
+        node, blocks, count = self.root, 0, 0
+        while blocks < end:
+            child, reach = self._child(node, ids, ends, blocks, end)
+            if child is None:
+                return count + end - max(blocks, start)
+            if child.hole:
+                count += max(0, reach - max(blocks, start))
+            if reach < child.end:
+                return count + end - max(reach, start)
+            node, blocks = child, reach
+        return count
+
+    def insert(self, ids: list[int], ends: list[int], start: int, end: int, room: int) -> list[Node]:
+        """Change. Runs for the blocks among start .. end that are missing, at most ``room`` of them.
+
+        Each run comes pinned, with its path, and not ready; the caller releases it when its bytes are there.
+        """
+        runs: list[Node] = []
+        node, blocks = self.root, 0
+        while blocks < end and (room or blocks < start):
+            child, reach = self._child(node, ids, ends, blocks, end)
+            if child is None:
+                if blocks < start:
+                    child = self._add(node, ids, ends, blocks, start, hole=True)
+                else:
+                    child = self._add(node, ids, ends, blocks, min(end, blocks + room), hole=False)
+                    self._reserve(child, runs)
+                    room -= child.num_blocks
+            else:
+                if child.hole and blocks < start < reach:
+                    reach = start
+                elif child.hole and reach > start:
+                    reach = min(reach, blocks + room)
+                if reach < child.end:
+                    child = self._split(child, reach)
+                if child.hole and child.start >= start:
+                    child.hole = False
+                    self.num_blocks += child.num_blocks
+                    if child.ref == 0:
+                        self.num_evictable += child.num_blocks
+                    self._reserve(child, runs)
+                    room -= child.num_blocks
+            node, blocks = child, child.end
+        return runs
+
+    def _add(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int, hole: bool) -> Node:
+        node = Node(parent, ids, ends, bisect_right(ends, start * self.block_tokens), start, end)
+        node.hole = hole
+        if not hole:
+            self.num_blocks += end - start
+            self.num_evictable += end - start
+        self._link(node)
+        return node
+
+    def _reserve(self, node: Node, runs: list[Node]) -> None:
+        node.ready = False
+        runs.append(self.acquire(node, node.end))
