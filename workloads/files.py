@@ -1,0 +1,177 @@
+"""Lines and fields of trace files, plain or gzip; a mistake becomes one line that names file and line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvsim.errors import TraceError, did_you_mean
+from kvsim.workloads.trace import NS_PER_S
+
+MAX_TIME_NS = 100 * 365 * 86_400 * NS_PER_S  # a century: larger means that the unit is wrong
+MAX_TOKENS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Row:
+    """One record of a file: its fields, and where it stands for error messages."""
+
+    path: Path
+    line: int
+    fields: dict[str, Any]
+
+    def error(self, message: str) -> TraceError:
+        """``file:line: message``; the message says what was found and what to do."""
+        return TraceError(f"{self.path}:{self.line}: {message}")
+
+    def get(self, key: str) -> Any:
+        """The field, which has to be there."""
+        try:
+            return self.fields[key]
+        except KeyError:
+            hint = did_you_mean(key, self.fields).replace("known:", "the line has")
+            raise self.error(f"no '{key}'{hint}; add it or name the right reader") from None
+
+    def whole(self, key: str, minimum: int) -> int:
+        """The field as a whole number from ``minimum`` to ``MAX_TOKENS``."""
+        found = self.get(key)
+        number = whole_number(found)
+        if number is None or number < minimum:
+            raise self.error(f"{key} is {found!r}; it has to be a whole number of at least {minimum}")
+        if number > MAX_TOKENS:
+            raise self.error(f"{key} is {found!r}; it has to be at most {MAX_TOKENS}")
+        return number
+
+    def time_ns(self, key: str, unit_ns: int = NS_PER_S) -> int:
+        """The field, a number of units of ``unit_ns``, in nanoseconds; at least 0."""
+        found = self.get(key)
+        try:
+            time_ns = math.nan if isinstance(found, bool) else float(found) * unit_ns
+        except (TypeError, ValueError, OverflowError):
+            time_ns = math.nan
+        if not 0 <= time_ns <= MAX_TIME_NS:
+            raise self.error(f"{key} is {found!r}; it has to be a number of at least 0 (and under a century)")
+        return round(time_ns)
+
+    def name(self, key: str) -> str | None:
+        """The field as a name; None where it is absent or null."""
+        found = self.fields.get(key)
+        if found is None:
+            return None
+        if isinstance(found, bool) or not isinstance(found, str | int):
+            raise self.error(f"{key} is {found!r}; it has to be a string or a whole number")
+        return str(found)
+
+    def list(self, key: str) -> list[Any]:
+        """The field, which has to be a list."""
+        found = self.get(key)
+        if not isinstance(found, list):
+            raise self.error(f"{key} is {found!r}; it has to be a list")
+        return found
+
+
+def whole_number(value: Any) -> int | None:
+    """``value`` as an int when it is a whole number (12, 12.0, "12"), else None."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of a text file, gzip or plain by its first bytes; blank lines are left out.
+
+    Raises:
+        TraceError: there is no such file, it cannot be read, ends early or is not text.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as raw:
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+            data = gzip.GzipFile(fileobj=raw) if zipped else raw
+            with io.TextIOWrapper(data, encoding="utf-8-sig") as text:
+                for number, line in enumerate(text, 1):
+                    if not line.isspace():
+                        yield number, line
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(path.name, siblings)
+        hint = near if near.startswith("; did") else "; check the path"
+        raise TraceError(f"{path}: no such file{hint}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TraceError(
+            f"{path}:{number + 1}: the gzip data are cut short or damaged ({error}); copy the file again"
+        ) from None
+    except UnicodeDecodeError:
+        raise TraceError(f"{path}:{number + 1}: not UTF-8 text; give a JSON Lines or CSV file") from None
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}; give a readable file") from None
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSON Lines file."""
+    for number, line in read_lines(path):
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            where = f"{error.msg} at column {error.colno}"
+            raise TraceError(f"{path}:{number}: not JSON ({where}); write one JSON object a line") from None
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # a number of thousands of digits, or thousands of brackets
+            raise TraceError(f"{path}:{number}: not usable JSON ({error}); mend the line") from None
+        if not isinstance(fields, dict):
+            raise TraceError(
+                f"{path}:{number}: found a {type(fields).__name__}; write one JSON object a line"
+            )
+        yield Row(path, number, fields)
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """The lines of a CSV file with a header, as strings by column name; no quoted line breaks."""
+    lines = read_lines(path)
+    header: list[str] = []
+    for number, line in lines:
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            raise TraceError(f"{path}:{number}: not CSV ({error}); mend the line") from None
+        if not header:
+            header = cells
+        elif len(cells) != len(header):
+            raise TraceError(
+                f"{path}:{number}: {len(cells)} columns where the header has {len(header)}; mend the line"
+            )
+        else:
+            yield Row(path, number, dict(zip(header, cells, strict=True)))
+
+
+def first_fields(path: Path) -> frozenset[str]:
+    """Names of the fields of the first record: keys of a JSON object, or the header of a CSV file."""
+    for _, line in read_lines(path):
+        if not line.lstrip().startswith(("{", "[")):
+            return frozenset(cell.strip() for cell in line.split(","))
+        return frozenset(next(json_rows(path)).fields)
+    raise TraceError(f"{path}: holds no requests; give a file with one request a line")
+
+
+def file_source(path: Path, reader: str) -> dict[str, str]:
+    """Provenance of a trace file: name, sha256 of its bytes, reader."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return {"file": path.name, "sha256": digest.hexdigest(), "reader": reader}

@@ -1,0 +1,107 @@
+"""kvsim JSON Lines, the format of our own: one request a line, plain or gzip.
+
+Required: ``arrival_s``, ``input_tokens``, ``output_tokens``. Optional, null counts as absent:
+
+- ``segments``: [[id, tokens], [id, tokens, kind], ...], the prompt from its start; kind defaults to "user".
+  Tokens beyond the last segment are private to the request.
+- ``block_tokens`` with ``hash_ids`` or ``hash_ids_rle`` ([[first, count], ...]): chained block ids, short for
+  segments of ``block_tokens`` each. Segments win where both are given.
+- ``session``, ``tenant``: names.
+- ``output_id``: content id of the generated tokens, for a session whose next prompt repeats them.
+- ``after``, ``think_s``: closed loop. The request arrives ``think_s`` (default 0) after the completion of
+  request number ``after``, counted from 0 in the order of the file; its ``arrival_s`` then only says where it
+  stands.
+
+Ids are whole numbers or strings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvsim.workloads.blocks import block_segments
+from kvsim.workloads.builder import TraceBuilder
+from kvsim.workloads.files import Row, json_rows
+from kvsim.workloads.readers.base import register
+from kvsim.workloads.trace import SEGMENT_KINDS, USER, Trace
+
+KIND_NUMBER = {kind: number for number, kind in enumerate(SEGMENT_KINDS)}
+
+
+@register("kvsim", lambda fields: "arrival_s" in fields)
+def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
+    """Read a kvsim JSON Lines file."""
+    builder = TraceBuilder()
+    followers: list[tuple[Row, int, int, int]] = []
+    arrivals: list[int] = []
+    for row in json_rows(path):
+        arrival_ns = row.time_ns("arrival_s")
+        input_tokens = row.whole("input_tokens", 1)
+        output_tokens = row.whole("output_tokens", 1)
+        kinds: list[int] | None = None
+        if row.fields.get("segments") is not None:
+            ids, tokens, kinds = _segments(row, builder, input_tokens)
+        elif row.fields.get("hash_ids") is not None or row.fields.get("hash_ids_rle") is not None:
+            ids, tokens = block_segments(row, builder.scope, input_tokens, row.whole("block_tokens", 1))
+        else:
+            ids, tokens = [], []
+        after, think_ns = -1, 0
+        if row.fields.get("after") is not None:
+            after = row.whole("after", 0)
+            think_ns = row.time_ns("think_s") if row.fields.get("think_s") is not None else 0
+            followers.append((row, len(builder), after, arrival_ns))
+        arrivals.append(arrival_ns)
+        builder.add(
+            arrival_ns,
+            input_tokens,
+            output_tokens,
+            ids,
+            tokens,
+            kinds,
+            session=row.name("session"),
+            tenant=row.name("tenant"),
+            output_id=_output_id(row, builder),
+            after=after,
+            think_ns=think_ns,
+        )
+    for row, number, after, arrival_ns in followers:
+        if after >= len(arrivals):
+            raise row.error(f"after is {after}, and the file has {len(arrivals)} requests; count them from 0")
+        if (arrivals[after], after) >= (arrival_ns, number):
+            raise row.error(
+                f"after is {after}, which does not arrive before this request; give an earlier one"
+            )
+    return builder.build(path.name, source)
+
+
+def _segments(row: Row, builder: TraceBuilder, input_tokens: int) -> tuple[list[int], list[int], list[int]]:
+    ids, tokens, kinds = [], [], []
+    for segment in row.list("segments"):
+        if not (isinstance(segment, list) and len(segment) in (2, 3) and type(segment[0]) in (int, str)):
+            raise row.error(f"segments holds {segment!r}; a segment is [id, tokens] or [id, tokens, kind]")
+        if type(segment[1]) is not int or segment[1] < 1:
+            raise row.error(f"segments holds {segment!r}; its tokens have to be a whole number of at least 1")
+        kind = USER
+        if len(segment) == 3:
+            if segment[2] not in SEGMENT_KINDS:
+                raise row.error(
+                    f"segments holds {segment!r}; its kind has to be one of {', '.join(SEGMENT_KINDS)}"
+                )
+            kind = KIND_NUMBER[segment[2]]
+        ids.append(builder.scope[segment[0]])
+        tokens.append(segment[1])
+        kinds.append(kind)
+    if sum(tokens) > input_tokens:
+        raise row.error(
+            f"segments hold {sum(tokens)} tokens, input_tokens is {input_tokens}; make it their sum or more"
+        )
+    return ids, tokens, kinds
+
+
+def _output_id(row: Row, builder: TraceBuilder) -> int:
+    found = row.fields.get("output_id")
+    if found is None:
+        return -1
+    if type(found) not in (int, str):
+        raise row.error(f"output_id is {found!r}; ids are whole numbers or strings")
+    return builder.scope[found]
