@@ -1,0 +1,1 @@
+"""Published kernel timings turned into profiles."""

@@ -1,0 +1,69 @@
+"""Write a profile: the YAML header and one Parquet file per kernel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from kvsim.cost.profile import FORMAT, LATENCY, Array
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_profile(
+    directory: Path,
+    header: Mapping[str, Any],
+    tables: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Array]]],
+) -> Path:
+    """Write ``header["name"]`` into ``directory``; returns the path of its YAML file.
+
+    ``tables``: by kernel what the header says of it (source, inputs, ...) and its columns: text for variants,
+    integers for axes, and ``latency_us``. Rows are sorted by the columns in their order; equal input gives equal
+    bytes.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    directory.mkdir(parents=True, exist_ok=True)
+    name = header["name"]
+    described = {}
+    for table, (about, columns) in tables.items():
+        keys = [column for column in columns if column != LATENCY]
+        order = np.lexsort([columns[key] for key in reversed(keys)])
+        arrays = {}
+        for column, values in columns.items():
+            kept = values[order]
+            if column == LATENCY:
+                kept = kept.astype(np.float32)  # 7 digits, more than any clock gives
+            elif kept.dtype.kind == "i":
+                kept = kept.astype(np.int64 if kept.max() > np.iinfo(np.int32).max else np.int32)
+            arrays[column] = pyarrow.array(kept.tolist() if kept.dtype.kind in "UO" else kept)
+        path = directory / f"{name}.{table}.parquet"
+        parquet.write_table(
+            pyarrow.table(arrays),
+            path,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=True,
+            store_schema=False,
+        )
+        described[table] = {
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "unit": "us",
+            "points": len(order),
+            "columns": keys,
+            **about,
+        }
+    out = directory / f"{name}.yaml"
+    text = yaml.safe_dump({"format": FORMAT, **header, "tables": described}, sort_keys=False, width=110)
+    out.write_text(text)
+    return out

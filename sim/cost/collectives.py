@@ -1,0 +1,50 @@
+"""Time of collectives between the GPUs of a replica: vLLM's custom all-reduce where it was run, NCCL beyond.
+
+Tables ``custom_all_reduce`` (num_gpus, num_bytes) and ``nccl`` (op, num_gpus, num_bytes). ``num_bytes`` is the
+whole message, as nccl-tests counts it: of an all_gather it is the gathered result.
+"""
+
+from __future__ import annotations
+
+from kvsim.cost.curve import Curve
+from kvsim.cost.profile import Profile, Table
+from kvsim.errors import CalibrationError
+
+
+class CollectivePrices:
+    """Curves over bytes for one number of GPUs."""
+
+    def __init__(self, profile: Profile, num_gpus: int) -> None:
+        self._profile = profile
+        self._num_gpus = num_gpus
+        self._curves: dict[str, list[tuple[Curve, str]]] = {}
+
+    def price(self, op: str, num_bytes: int) -> tuple[float, str]:
+        """(nanoseconds, provenance) of one ``op``: all_reduce, all_gather, reduce_scatter or alltoall."""
+        if op not in self._curves:
+            self._curves[op] = self._load(op)
+        for curve, provenance in self._curves[op]:
+            if curve.covers(num_bytes):
+                return curve.at(num_bytes), provenance
+        curve, _ = self._curves[op][-1]
+        return curve.at(num_bytes), "extrapolated"
+
+    def _load(self, op: str) -> list[tuple[Curve, str]]:
+        tables: list[Table] = []
+        if op == "all_reduce" and self._profile.has("custom_all_reduce"):
+            tables.append(self._profile.table("custom_all_reduce"))
+        if self._profile.has("nccl"):
+            tables.append(self._profile.table("nccl").select(op=op))
+        curves = []
+        for table in tables:
+            rows = table.select(num_gpus=self._num_gpus)
+            if len(rows):
+                points = sorted(
+                    zip(rows.columns["num_bytes"].tolist(), rows.latency_ns.tolist(), strict=True)
+                )
+                curves.append((Curve([x for x, _ in points], [y for _, y in points]), table.provenance))
+        if not curves:
+            raise CalibrationError(
+                f"profile {self._profile.name}: no {op} over {self._num_gpus} GPUs; run with another tensor_parallel"
+            )
+        return curves

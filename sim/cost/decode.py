@@ -1,0 +1,127 @@
+"""Attention of a decode step: one query token for each of ``num_seqs`` sequences over their cached context.
+
+The table has batches of equal contexts. At a fixed number of sequences the time is piecewise linear in the sum
+of contexts: straight between grid contexts, and between two grid batches weighed linearly at equal mean context.
+Beyond a batch's longest context the last line goes on (KV is read at the same rate), *derived* while some batch
+of the table read as much KV, else *extrapolated*; beyond the largest batch time grows with the batch,
+*extrapolated*.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvsim.cost.curve import bracket
+from kvsim.cost.heads import head_rows
+from kvsim.cost.lattice import SCALE, quantise, quantise_array
+from kvsim.cost.pricer import Pricer
+from kvsim.cost.setting import Setting, worst
+from kvsim.cost.work import Column, column
+
+Array = np.ndarray[Any, Any]
+
+
+class DecodeCurve(NamedTuple):
+    """Lattice nanoseconds at ``sum_context`` S: ``base[i] + slope[i] * S``, i the last with ``knots[i]`` <= S."""
+
+    knots: list[float]  # the first is 0
+    base: list[float]
+    slope: list[float]
+    provenance: str  # up to table_until; beyond: derived up to derived_until, then extrapolated
+    table_until: float
+    derived_until: float
+
+    def provenance_at(self, sum_context: float) -> str:
+        if sum_context <= self.table_until:
+            return self.provenance
+        return worst(self.provenance, "derived") if sum_context <= self.derived_until else "extrapolated"
+
+
+class DecodeAttention(Pricer):
+    """Args ``num_seqs``, ``sum_context``: sequences and cached tokens of all of them together."""
+
+    def __init__(self, setting: Setting) -> None:
+        rows = head_rows(setting.profile.table("decode_attention"), setting, fold=True)
+        model, roofline = setting.model, setting.roofline
+        self._layers = model.num_layers
+        self._floor_ns_per_token = roofline.decode_ns(
+            1, setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype
+        )
+        self._fold = rows.fold
+        self._provenance = rows.provenance
+        self._grid: dict[int, tuple[list[int], list[float]]] = {}
+        for (batch, context), time_ns in rows.points("batch", "context").items():
+            contexts, times = self._grid.setdefault(batch, ([], []))
+            contexts.append(context)
+            times.append(time_ns)
+        self._batches = sorted(self._grid)
+        self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
+        self._curves: dict[float, DecodeCurve] = {}
+
+    def curve(self, num_seqs: float) -> DecodeCurve:
+        """The price of ``num_seqs`` > 0 sequences as a function of their sum of contexts; cached."""
+        found = self._curves.get(num_seqs)
+        if found is None:
+            found = self._curves[num_seqs] = self._make(num_seqs)
+        return found
+
+    def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
+        num_seqs, sum_context = args["num_seqs"], args["sum_context"]
+        if num_seqs <= 0:
+            return 0.0, self._provenance
+        curve = self.curve(num_seqs)
+        i = bisect_right(curve.knots, sum_context) - 1
+        return quantise(curve.base[i] + curve.slope[i] * sum_context), curve.provenance_at(sum_context)
+
+    def column(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Array, list[str]]:
+        num_seqs = args["num_seqs"]
+        if not isinstance(num_seqs, int | float) or num_seqs <= 0:
+            return super().column(args, steps, lane, share)
+        curve = self.curve(num_seqs)
+        sums = column(args["sum_context"], steps)
+        i = np.searchsorted(curve.knots, sums, side="right") - 1
+        time_ns = quantise_array(np.array(curve.base)[i] + np.array(curve.slope)[i] * sums)
+        if sums.max() <= curve.table_until:
+            return time_ns, [curve.provenance] * steps
+        return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
+
+    def _make(self, num_seqs: float) -> DecodeCurve:
+        rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
+        low, high = bracket(self._batches, rows)
+        weight = (rows - low) / (high - low) if high > low else 0.0
+        grow = rows / high if rows > self._batches[-1] else 1.0
+        contexts = sorted({*self._grid[low][0], *self._grid[high][0]})
+        knots, times = [], []
+        for context in contexts:
+            below, above = self._at(low, context), self._at(high, context)
+            time_ns = (below + (above - below) * weight) * grow
+            knots.append(context * num_seqs)
+            times.append(quantise(self._layers * max(time_ns, self._floor_ns_per_token * context * num_seqs)))
+        slope = [
+            quantise((times[i + 1] - times[i]) / (knots[i + 1] - knots[i])) for i in range(len(knots) - 1)
+        ] or [0.0]
+        # the last line goes on, but not under the roofline
+        slope.append(max(slope[-1], quantise(self._layers * self._floor_ns_per_token + 0.5 / SCALE)))
+        base = [quantise(t - m * x) for t, m, x in zip(times, slope, knots, strict=True)]
+        knots[0] = 0
+        table_until = num_seqs * min(self._grid[low][0][-1], self._grid[high][0][-1])
+        if grow > 1:
+            return DecodeCurve(knots, base, slope, "extrapolated", -1, -1)
+        return DecodeCurve(
+            knots, base, slope, self._provenance, table_until, max(table_until, self._most_read)
+        )
+
+    def _at(self, batch: int, context: float) -> float:
+        """Time of a grid batch, straight between its points and beyond its last."""
+        contexts, times = self._grid[batch]
+        if len(contexts) == 1 or context <= contexts[0]:
+            return times[0]
+        i = min(bisect_right(contexts, context), len(contexts) - 1)
+        run, left = contexts[i] - contexts[i - 1], times[i - 1]
+        return left + (times[i] - left) * ((context - contexts[i - 1]) / run)

@@ -1,0 +1,230 @@
+"""The cost model: a step's kernels looked up in a profile, plus the engine's constants.
+
+Three ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a single step with
+scalar sizes (plain Python), and everything else (columns in numpy). They agree because components lie on a
+lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kvsim.cost.columns import Columns
+from kvsim.cost.decode import DecodeAttention
+from kvsim.cost.generic import RooflinePricer, TablePricer
+from kvsim.cost.lattice import quantise
+from kvsim.cost.linear import Key, LinearPart, scaled
+from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.prefill import PrefillAttention
+from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
+from kvsim.cost.profile import Profile
+from kvsim.cost.setting import Setting
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
+from kvsim.cost.work import Kernel, Ramp, StepWork
+from kvsim.errors import CalibrationError
+from kvsim.hardware.spec import GpuSpec, LinkSpec
+from kvsim.model.spec import ModelSpec
+
+register_kernel("decode_attention")(DecodeAttention)
+register_kernel("prefill_attention")(PrefillAttention)
+
+VECTOR_STEPS = 32  # from here on numpy beats a Python loop
+
+
+class KernelCostModel(CostModel):
+    """Prices ``model`` on ``tensor_parallel`` GPUs of one kind from the kernel timings in ``profile``.
+
+    ``strict``: a price that would be extrapolated is an error that names kernel and size.
+    ``host_link`` prices copies inside a step (lanes h2d, d2h).
+
+    Raises:
+        CalibrationError: the profile cannot price this model at all.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        tensor_parallel: int = 1,
+        terms: EngineTerms | None = None,
+        strict: bool = False,
+        host_link: LinkSpec | None = None,
+    ) -> None:
+        self.setting = Setting(profile, model, gpu, tensor_parallel, host_link)
+        self.terms = terms or EngineTerms()
+        self.strict = strict
+        self._linear = LinearPart(self.setting)
+        self._decode = DecodeAttention(self.setting)
+        self._prefill = PrefillAttention(self.setting)
+        self._pricers: dict[str, Pricer] = {
+            "decode_attention": self._decode,
+            "prefill_attention": self._prefill,
+        }
+        self._layers: dict[tuple[int, bool], LinearPriced] = {}
+        self._heads: dict[tuple[int, bool], LinearPriced] = {}
+        self._plans: dict[tuple[int, int, int], DecodePlan] = {}
+        self._usage = Usage(("engine", self.terms.provenance))
+
+    def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
+        kernels = work.kernels
+        if len(kernels) == 1:
+            name, args, calls, group, lane = kernels[0]
+            if (
+                name == "decode_attention"
+                and type(calls) is int
+                and calls == 1
+                and lane == "gpu"
+                and group == "main"
+            ):
+                num_seqs, sums = args["num_seqs"], args["sum_context"]
+                if type(num_seqs) is int and num_seqs > 0:
+                    if type(sums) is Ramp:
+                        return self._decode_run(
+                            work.tokens, work.sampled, num_seqs, sums[0], sums[1], work.steps
+                        )
+                    if type(sums) is int:
+                        return self._decode_run(work.tokens, work.sampled, num_seqs, sums, 0, work.steps)
+        if work.steps == 1 and all(map(_is_plain, kernels)):
+            return self._one_step(work)
+        return Columns(self, work, link_share or {}).run()
+
+    def account(self, priced: Priced, start: int, stop: int) -> None:
+        if stop > start:
+            priced.count(self._usage, start, stop)  # type: ignore[attr-defined]
+
+    def used_ns(self) -> dict[Key, int]:
+        return self._usage.total_ns()
+
+    # -- a run of decode steps ------------------------------------------------------------------------------
+
+    def _decode_run(
+        self, tokens: int, sampled: int, num_seqs: int, start: int, step: int, steps: int
+    ) -> DecodeRun:
+        plan = self._plans.get((tokens, sampled, num_seqs))
+        if plan is None:
+            plan = self._plans[tokens, sampled, num_seqs] = self._plan(tokens, sampled, num_seqs)
+        knots = plan.knots
+        last = start + step * (steps - 1)
+        if self.strict and max(start, last) > plan.curve.derived_until:
+            self.refuse("decode_attention", {"num_seqs": num_seqs, "sum_context": max(start, last)})
+        i = bisect_right(knots, start) - 1
+        step_ns: Any
+        if steps == 1:
+            step_ns = [int(plan.base[i] + plan.slope[i] * start)]
+        elif steps < VECTOR_STEPS:
+            if step > 0 and last < knots[i + 1]:
+                base, slope = plan.base[i], plan.slope[i]
+                step_ns = [int(base + slope * x) for x in range(start, last + 1, step)]
+            elif step == 0:
+                step_ns = [int(plan.base[i] + plan.slope[i] * start)] * steps
+            else:
+                step_ns = []
+                for x in range(start, last + (1 if step > 0 else -1), step):
+                    i = bisect_right(knots, x) - 1
+                    step_ns.append(int(plan.base[i] + plan.slope[i] * x))
+        else:
+            sums = start + step * np.arange(steps, dtype=np.int64)
+            rows = np.searchsorted(plan.knots_array, sums, side="right") - 1
+            step_ns = (plan.base_array[rows] + plan.slope_array[rows] * sums).astype(np.int64)
+        return DecodeRun(step_ns, plan, start, step)
+
+    def _plan(self, tokens: int, sampled: int, num_seqs: int) -> DecodePlan:
+        fixed = [*self.layers(tokens, False).parts, *self.head(sampled, False).parts]
+        return DecodePlan(tuple(fixed), self.engine_ns(tokens), self._decode.curve(num_seqs))
+
+    # -- one step with scalar sizes --------------------------------------------------------------------------
+
+    def _one_step(self, work: StepWork) -> OneStep:
+        prefills = any(kernel[0] == "prefill_attention" and kernel[1]["new"] > 0 for kernel in work.kernels)
+        layers, head = self.layers(work.tokens, prefills), self.head(work.sampled, prefills)
+        factor = self.terms.prefill_factor if prefills else 1.0
+        mixed = factor * self.terms.mixed_attention_factor if prefills else 1.0
+        engine_ns = self.engine_ns(work.tokens)
+        total = layers.total_ns + head.total_ns + engine_ns
+        parts: list[tuple[Key, float]] = []
+        launched = any(
+            kernel[0] == "decode_attention" and kernel[1]["num_seqs"] > 0 for kernel in work.kernels
+        )
+        for name, args, _, _, lane in work.kernels:
+            time_ns, provenance = self.pricer(name).price(args, lane)  # type: ignore[arg-type]
+            if name == "prefill_attention":
+                if launched and time_ns:
+                    time_ns -= self._prefill.launch_ns
+                launched = launched or time_ns > 0
+            scale = mixed if name == "decode_attention" else factor
+            if scale != 1.0:
+                time_ns = quantise(time_ns * scale)
+            if self.strict and provenance == "extrapolated":
+                self.refuse(name, args)
+            parts.append(((name, provenance), time_ns))
+            total += time_ns
+        return OneStep([int(total + 0.5)], (layers, head), parts, engine_ns)
+
+    # -- what all ways share ---------------------------------------------------------------------------------
+
+    def layers(self, tokens: int, prefills: bool) -> LinearPriced:
+        """Linear layers of a step, in a step that carries prefill or not; cached."""
+        found = self._layers.get((tokens, prefills))
+        if found is None:
+            priced = self._linear.layers(tokens) if tokens else LinearPriced(0.0, ())
+            found = self._layers[tokens, prefills] = self._checked(priced, prefills, {"tokens": tokens})
+        return found
+
+    def head(self, sampled: int, prefills: bool) -> LinearPriced:
+        """LM head of a step; cached."""
+        found = self._heads.get((sampled, prefills))
+        if found is None:
+            priced = self._linear.head(sampled)
+            found = self._heads[sampled, prefills] = self._checked(priced, prefills, {"sampled": sampled})
+        return found
+
+    def engine_ns(self, tokens: int) -> float:
+        """What the engine adds to a step, lattice nanoseconds."""
+        return quantise(self.terms.step_ns + self.terms.token_ns * tokens)
+
+    def pricer(self, name: str) -> Pricer:
+        """What prices kernel ``name``: its own price function, its table in the profile, or the roofline."""
+        found = self._pricers.get(name)
+        if found is None:
+            if name in kernel_pricers:
+                found = kernel_pricers[name](self.setting)
+            elif self.setting.profile.has(name):
+                found = TablePricer(name, self.setting)
+            else:
+                found = RooflinePricer(name, self.setting)
+            self._pricers[name] = found
+        return found
+
+    @property
+    def prefill_launch_ns(self) -> float:
+        return self._prefill.launch_ns
+
+    def refuse(self, name: str, sizes: Mapping[str, Any]) -> None:
+        """Raise because ``strict`` forbids what the profile ``extrapolated``."""
+        found = ", ".join(f"{key}={value}" for key, value in sizes.items())
+        raise CalibrationError(
+            f"profile {self.setting.profile.name}: kernel {name} with {found} would be extrapolated, "
+            "which strict calibration refuses; calibrate it, or allow extrapolation"
+        )
+
+    def _checked(self, priced: LinearPriced, prefills: bool, sizes: Mapping[str, int]) -> LinearPriced:
+        if self.strict:
+            for (name, provenance), _ in priced.parts:
+                if provenance == "extrapolated":
+                    self.refuse(name, sizes)
+        return scaled(priced, self.terms.prefill_factor) if prefills else priced
+
+
+def _is_plain(kernel: Kernel) -> bool:
+    """Scalar sizes, once, on the GPU beside the linear layers."""
+    _, args, calls, group, lane = kernel
+    if lane != "gpu" or group != "main" or type(calls) is not int or calls != 1:
+        return False
+    return all(type(value) is int or type(value) is float for value in args.values())

@@ -1,0 +1,25 @@
+"""Prices lie on a lattice of 2**-20 ns, so that float sums of them are exact.
+
+Every component of a step's price is rounded to a multiple of 2**-20 ns once, where it is looked up. Sums of
+such floats (and products with integers) are exact up to 2**33 ns = 8.6 s, so the order of additions, the way a
+run of steps is split, and Python against numpy cannot change a price.
+"""
+
+from __future__ import annotations
+
+from math import floor
+from typing import Any
+
+import numpy as np
+
+SCALE = float(1 << 20)
+
+
+def quantise(time_ns: float) -> float:
+    """The nearest lattice point, halves up."""
+    return floor(time_ns * SCALE + 0.5) / SCALE
+
+
+def quantise_array(time_ns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """:func:`quantise` elementwise, bit for bit the same."""
+    return np.floor(time_ns * SCALE + 0.5) / SCALE

@@ -1,0 +1,53 @@
+"""Least time a kernel can take: max(FLOPs / peak, compulsory bytes / bandwidth).
+
+Compulsory bytes are those that must come from HBM: weights and cached KV, each once. Activations may stay in L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvsim.model.spec import DTYPE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """Peaks of one GPU: bytes/s of HBM, dense FLOP/s by dtype."""
+
+    hbm_bytes_per_s: float
+    flops_per_s: Mapping[str, float]
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s for operands of ``dtype``; a dtype without its own units computes in bfloat16."""
+        return self.flops_per_s.get(dtype) or self.flops_per_s["bfloat16"]
+
+    def time_ns(self, flops: float, num_bytes: float, dtype: str = "bfloat16") -> float:
+        return 1e9 * max(flops / self.peak(dtype), num_bytes / self.hbm_bytes_per_s)
+
+    def gemm_ns(self, m: float, n: float, k: float, dtype: str) -> float:
+        """(m, k) x (k, n): weights are read once."""
+        return self.time_ns(2.0 * m * n * k, n * k * DTYPE_BYTES[dtype], dtype)
+
+    def prefill_ns(
+        self, new: float, past: float, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
+    ) -> float:
+        """Causal attention of ``new`` queries over ``past`` cached keys and each other.
+
+        4 * head_dim FLOPs for each (query, key, head); the past's KV is read once.
+        """
+        pairs = new * past + new * (new + 1) / 2
+        kv_bytes = 2.0 * past * kv_heads * head_dim * DTYPE_BYTES[kv_dtype]
+        return self.time_ns(4.0 * head_dim * heads * pairs, kv_bytes)
+
+    def decode_ns(self, sum_context: float, heads: int, kv_heads: int, head_dim: int, kv_dtype: str) -> float:
+        """One query a sequence over ``sum_context`` cached tokens of all sequences together."""
+        kv_bytes = 2.0 * sum_context * kv_heads * head_dim * DTYPE_BYTES[kv_dtype]
+        return self.time_ns(4.0 * head_dim * heads * sum_context, kv_bytes)
+
+    def moe_ns(self, tokens: float, hidden: int, inter: int, topk: int, experts: int, dtype: str) -> float:
+        """Gate, up and down of ``topk`` experts a token; at least ``topk`` experts' weights are read."""
+        weights = 3.0 * hidden * inter
+        return self.time_ns(
+            2.0 * tokens * topk * weights, min(topk, experts) * weights * DTYPE_BYTES[dtype], dtype
+        )

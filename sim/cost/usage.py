@@ -1,0 +1,141 @@
+"""Priced steps, and how their time is counted by kernel and provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kvsim.cost.decode import DecodeCurve
+from kvsim.cost.linear import Key
+from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.model import Priced
+
+Array = np.ndarray[Any, Any]
+
+
+class Usage:
+    """Simulated time so far. Cheap to add to: what repeats is counted and expanded in :meth:`total_ns`."""
+
+    def __init__(self, engine: Key) -> None:
+        self.engine = engine
+        self.steps_ns = 0  # sum of all counted step_ns
+        self.parts_ns: dict[Key, float] = {}
+        self.linear: dict[int, tuple[LinearPriced, int]] = {}  # by id: the price, its uses
+        self.plans: dict[DecodePlan, None] = {}  # an ordered set
+
+    def add(self, key: Key, time_ns: float) -> None:
+        self.parts_ns[key] = self.parts_ns.get(key, 0.0) + time_ns
+
+    def add_linear(self, priced: LinearPriced, uses: int) -> None:
+        known = self.linear.get(id(priced))
+        self.linear[id(priced)] = (priced, known[1] + uses if known else uses)
+
+    def total_ns(self) -> dict[Key, int]:
+        """By (kernel, provenance), whole nanoseconds; they add up to the counted steps exactly.
+
+        What rounding leaves over goes to the engine, or to the largest entry where the engine has no share.
+        """
+        exact = dict(self.parts_ns)
+
+        def add(key: Key, time_ns: float) -> None:
+            exact[key] = exact.get(key, 0.0) + time_ns
+
+        total = self.steps_ns
+        for priced, uses in self.linear.values():
+            for key, time_ns in priced.parts:
+                add(key, time_ns * uses)
+        for plan in self.plans:
+            total += plan.expand(add, self.engine)
+        rounded = {key: round(time_ns) for key, time_ns in exact.items() if round(time_ns)}
+        rest = total - sum(rounded.values())
+        if rest:
+            to = (
+                self.engine
+                if rounded.get(self.engine, 0) + rest > 0
+                else max(rounded, key=rounded.__getitem__)
+            )
+            rounded[to] = rounded.get(to, 0) + rest
+        return rounded
+
+
+class DecodePlan:
+    """Price of decode steps with fixed (tokens, sampled, num_seqs): lines over the sum of contexts."""
+
+    def __init__(self, fixed: tuple[tuple[Key, float], ...], engine_ns: float, curve: DecodeCurve) -> None:
+        """``fixed``: what does not depend on the contexts."""
+        self.fixed = fixed
+        self.engine_ns = engine_ns
+        self.curve = curve
+        self.fixed_ns = engine_ns + sum(time_ns for _, time_ns in fixed)
+        self.knots = [*curve.knots, float("inf")]
+        self.base = [self.fixed_ns + base + 0.5 for base in curve.base]  # + 0.5: int() then rounds
+        self.slope = curve.slope
+        self.knots_array: Array = np.array(curve.knots)
+        self.base_array: Array = np.array(self.base)
+        self.slope_array: Array = np.array(self.slope)
+        self.rows: dict[str, int] = {}  # counted steps by provenance of the attention
+        self.rows_ns: dict[str, int] = {}
+
+    def expand(self, add: Any, engine: Key) -> int:
+        """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
+        num_rows = sum(self.rows.values())
+        for key, time_ns in self.fixed:
+            add(key, time_ns * num_rows)
+        add(engine, self.engine_ns * num_rows)
+        for provenance, rows in self.rows.items():
+            add(("decode_attention", provenance), self.rows_ns[provenance] - self.fixed_ns * rows)
+        return sum(self.rows_ns.values())
+
+
+class DecodeRun(Priced):
+    """Decode steps whose sum of contexts is ``start + step * i``."""
+
+    __slots__ = ("plan", "start", "step", "step_ns")
+
+    def __init__(self, step_ns: Sequence[int], plan: DecodePlan, start: int, step: int) -> None:
+        self.step_ns = step_ns
+        self.plan = plan
+        self.start = start
+        self.step = step
+
+    def count(self, usage: Usage, start: int, stop: int) -> None:
+        plan, curve = self.plan, self.plan.curve
+        first, last = self.start + self.step * start, self.start + self.step * (stop - 1)
+        usage.plans[plan] = None
+        if max(first, last) <= curve.table_until:
+            runs = [(curve.provenance, start, stop)]
+        else:
+            runs = [(curve.provenance_at(self.start + self.step * i), i, i + 1) for i in range(start, stop)]
+        for provenance, begin, end in runs:
+            rows = self.step_ns[begin:end]
+            time_ns = sum(rows) if type(rows) is list else int(np.sum(rows))
+            plan.rows[provenance] = plan.rows.get(provenance, 0) + end - begin
+            plan.rows_ns[provenance] = plan.rows_ns.get(provenance, 0) + time_ns
+
+
+class OneStep(Priced):
+    """A single step: cached linear prices, the other kernels one by one, the engine."""
+
+    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
+
+    def __init__(
+        self,
+        step_ns: list[int],
+        linear: tuple[LinearPriced, LinearPriced],
+        parts: list[tuple[Key, float]],
+        engine_ns: float,
+    ) -> None:
+        self.step_ns = step_ns
+        self.linear = linear
+        self.parts = parts
+        self.engine_ns = engine_ns
+
+    def count(self, usage: Usage, start: int, stop: int) -> None:
+        usage.steps_ns += self.step_ns[0]
+        for priced in self.linear:
+            usage.add_linear(priced, 1)
+        for key, time_ns in self.parts:
+            usage.add(key, time_ns)
+        usage.add(usage.engine, self.engine_ns)
