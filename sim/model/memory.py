@@ -22,26 +22,29 @@ engines: assumed equal.
 class MemoryBudget:
     """Bytes on *each* GPU of a replica; blocks are the replica's (each GPU holds a share)."""
 
+    model: str
+    gpu: str
+    num_gpus: int
     hbm_bytes: int
     usable_bytes: int  # hbm times utilisation
     weight_bytes: int
     activation_bytes: int  # peak of one step
     other_bytes: int  # CONTEXT_AND_GRAPHS_BYTES
-    kv_bytes: int  # what is left, at least one block
+    kv_bytes: int  # what is left; below zero if the model does not fit
     block_bytes: int
     block_tokens: int
     num_blocks: int
     max_model_len: int
-    num_gpus: int
 
     @property
-    def num_tokens(self) -> int:
-        return self.num_blocks * self.block_tokens
+    def usable_tokens(self) -> int:
+        """Tokens of KV that requests can hold: one block, the null block of the block table, holds none."""
+        return max(0, self.num_blocks - 1) * self.block_tokens
 
     @property
     def max_len_requests(self) -> float:
         """How many requests of ``max_model_len`` tokens fit at once (vLLM's "maximum concurrency")."""
-        return self.num_blocks / -(-self.max_model_len // self.block_tokens)
+        return self.num_blocks / max(1, -(-self.max_model_len // self.block_tokens))
 
 
 def memory_budget(
@@ -55,15 +58,16 @@ def memory_budget(
     block_tokens: int = 16,
     max_model_len: int | None = None,
     num_gpu_blocks: int | None = None,
+    check: bool = True,
 ) -> MemoryBudget:
     """Shares of each GPU's memory, as an engine that profiles one step at start-up divides it.
 
     KV = HBM x utilisation - weights - activation peak - :data:`CONTEXT_AND_GRAPHS_BYTES`.
-    ``num_gpu_blocks`` overrides the number of blocks but not the check that the weights fit. Without a
-    ``max_model_len`` it is the model's, or what fits if that is less.
+    ``num_gpu_blocks`` overrides the number of blocks. Without a ``max_model_len`` it is the model's, or what
+    fits if that is less. Without ``check`` the budget may be one that does not fit.
 
     Raises:
-        CapacityError: not one block is left, or one request of the ``max_model_len`` asked for does not fit.
+        CapacityError: as :func:`require_fit`.
         ScenarioError: ``tensor_parallel`` does not divide the heads.
     """
     check_tensor_parallel(model, tensor_parallel)
@@ -72,23 +76,12 @@ def memory_budget(
     activation = activation_peak_bytes(model, tensor_parallel, max_num_batched_tokens, max_num_seqs)
     block = block_tokens * kv_bytes_per_token_and_gpu(model, tensor_parallel)
     left = usable - weights - activation - CONTEXT_AND_GRAPHS_BYTES
-    if left < block:
-        raise CapacityError(
-            f"{model.name} does not fit {gpu.name} with tensor_parallel {tensor_parallel}: weights "
-            f"{_gb(weights)}, activations {_gb(activation)} and graphs {_gb(CONTEXT_AND_GRAPHS_BYTES)} of "
-            f"{_gb(usable)} usable leave no room for KV; raise tensor_parallel or take a bigger GPU"
-        )
-    num_blocks = num_gpu_blocks if num_gpu_blocks is not None else left // block
-    usable_tokens = (num_blocks - 1) * block_tokens  # the null block of the block table holds nothing
-    if max_model_len is None:
-        max_model_len = min(model.max_model_len, usable_tokens)
-    elif usable_tokens < max_model_len:
-        raise CapacityError(
-            f"{model.name} on {gpu.name} with tensor_parallel {tensor_parallel}: one request of "
-            f"max_model_len {max_model_len:,} tokens does not fit the {usable_tokens:,} of KV; "
-            "lower max_model_len, raise tensor_parallel or take a bigger GPU"
-        )
-    return MemoryBudget(
+    num_blocks = num_gpu_blocks if num_gpu_blocks is not None else max(0, left // block)
+    tokens = max(0, num_blocks - 1) * block_tokens
+    budget = MemoryBudget(
+        model=model.name,
+        gpu=gpu.name,
+        num_gpus=tensor_parallel,
         hbm_bytes=gpu.hbm_bytes,
         usable_bytes=usable,
         weight_bytes=weights,
@@ -98,9 +91,30 @@ def memory_budget(
         block_bytes=block,
         block_tokens=block_tokens,
         num_blocks=num_blocks,
-        max_model_len=max_model_len,
-        num_gpus=tensor_parallel,
+        max_model_len=max_model_len or min(model.max_model_len, tokens) or model.max_model_len,
     )
+    return require_fit(budget) if check else budget
+
+
+def require_fit(budget: MemoryBudget) -> MemoryBudget:
+    """``budget`` itself.
+
+    Raises:
+        CapacityError: nothing is left for KV, or one request of ``max_model_len`` does not fit it.
+    """
+    where = f"{budget.model} on {budget.gpu} with tensor_parallel {budget.num_gpus}"
+    if budget.kv_bytes < budget.block_bytes:
+        raise CapacityError(
+            f"{where} does not fit: weights {_gb(budget.weight_bytes)}, activations "
+            f"{_gb(budget.activation_bytes)} and graphs {_gb(budget.other_bytes)} of "
+            f"{_gb(budget.usable_bytes)} usable leave no room for KV; raise tensor_parallel or take a bigger GPU"
+        )
+    if budget.usable_tokens < max(1, budget.max_model_len):
+        raise CapacityError(
+            f"{where}: one request of max_model_len {budget.max_model_len:,} tokens does not fit the "
+            f"{budget.usable_tokens:,} of KV; lower max_model_len, raise tensor_parallel or take a bigger GPU"
+        )
+    return budget
 
 
 def check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:

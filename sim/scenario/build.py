@@ -29,11 +29,11 @@ def build_gpu(scenario: Scenario) -> GpuSpec:
     return dataclasses.replace(gpu, usd_per_hour=price, sources=sources)
 
 
-def build_memory(scenario: Scenario) -> MemoryBudget:
-    """What one GPU's memory is spent on.
+def build_memory(scenario: Scenario, check: bool = True) -> MemoryBudget:
+    """What each GPU's memory is spent on.
 
     Raises:
-        CapacityError: the model does not fit.
+        CapacityError: the model does not fit (not without ``check``).
     """
     engine, cluster, cache = scenario.engine, scenario.cluster, scenario.cache
     return memory_budget(
@@ -46,6 +46,7 @@ def build_memory(scenario: Scenario) -> MemoryBudget:
         block_tokens=cache.block_tokens,
         max_model_len=engine.max_model_len,
         num_gpu_blocks=cache.num_gpu_blocks,
+        check=check,
     )
 
 

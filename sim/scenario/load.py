@@ -112,7 +112,7 @@ def _line(key: str, text: str, where: str, changed: Sequence[str]) -> str:
 
 
 def apply_override(data: dict[str, Any], override: str) -> str:
-    """Put ``key=value`` into ``data`` and return the key; the value is YAML, list entries go by index or name.
+    """Put ``key=value`` into ``data`` and return the key; a list entry goes by its index or name.
 
     Raises:
         ScenarioError: no "=", bad YAML, or a place that does not exist.

@@ -11,7 +11,16 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
 from kvsim.scenario.workload_schema import Workload
@@ -89,7 +98,7 @@ class Tier(Part):
     capacity: ByteSize
     """Of one replica."""
     load: Literal["before", "layerwise"] = "before"
-    """before: a request waits for its whole load (vLLM's connector); layerwise: loads overlap its first step."""
+    """before: a request waits for its load (vLLM's connector); layerwise: its first step overlaps it."""
     write: Literal["through", "on_eviction"] = "through"
     eviction: str = "lru"
     usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
@@ -126,6 +135,7 @@ class Output(Part):
 
 class Scenario(Part):
     name: str
+    """Default: the file's stem. Results go to a folder of this name."""
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     model: str = "llama-3.1-8b"
@@ -136,6 +146,13 @@ class Scenario(Part):
     cache: Cache = Cache()
     workload: Workload
     output: Output = Output()
+
+    @field_validator("name")
+    @classmethod
+    def _usable_as_a_folder(cls, name: str) -> str:
+        if not name or "/" in name or name.startswith("."):
+            raise ValueError(f"{name!r} cannot be the name of a folder; leave out '/' and a leading '.'")
+        return name
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 

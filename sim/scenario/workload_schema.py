@@ -29,7 +29,7 @@ class Source(WorkloadPart):
     file: str | None = None
     """Relative to the scenario file."""
     reader: str | None = None
-    """Format of the file; null = kvsim's own JSON lines."""
+    """Format of the file; null = told by the fields of the first record."""
     generator: str | None = None
     options: dict[str, Any] = {}
     """Of the reader or the generator."""

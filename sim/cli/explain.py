@@ -1,0 +1,118 @@
+"""``kvsim explain``: what a scenario comes to, without simulating it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from kvsim.cli.options import AsJson, Overrides, ScenarioFile
+from kvsim.cli.output import print_json
+
+if TYPE_CHECKING:
+    from kvsim.model.memory import MemoryBudget
+    from kvsim.scenario.schema import Scenario
+
+app = typer.Typer(
+    help="Explain what a scenario comes to, without simulating it.",
+    no_args_is_help=True,
+    epilog="Example: kvsim explain memory scenarios/rag_mix.yaml",
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps ``memory`` a sub-command while it is the only one."""
+
+
+@app.command(epilog="Example: kvsim explain memory scenarios/rag_mix.yaml --set cluster.gpu=h200-sxm")
+def memory(scenario_file: ScenarioFile, overrides: Overrides, as_json: AsJson = False) -> None:
+    """Show what each GPU's memory is spent on and how many tokens each tier holds; exit 2 if it does not fit."""
+    from kvsim.errors import CapacityError
+    from kvsim.model.memory import require_fit
+    from kvsim.scenario.build import build_memory
+    from kvsim.scenario.load import load_scenario
+
+    scenario = load_scenario(scenario_file, overrides)
+    budget = build_memory(scenario, check=False)
+    problem: CapacityError | None = None
+    try:
+        require_fit(budget)
+    except CapacityError as error:
+        problem = error
+    facts = _facts(scenario, budget, problem)
+    if as_json:
+        print_json(facts)
+    else:
+        _print_table(facts)
+    if problem is not None:
+        raise problem
+
+
+def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) -> dict[str, Any]:
+    from kvsim.scenario.build import build_model, build_tiers
+
+    per_token = build_model(scenario).kv_bytes_per_token
+    return {
+        "fits": problem is None,
+        "problem": None if problem is None else str(problem),
+        **asdict(budget),
+        "gpu_memory_utilization": scenario.engine.gpu_memory_utilization,
+        "kv_bytes_per_token": per_token,
+        "num_tokens": budget.usable_tokens,
+        "max_len_requests": budget.max_len_requests,
+        "tiers": [
+            {
+                "name": tier.name,
+                "link": tier.link.name,
+                "capacity_bytes": tier.capacity_bytes,
+                "num_tokens": tier.capacity_bytes // per_token // budget.block_tokens * budget.block_tokens,
+            }
+            for tier in build_tiers(scenario)
+        ],
+    }
+
+
+def _print_table(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    def gb(num_bytes: int) -> str:
+        return f"{num_bytes / 1e9:,.2f} GB"
+
+    gpus = facts["num_gpus"]
+    console = Console()
+    table = Table(title=f"{facts['model']} on {gpus} x {facts['gpu']}, each GPU", title_justify="left")
+    table.add_column("memory")
+    table.add_column("bytes", justify="right")
+    table.add_column("of HBM", justify="right")
+    rows = [
+        ("HBM", "hbm_bytes"),
+        (f"usable ({facts['gpu_memory_utilization']:.0%})", "usable_bytes"),
+        ("- weights", "weight_bytes"),
+        ("- activations, peak", "activation_bytes"),
+        ("- graphs and workspaces", "other_bytes"),
+        ("= left for KV", "kv_bytes"),
+    ]
+    for label, key in rows:
+        table.add_row(label, gb(facts[key]), f"{facts[key] / facts['hbm_bytes']:.1%}")
+    console.print(table)
+
+    tiers = Table(title="KV of one replica", title_justify="left")
+    for header in ("tier", "capacity", "tokens"):
+        tiers.add_column(header, justify="left" if header == "tier" else "right")
+    tiers.add_row("hbm", gb(facts["num_blocks"] * facts["block_bytes"] * gpus), f"{facts['num_tokens']:,}")
+    for tier in facts["tiers"]:
+        tiers.add_row(
+            f"{tier['name']} ({tier['link']})", gb(tier["capacity_bytes"]), f"{tier['num_tokens']:,}"
+        )
+    console.print(tiers)
+    console.print(
+        f"{facts['num_blocks']:,} blocks of {facts['block_tokens']} tokens; {facts['kv_bytes_per_token']:,} bytes "
+        f"a token; {facts['max_len_requests']:.2f} requests of {facts['max_model_len']:,} tokens at once",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if facts["fits"]:
+        console.print("fits", highlight=False)

@@ -1,0 +1,83 @@
+"""``kvsim profiles``: the kernel timings that prices come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvsim.cli.options import AsJson
+from kvsim.cli.output import print_json
+
+if TYPE_CHECKING:
+    from kvsim.cost.profile import Profile
+
+app = typer.Typer(
+    help="Kernel timings that prices come from.",
+    no_args_is_help=True,
+    epilog="Example: kvsim profiles list",
+)
+
+
+@app.command("list", epilog="Example: kvsim profiles list --json")
+def list_(as_json: AsJson = False) -> None:
+    """List the profiles that kvsim ships."""
+    from kvsim.cost.profile import list_profiles, load_profile
+
+    profiles = [_facts(load_profile(name)) for name in list_profiles()]
+    if as_json:
+        print_json(profiles)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for header in ("name", "gpu", "provenance", "date", "tables"):
+        table.add_column(header)
+    for facts in profiles:
+        table.add_row(
+            *(str(facts[key]) for key in ("name", "gpu", "provenance", "date")), str(len(facts["tables"]))
+        )
+    Console().print(table)
+
+
+@app.command(epilog="Example: kvsim profiles show h100-sxm")
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A profile's name, or the path of its YAML file.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show where a profile's numbers come from and what it holds."""
+    from kvsim.cost.profile import load_profile
+
+    profile = load_profile(name)
+    facts = {**_plain(profile.header), **_facts(profile)}
+    facts["points"] = {table: len(profile.table(table)) for table in profile.table_names}
+    if as_json:
+        print_json(facts)
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+def _facts(profile: Profile) -> dict[str, Any]:
+    header = _plain(profile.header)
+    return {
+        "name": profile.name,
+        "gpu": profile.gpu,
+        "provenance": profile.provenance,
+        "date": header.get("date"),
+        "source": header["source"],
+        "tables": list(profile.table_names),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON can say: YAML's dates become text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
