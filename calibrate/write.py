@@ -25,9 +25,9 @@ def write_profile(
 ) -> Path:
     """Write ``header["name"]`` into ``directory``; returns the path of its YAML file.
 
-    ``tables``: by kernel what the header says of it (source, inputs, ...) and its columns: text for variants,
-    integers for axes, and ``latency_us``. Rows are sorted by the columns in their order; equal input gives equal
-    bytes.
+    ``tables``: by kernel what the header says of it (source, inputs, ...) and its columns: text for
+    variants, integers for axes, and ``latency_us``. Rows are sorted by the columns in their order; equal
+    input gives equal bytes.
     """
     import pyarrow
     import pyarrow.parquet as parquet

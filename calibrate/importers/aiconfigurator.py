@@ -1,10 +1,10 @@
 """Kernel timings that ai-dynamo/aiconfigurator publishes (Apache-2.0, NVIDIA), turned into profiles.
 
-Layout read: SYSTEM/FAMILY/FRAMEWORK/VERSION/TABLE.parquet and systems/SYSTEM.yaml, the datasheet; of several
-versions the newest. Rows are chosen, never averaged: full attention only (``window_size`` 0), head_dim 64 and
-128, one kernel source for each dtype, expert parallelism 1. Latencies come in milliseconds. The message sizes of
-both collective tables count 16-bit *elements*, not bytes: read as bytes, all_reduce on 8 H100 would reach half of
-what NVLink gives (450 GB/s a direction), read as elements 445 GB/s.
+Layout read: SYSTEM/FAMILY/FRAMEWORK/VERSION/TABLE.parquet and systems/SYSTEM.yaml, the datasheet; of
+several versions the newest. Rows are chosen, never averaged: full attention only (``window_size`` 0),
+head_dim 64 and 128, one kernel source for each dtype, expert parallelism 1. Latencies come in milliseconds.
+The message sizes of both collective tables count 16-bit *elements*, not bytes: read as bytes, all_reduce on
+8 H100 would reach half of what NVLink gives (450 GB/s a direction), read as elements 445 GB/s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvsim.errors import CalibrationError, did_you_mean
 
 SOURCE = "https://github.com/ai-dynamo/aiconfigurator"
 LICENCE = "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES"
-SYSTEMS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "a100_sxm": "a100-sxm"}  # system: GPU name of ours
+SYSTEMS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "a100_sxm": "a100-80gb-sxm"}  # to preset
 FRAMEWORK = "vllm"
 
 # What runs in vLLM by default. FlashAttention 3 on Hopper (4 only serves head_dim 512); 2 on A100.
@@ -135,7 +135,7 @@ def import_aiconfigurator(
     out: str | Path = ".",
     imported: datetime.date | None = None,
 ) -> list[Path]:
-    """Turn the tables of ``systems`` (default: all of SYSTEMS) into profiles in ``out``; returns their YAML files.
+    """Turn the tables of ``systems`` (default: all of SYSTEMS) into profiles in ``out``; gives their paths.
 
     ``imported`` is the date to write down, today if None.
 
@@ -181,8 +181,8 @@ def _import_system(root: Path, system: str, out: Path, day: datetime.date) -> Pa
         "engine": {"name": FRAMEWORK, "version": versions[FRAMEWORK]},
         "software": versions,
         "imported": day.isoformat(),
-        "notes": "Microbenchmarks of single kernels by the source's authors, not run by kvsim. Equal contexts only; "
-        "no prefill over a past; raw points, none averaged.",
+        "notes": "Microbenchmarks of single kernels by the source's authors, not run by kvsim. "
+        "Equal contexts only; no prefill over a past; raw points, none averaged.",
     }
     return write_profile(out, header, tables)
 

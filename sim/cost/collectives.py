@@ -1,7 +1,7 @@
 """Time of collectives between the GPUs of a replica: vLLM's custom all-reduce where it was run, NCCL beyond.
 
-Tables ``custom_all_reduce`` (num_gpus, num_bytes) and ``nccl`` (op, num_gpus, num_bytes). ``num_bytes`` is the
-whole message, as nccl-tests counts it: of an all_gather it is the gathered result.
+Tables ``custom_all_reduce`` (num_gpus, num_bytes) and ``nccl`` (op, num_gpus, num_bytes). ``num_bytes`` is
+the whole message, as nccl-tests counts it: of an all_gather it is the gathered result.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class CollectivePrices:
                 curves.append((Curve([x for x, _ in points], [y for _, y in points]), table.provenance))
         if not curves:
             raise CalibrationError(
-                f"profile {self._profile.name}: no {op} over {self._num_gpus} GPUs; run with another tensor_parallel"
+                f"profile {self._profile.name}: no {op} over {self._num_gpus} GPUs; "
+                "choose another tensor_parallel"
             )
         return curves

@@ -1,10 +1,10 @@
 """Attention of a decode step: one query token for each of ``num_seqs`` sequences over their cached context.
 
-The table has batches of equal contexts. At a fixed number of sequences the time is piecewise linear in the sum
-of contexts: straight between grid contexts, and between two grid batches weighed linearly at equal mean context.
-Beyond a batch's longest context the last line goes on (KV is read at the same rate), *derived* while some batch
-of the table read as much KV, else *extrapolated*; beyond the largest batch time grows with the batch,
-*extrapolated*.
+The table has batches of equal contexts. At a fixed number of sequences the time is piecewise linear in the
+sum of contexts: straight between grid contexts, and between two grid batches weighed linearly at equal mean
+context. Beyond a batch's longest context the last line goes on (KV is read at the same rate), *derived*
+while some batch of the table read as much KV, else *extrapolated*; beyond the largest batch time grows with
+the batch, *extrapolated*.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 
 
 class DecodeCurve(NamedTuple):
-    """Lattice nanoseconds at ``sum_context`` S: ``base[i] + slope[i] * S``, i the last with ``knots[i]`` <= S."""
+    """Lattice nanoseconds at ``sum_context`` S: ``base[i] + slope[i] * S``, i the last knot <= S."""
 
     knots: list[float]  # the first is 0
     base: list[float]

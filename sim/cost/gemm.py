@@ -13,7 +13,7 @@ from math import ceil, log
 from kvsim.cost.curve import Curve, bracket
 from kvsim.cost.profile import Profile, Table
 from kvsim.cost.roofline import Roofline
-from kvsim.cost.setting import worst
+from kvsim.cost.setting import table_dtype, worst
 from kvsim.errors import CalibrationError
 
 
@@ -21,7 +21,7 @@ class GemmPrices:
     """Curves over m, made when a width (n, k) is first asked for."""
 
     def __init__(self, profile: Profile, roofline: Roofline, dtype: str) -> None:
-        table = profile.table("gemm")
+        table, dtype = profile.table("gemm"), table_dtype(dtype)
         known = table.values("dtype")
         self.dtype = dtype
         self.provenance = table.provenance

@@ -1,7 +1,8 @@
 """Kernels without a price function of their own: a one-axis table of the profile, else the roofline.
 
-Sizes are of the whole model; every GPU does its share. What the kernel must move is ``num_bytes``, or ``rows`` *
-``row_bytes``; what it computes is ``flops`` (each optional). A roofline price is *extrapolated*: nobody ran it.
+Sizes are of the whole model; every GPU does its share. What the kernel must move is ``num_bytes``, or
+``rows`` * ``row_bytes``; what it computes is ``flops`` (each optional). A roofline price is *extrapolated*:
+nobody ran it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kvsim.errors import CalibrationError
 
 # Host link where the scenario names none: PCIe gen5 x16, 63 GB/s raw, pinned copies reach about 50.
 HOST_LINK_BYTES_PER_S = 50e9
-# Lane cpu: one socket with 8 channels of DDR5-4800 (307 GB/s), two thirds of it sustained; AVX-512 in bfloat16.
+# Lane cpu: a socket with 8 channels of DDR5-4800 (307 GB/s), two thirds of it sustained; AVX-512 in bfloat16.
 CPU_BYTES_PER_S = 200e9
 CPU_FLOPS_PER_S = 4e12
 
@@ -90,6 +91,6 @@ def _size(name: str, args: Mapping[str, float]) -> tuple[float, float]:
     if "flops" in args:
         return 0.0, flops
     raise CalibrationError(
-        f"kernel {name}: the profile has no table for it, and without num_bytes, rows and row_bytes, or flops "
-        f"there is nothing to price it by; found {', '.join(args) or 'no sizes'}"
+        f"kernel {name}: the profile has no table for it, and without num_bytes, rows and row_bytes, or "
+        f"flops there is nothing to price it by; found {', '.join(args) or 'no sizes'}"
     )

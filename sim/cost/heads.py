@@ -15,13 +15,13 @@ from math import log
 from typing import NamedTuple
 
 from kvsim.cost.profile import Table
-from kvsim.cost.setting import Setting, worst
+from kvsim.cost.setting import Setting, table_dtype, worst
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
 
 
 class HeadRows(NamedTuple):
-    """``tables`` are weighed; a time t stands for ``launch + (t - launch) * ratio``, launch the shortest time."""
+    """``tables`` are weighed; a time t means ``launch + (t - launch) * ratio``, launch the shortest time."""
 
     tables: list[tuple[float, Table]]
     fold: int
@@ -54,7 +54,7 @@ class HeadRows(NamedTuple):
 def head_rows(table: Table, setting: Setting, fold: bool) -> HeadRows:
     """Rows for the heads of ``setting``; ``fold``: KV heads may be folded into the batch (decode only)."""
     heads, kv_heads = setting.heads, setting.kv_heads
-    head_dim, kv_dtype = setting.model.head_dim, setting.model.kv_dtype
+    head_dim, kv_dtype = setting.model.head_dim, table_dtype(setting.model.kv_dtype)
     provenance, ratio, folds = table.provenance, 1.0, 1
     if kv_dtype not in table.values("kv_dtype"):
         ratio *= DTYPE_BYTES[kv_dtype] / DTYPE_BYTES["bfloat16"]

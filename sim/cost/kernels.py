@@ -1,8 +1,8 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-Three ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a single step with
-scalar sizes (plain Python), and everything else (columns in numpy). They agree because components lie on a
-lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
+Three ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a single step
+with scalar sizes (plain Python), and everything else (columns in numpy). They agree because components lie
+on a lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Prices lie on a lattice of 2**-20 ns, so that float sums of them are exact.
 
 Every component of a step's price is rounded to a multiple of 2**-20 ns once, where it is looked up. Sums of
-such floats (and products with integers) are exact up to 2**33 ns = 8.6 s, so the order of additions, the way a
-run of steps is split, and Python against numpy cannot change a price.
+such floats (and products with integers) are exact up to 2**33 ns = 8.6 s, so the order of additions, the
+way a run of steps is split, and Python against numpy cannot change a price.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Time of the fused experts of one layer from the ``moe`` table.
 
-The table holds whole configurations (hidden, inter, topk, experts, moe_tp) with their own routing distribution;
-``power_law_1.2`` is used because every GPU's table has it (routing of real traffic is uneven; balanced tables are
-up to 1.5 times faster). A configuration that was not run is priced by the nearest one, scaled with the roofline
-of the experts that a batch is expected to touch: *derived*.
+The table holds whole configurations (hidden, inter, topk, experts, moe_tp) with their own routing
+distribution; ``power_law_1.2`` is used because every GPU's table has it (routing of real traffic is uneven;
+balanced tables are up to 1.5 times faster). A configuration that was not run is priced by the nearest one,
+scaled with the roofline of the experts that a batch is expected to touch: *derived*.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import log
 from kvsim.cost.curve import Curve
 from kvsim.cost.profile import Profile
 from kvsim.cost.roofline import Roofline
-from kvsim.cost.setting import worst
+from kvsim.cost.setting import table_dtype, worst
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
 
@@ -27,14 +27,15 @@ class MoePrices:
     def __init__(
         self, profile: Profile, roofline: Roofline, dtype: str, shape: tuple[int, int, int, int], moe_tp: int
     ) -> None:
-        """``shape``: hidden size, one expert's intermediate size, experts per token, experts; all GPUs together."""
+        """``shape``: hidden size, intermediate size of an expert, experts per token, experts; uncut."""
         table = profile.table("moe").select(distribution=DISTRIBUTION)
         self.provenance = table.provenance
-        table_dtype = dtype if dtype in table.values("dtype") else "bfloat16"
-        table = table.select(dtype=table_dtype)
+        dtype = table_dtype(dtype)
+        known_dtype = dtype if dtype in table.values("dtype") else "bfloat16"
+        table = table.select(dtype=known_dtype)
         if not len(table):
             raise CalibrationError(f"profile {profile.name}: table moe has no {dtype} rows of {DISTRIBUTION}")
-        if table_dtype != dtype:
+        if known_dtype != dtype:
             self.provenance = "extrapolated"
         wanted = (*shape, moe_tp)
         known = sorted(set(zip(*(table.columns[axis].tolist() for axis in AXES), strict=True)))
@@ -48,7 +49,7 @@ class MoePrices:
                     m,
                     t
                     * _expected_ns(roofline, m, wanted, dtype)
-                    / _expected_ns(roofline, m, nearest, table_dtype),
+                    / _expected_ns(roofline, m, nearest, known_dtype),
                 )
                 for m, t in points
             ]

@@ -1,9 +1,9 @@
 """Attention of a prefill chunk, from the table of whole causal prompts.
 
-T(length) is one sequence's causal attention without a past. A chunk of ``new`` tokens over ``past`` cached ones
-is launch + T(new + past) - T(past): the table has no past, so it is *derived*; never less than T(new), nor than
-the roofline. Between grid lengths T follows a power law (straight in log-log), beyond the grid it grows with the
-FLOPs at the last point's efficiency: *extrapolated*.
+T(length) is one sequence's causal attention without a past. A chunk of ``new`` tokens over ``past`` cached
+ones is launch + T(new + past) - T(past): the table has no past, so it is *derived*; never less than T(new),
+nor than the roofline. Between grid lengths T follows a power law (straight in log-log), beyond the grid it
+grows with the FLOPs at the last point's efficiency: *extrapolated*.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kvsim.cost.setting import Setting, worst
 
 
 class PrefillAttention(Pricer):
-    """Args ``new``, ``past``: tokens. ``launch_ns`` is in every price; chunks of one step share one launch."""
+    """Args ``new``, ``past``: tokens. Every price has ``launch_ns`` in it; chunks of one step share one."""
 
     def __init__(self, setting: Setting) -> None:
         rows = head_rows(setting.profile.table("prefill_attention").select(batch=1), setting, fold=False)

@@ -36,7 +36,7 @@ class Pricer(ABC):
 
 
 kernel_pricers: dict[str, Callable[[Setting], Pricer]] = {}
-"""Kernels with a price function of their own; all others are priced by a table or by their bytes and FLOPs."""
+"""Kernels with a price function of their own; others are priced by a table or by their bytes and FLOPs."""
 
 
 def register_kernel(name: str) -> Callable[[Callable[[Setting], Pricer]], Callable[[Setting], Pricer]]:

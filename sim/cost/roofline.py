@@ -1,6 +1,7 @@
 """Least time a kernel can take: max(FLOPs / peak, compulsory bytes / bandwidth).
 
-Compulsory bytes are those that must come from HBM: weights and cached KV, each once. Activations may stay in L2.
+Compulsory bytes are those that must come from HBM: weights and cached KV, each once. Activations may stay
+in L2.
 """
 
 from __future__ import annotations

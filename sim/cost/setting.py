@@ -20,6 +20,11 @@ def worst(*provenances: str) -> str:
     return max(provenances, key=_RANK.__getitem__)
 
 
+def table_dtype(dtype: str) -> str:
+    """How tables call ``dtype``: both 16-bit floats run at the same speed and were run as bfloat16."""
+    return "bfloat16" if dtype == "float16" else dtype
+
+
 @dataclass(frozen=True)
 class Setting:
     """One model on ``tensor_parallel`` GPUs of one kind, priced by one profile."""
