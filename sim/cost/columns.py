@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from kvsim.cost.lattice import quantise_array
-from kvsim.cost.linear import Key
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
@@ -22,24 +21,47 @@ Place = tuple[str, str]  # group, lane
 MAIN: Place = ("main", "gpu")
 
 
+class Part(NamedTuple):
+    """One kernel's share of the steps: nanoseconds of shape (steps,), and provenance of all or of each."""
+
+    place: Place
+    name: str
+    provenance: str | list[str]
+    time_ns: Array
+
+
 class ColumnRun(Priced):
-    """Steps with, for each kernel, its place, its time per step and the provenance of each."""
+    """Steps priced kernel by kernel."""
 
     def __init__(
-        self, step_ns: Array, parts: list[tuple[Place, str, list[str], Array]], longest: dict[Place, Array]
+        self,
+        step_ns: Array,
+        linear: list[tuple[LinearPriced, Array]],
+        parts: list[Part],
+        waited_for: dict[Place, Array],
+        engine_ns: float,
     ) -> None:
-        self.step_ns = step_ns
+        """``linear``: prices and the steps that have them; ``waited_for``: where a lane is the longest."""
+        self.step_ns = cast("Sequence[int]", step_ns)
+        self._linear = linear
         self._parts = parts
-        self._longest = longest  # where a lane is the one that its group waits for; others are hidden
+        self._waited_for = waited_for
+        self._engine_ns = engine_ns
 
     def count(self, usage: Usage, start: int, stop: int) -> None:
-        usage.steps_ns += int(np.sum(self.step_ns[start:stop]))
-        for place, name, provenances, time_ns in self._parts:
-            seen = np.where(self._longest[place][start:stop], time_ns[start:stop], 0.0)
-            rows = provenances[start:stop]
-            for provenance in set(rows):
-                mask = np.array([row == provenance for row in rows])
-                usage.add((name, provenance), float(seen[mask].sum()))
+        """Lanes that hide behind a longer one do not count."""
+        rows = slice(start, stop)
+        usage.steps_ns += int(np.sum(self.step_ns[rows]))
+        for priced, steps in self._linear:
+            usage.add_linear(priced, int(np.count_nonzero(steps[rows] & self._waited_for[MAIN][rows])))
+        for place, name, provenance, time_ns in self._parts:
+            seen = time_ns[rows] * self._waited_for[place][rows]
+            if isinstance(provenance, str):
+                usage.add((name, provenance), float(seen.sum()))
+                continue
+            for one, row_ns in zip(provenance[rows], seen.tolist(), strict=True):
+                usage.add((name, one), row_ns)
+        usage.add(usage.engine, self._engine_ns * (stop - start))
 
 
 class Columns:
@@ -49,84 +71,83 @@ class Columns:
         self._model = model
         self._work = work
         self._link_share = link_share
-        self._parts: list[tuple[Place, str, list[str], Array]] = []
 
     def run(self) -> ColumnRun:
         work, model = self._work, self._model
         prefills = self._any_positive("prefill_attention", "new")
-        self._add_linear(prefills)
-        launched = self._any_positive("decode_attention", "num_seqs")
+        launched = self._any_positive("decode_attention", "num_seqs", main_only=True)
+        linear, linear_ns = self._linear(prefills)
+        parts = []
         for kernel in work.kernels:
-            time_ns, provenances = self._kernel(kernel)
+            time_ns, provenance = self._kernel(kernel)
             if kernel.name == "prefill_attention" and _in_main(kernel):
-                joins = launched & (time_ns > 0)
-                launched = launched | (time_ns > 0)
-                time_ns = np.where(joins, time_ns - model.prefill_launch_ns, time_ns)
+                runs = time_ns > 0
+                time_ns = np.where(launched & runs, time_ns - model.prefill_launch_ns, time_ns)
+                launched = launched | runs
             if not _is_one(kernel.calls):
                 time_ns = quantise_array(time_ns * column(kernel.calls, work.steps))
-            if kernel.lane == "gpu":
-                factor = model.terms.prefill_factor
-                if kernel.name == "decode_attention":
-                    factor *= model.terms.mixed_attention_factor
-                if factor != 1:
-                    time_ns = np.where(prefills, quantise_array(time_ns * factor), time_ns)
-            self._parts.append(((kernel.group, kernel.lane), kernel.name, provenances, time_ns))
-        total, longest = self._join()
+            if kernel.lane == "gpu" and (factor := self._factor(kernel.name)) != 1:
+                time_ns = np.where(prefills, quantise_array(time_ns * factor), time_ns)
+            parts.append(Part((kernel.group, kernel.lane), kernel.name, provenance, time_ns))
+        total_ns, waited_for = _join(linear_ns, parts)
         engine_ns = model.engine_ns(work.tokens)
-        engine, provenance = "engine", model.terms.provenance
-        self._parts.append((("", ""), engine, [provenance] * work.steps, np.full(work.steps, engine_ns)))
-        longest["", ""] = np.ones(work.steps, dtype=bool)
-        return ColumnRun((total + engine_ns + 0.5).astype(np.int64), self._parts, longest)
+        step_ns = (total_ns + engine_ns + 0.5).astype(np.int64)
+        return ColumnRun(step_ns, linear, parts, waited_for, engine_ns)
 
-    def _kernel(self, kernel: Kernel) -> tuple[Array, list[str]]:
-        share = self._link_share.get(kernel.lane, 1.0)
-        time_ns, provenances = self._model.pricer(kernel.name).column(
-            kernel.args, self._work.steps, kernel.lane, share
-        )
-        if self._model.strict and "extrapolated" in provenances:
-            row = provenances.index("extrapolated")
-            sizes = {name: column(value, self._work.steps)[row] for name, value in kernel.args.items()}
+    def _kernel(self, kernel: Kernel) -> tuple[Array, str | list[str]]:
+        steps, share = self._work.steps, self._link_share.get(kernel.lane, 1.0)
+        pricer = self._model.pricer(kernel.name)
+        time_ns, provenance = pricer.column(kernel.args, steps, kernel.lane, share)
+        if self._model.strict and "extrapolated" in provenance:
+            row = 0 if isinstance(provenance, str) else provenance.index("extrapolated")
+            sizes = {name: column(value, steps)[row] for name, value in kernel.args.items()}
             self._model.refuse(kernel.name, sizes)
-        return time_ns, provenances
+        return time_ns, provenance
 
-    def _any_positive(self, name: str, arg: str) -> Array:
-        """Steps in which some kernel ``name`` of the main lane has ``arg`` > 0: shape (steps,)."""
+    def _factor(self, name: str) -> float:
+        """On a GPU kernel of a step that carries prefill."""
+        terms = self._model.terms
+        return terms.prefill_factor * (terms.mixed_attention_factor if name == "decode_attention" else 1.0)
+
+    def _any_positive(self, name: str, arg: str, main_only: bool = False) -> Array:
+        """Steps in which some kernel ``name`` has ``arg`` > 0: shape (steps,)."""
         found: Array = np.zeros(self._work.steps, dtype=bool)
         for kernel in self._work.kernels:
-            if kernel.name == name and (name == "prefill_attention" or _in_main(kernel)):
+            if kernel.name == name and (_in_main(kernel) or not main_only):
                 found |= column(kernel.args[arg], self._work.steps) > 0
         return found
 
-    def _add_linear(self, prefills: Array) -> None:
-        tokens, sampled, steps = self._work.tokens, self._work.sampled, self._work.steps
+    def _linear(self, prefills: Array) -> tuple[list[tuple[LinearPriced, Array]], Array]:
+        """Linear layers and LM head: (prices and the steps that have them, nanoseconds of shape (steps,))."""
+        found: list[tuple[LinearPriced, Array]] = []
+        time_ns: Array = np.zeros(self._work.steps)
         for carries in (False, True):
-            where = prefills == carries
-            if where.any():
-                for key, time_ns in _parts(
-                    self._model.layers(tokens, carries), self._model.head(sampled, carries)
-                ):
-                    self._parts.append((MAIN, key[0], [key[1]] * steps, np.where(where, time_ns, 0.0)))
-
-    def _join(self) -> tuple[Array, dict[Place, Array]]:
-        """(sum over groups of the longest lane, where each lane is the longest)."""
-        lanes: dict[str, dict[str, Array]] = {}
-        for (group, lane), _, _, time_ns in self._parts:
-            sums = lanes.setdefault(group, {})
-            sums[lane] = sums[lane] + time_ns if lane in sums else time_ns
-        total: Array = np.zeros(self._work.steps)
-        longest: dict[Place, Array] = {}
-        for group, sums in lanes.items():
-            stacked = np.stack(list(sums.values()))
-            first = stacked.argmax(axis=0)
-            total = total + stacked.max(axis=0)
-            for i, lane in enumerate(sums):
-                longest[group, lane] = first == i
-        return total, longest
+            steps = prefills == carries
+            if steps.any():
+                layers = self._model.layers(self._work.tokens, carries)
+                head = self._model.head(self._work.sampled, carries)
+                found += [(layers, steps), (head, steps)]
+                time_ns[steps] = layers.total_ns + head.total_ns
+        return found, time_ns
 
 
-def _parts(*priced: LinearPriced) -> Iterable[tuple[Key, float]]:
-    for one in priced:
-        yield from one.parts
+def _join(linear_ns: Array, parts: list[Part]) -> tuple[Array, dict[Place, Array]]:
+    """(sum over groups of the longest lane, where each lane is the longest; of equal ones the first)."""
+    groups: dict[str, dict[str, Array]] = {MAIN[0]: {MAIN[1]: linear_ns}}
+    for (group, lane), _, _, time_ns in parts:
+        sums = groups.setdefault(group, {})
+        sums[lane] = sums[lane] + time_ns if lane in sums else time_ns
+    total_ns: Array = np.zeros(len(linear_ns))
+    waited_for: dict[Place, Array] = {}
+    for group, sums in groups.items():
+        longest = np.maximum.reduce(list(sums.values()))
+        total_ns = total_ns + longest
+        taken: Array = np.zeros(len(linear_ns), dtype=bool)
+        for lane, time_ns in sums.items():
+            first = (time_ns == longest) & ~taken
+            waited_for[group, lane] = first
+            taken = taken | first
+    return total_ns, waited_for
 
 
 def _is_one(calls: Any) -> bool:

@@ -79,7 +79,7 @@ class DecodeAttention(Pricer):
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, list[str]]:
+    ) -> tuple[Array, str | list[str]]:
         num_seqs = args["num_seqs"]
         if not isinstance(num_seqs, int | float) or num_seqs <= 0:
             return super().column(args, steps, lane, share)
@@ -88,7 +88,7 @@ class DecodeAttention(Pricer):
         i = np.searchsorted(curve.knots, sums, side="right") - 1
         time_ns = quantise_array(np.array(curve.base)[i] + np.array(curve.slope)[i] * sums)
         if sums.max() <= curve.table_until:
-            return time_ns, [curve.provenance] * steps
+            return time_ns, curve.provenance
         return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
 
     def _make(self, num_seqs: float) -> DecodeCurve:

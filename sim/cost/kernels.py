@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class KernelCostModel(CostModel):
                         )
                     if type(sums) is int:
                         return self._decode_run(work.tokens, work.sampled, num_seqs, sums, 0, work.steps)
-        if work.steps == 1 and all(map(_is_plain, kernels)):
+        if work.steps == 1 and _are_plain(kernels):
             return self._one_step(work)
         return Columns(self, work, link_share or {}).run()
 
@@ -142,18 +142,23 @@ class KernelCostModel(CostModel):
     # -- one step with scalar sizes --------------------------------------------------------------------------
 
     def _one_step(self, work: StepWork) -> OneStep:
-        prefills = any(kernel[0] == "prefill_attention" and kernel[1]["new"] > 0 for kernel in work.kernels)
+        prefills, launched = False, False
+        for name, args, _, _, _ in work.kernels:
+            if name == "prefill_attention":
+                prefills = prefills or cast(float, args["new"]) > 0
+            elif name == "decode_attention":
+                launched = launched or cast(float, args["num_seqs"]) > 0
+        terms = self.terms
+        factor = terms.prefill_factor if prefills else 1.0
+        mixed = factor * terms.mixed_attention_factor if prefills else 1.0
         layers, head = self.layers(work.tokens, prefills), self.head(work.sampled, prefills)
-        factor = self.terms.prefill_factor if prefills else 1.0
-        mixed = factor * self.terms.mixed_attention_factor if prefills else 1.0
-        engine_ns = self.engine_ns(work.tokens)
+        engine_ns = quantise(terms.step_ns + terms.token_ns * work.tokens)
         total = layers.total_ns + head.total_ns + engine_ns
         parts: list[tuple[Key, float]] = []
-        launched = any(
-            kernel[0] == "decode_attention" and kernel[1]["num_seqs"] > 0 for kernel in work.kernels
-        )
+        pricers = self._pricers
         for name, args, _, _, lane in work.kernels:
-            time_ns, provenance = self.pricer(name).price(args, lane)  # type: ignore[arg-type]
+            pricer = pricers[name] if name in pricers else self.pricer(name)
+            time_ns, provenance = pricer.price(cast("Mapping[str, float]", args), lane)
             if name == "prefill_attention":
                 if launched and time_ns:
                     time_ns -= self._prefill.launch_ns
@@ -222,9 +227,12 @@ class KernelCostModel(CostModel):
         return scaled(priced, self.terms.prefill_factor) if prefills else priced
 
 
-def _is_plain(kernel: Kernel) -> bool:
+def _are_plain(kernels: tuple[Kernel, ...]) -> bool:
     """Scalar sizes, once, on the GPU beside the linear layers."""
-    _, args, calls, group, lane = kernel
-    if lane != "gpu" or group != "main" or type(calls) is not int or calls != 1:
-        return False
-    return all(type(value) is int or type(value) is float for value in args.values())
+    for _, args, calls, group, lane in kernels:
+        if lane != "gpu" or group != "main" or type(calls) is not int or calls != 1:
+            return False
+        for value in args.values():
+            if type(value) is not int and type(value) is not float:
+                return False
+    return True

@@ -13,7 +13,7 @@ PROVENANCES = ("measured", "imported", "derived", "extrapolated")
 class Priced(ABC):
     """Prices of one run of steps."""
 
-    step_ns: Sequence[int]  # device time of each step, integer nanoseconds, length = steps
+    step_ns: Sequence[int]  # device time of each step, integer nanoseconds; of long runs an int64 array
 
 
 class CostModel(ABC):

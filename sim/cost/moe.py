@@ -54,7 +54,11 @@ class MoePrices:
                 for m, t in points
             ]
         hidden, inter, topk, experts = shape
-        self._floor = lambda m: roofline.moe_ns(m, hidden, inter, topk, experts, dtype) / moe_tp
+
+        def floor(tokens: float) -> float:
+            return roofline.moe_ns(tokens, hidden, inter, topk, experts, dtype) / moe_tp
+
+        self._floor = floor
         self._curve = Curve([m for m, _ in points], [max(t, self._floor(m)) for m, t in points])
 
     def price(self, tokens: int) -> tuple[float, str]:

@@ -23,16 +23,18 @@ class Pricer(ABC):
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, list[str]]:
-        """:meth:`price` of each of ``steps`` steps: shape (steps,) and a provenance each."""
+    ) -> tuple[Array, str | list[str]]:
+        """:meth:`price` of each of ``steps`` steps: shape (steps,), and the provenance of all or of each."""
         if all(isinstance(value, int | float) for value in args.values()):
             time_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
-            return np.full(steps, time_ns), [provenance] * steps
+            return np.full(steps, time_ns), provenance
         rows = {name: column(value, steps).tolist() for name, value in args.items()}
         found = [
             self.price({name: values[i] for name, values in rows.items()}, lane, share) for i in range(steps)
         ]
-        return np.array([time_ns for time_ns, _ in found]), [provenance for _, provenance in found]
+        provenances = [provenance for _, provenance in found]
+        same = len(set(provenances)) == 1
+        return np.array([time_ns for time_ns, _ in found]), provenances[0] if same else provenances
 
 
 kernel_pricers: dict[str, Callable[[Setting], Pricer]] = {}

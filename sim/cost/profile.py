@@ -111,8 +111,10 @@ def _read_parquet(path: Path, where: str) -> dict[str, Array]:
     import pyarrow.parquet as parquet  # 0.1 s to import; a run needs it anyway to write its results
 
     try:
-        # not read_table: it imports pyarrow.dataset and with it pandas
-        arrow = parquet.ParquetFile(path).read(use_threads=False)
+        # not read_table, which imports pyarrow.dataset and with it pandas; text comes as dictionaries
+        schema = parquet.read_schema(path)
+        texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) == "string"]
+        arrow = parquet.ParquetFile(path, read_dictionary=texts).read(use_threads=False)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{where}: cannot read {path}: {_one_line(error)}") from None
     columns = {name: _numpy(arrow.column(name)) for name in arrow.column_names}
@@ -126,13 +128,11 @@ def _numpy(column: Any) -> Array:
 
     By DLPack, as Arrow's own ``to_numpy`` imports pandas (0.3 s) where that is installed.
     """
-    import pyarrow
-
     values = column.combine_chunks()
-    if not pyarrow.types.is_string(column.type):
+    if not hasattr(values, "dictionary"):
         return np.from_dlpack(values)
-    encoded = values.dictionary_encode()
-    return np.array(encoded.dictionary.to_pylist())[np.from_dlpack(encoded.indices)]
+    texts: Array = np.array(values.dictionary.to_pylist())
+    return np.asarray(texts[np.from_dlpack(values.indices)])
 
 
 def _one_line(error: Exception) -> str:
