@@ -1,0 +1,79 @@
+"""report.html: one self-contained page about one result folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from html import escape
+from pathlib import Path
+
+from kvsim.reports import sections
+from kvsim.reports.markup import warning_box
+from kvsim.reports.plotlyjs import plotly_js
+from kvsim.reports.theme import SCRIPT, STYLE
+from kvsim.results import reading
+from kvsim.results.folder import REPORT
+from kvsim.results.read import Results, load_results
+from kvsim.results.units import duration, number
+
+SECTIONS = (
+    sections.headlines,
+    sections.latency,
+    sections.first_token,
+    sections.over_time,
+    sections.cache,
+    sections.utilisation,
+    sections.tenants,
+    sections.cost,
+    sections.timings,
+    sections.origin,
+)
+
+
+def write_report(result_dir: Path | str) -> Path:
+    """Write report.html into ``result_dir`` and give its path.
+
+    Reads that folder only; the page loads nothing from elsewhere when it is opened.
+
+    Raises:
+        KvsimError: the folder is not a complete result folder, or plotly is missing.
+    """
+    results = load_results(result_dir)
+    path = results.path / REPORT
+    new = path.with_name(f".{REPORT}.{secrets.token_hex(4)}")
+    try:
+        new.write_text(render(results), encoding="utf-8")
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+    return path
+
+
+def render(results: Results) -> str:
+    """The page as text."""
+    summary = results.summary
+    title = str(results.scenario.get("name") or "kvsim run")
+    facts = (
+        reading.cluster_line(summary),
+        f"{number(summary['requests_completed'])} of {number(summary['requests_submitted'])} requests",
+        f"{duration(summary['makespan_s'])} simulated",
+    )
+    body = "\n".join(section(results) for section in SECTIONS)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)} – kvsim</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<header><h1>{escape(title)}</h1><p>{escape(" · ".join(facts))}</p></header>
+{warning_box(reading.warnings_of(summary))}
+{body}
+<footer>Made by kvsim {escape(summary["kvsim_version"])} from the files beside this page.</footer>
+<script>{plotly_js()}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""

@@ -1,0 +1,130 @@
+"""What a summary says in words: one sentence a figure, and the warnings that a reader must not miss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvsim.results.columns import TTFT_PARTS
+from kvsim.results.units import digits, duration, number, percent, usd
+
+EXTRAPOLATED_LIMIT = 0.1  # share of simulated time above which a prediction stands on shaky ground
+PART_NAMES = {"queue_s": "queue", "load_s": "KV load", "prefill_s": "prefill", "host_s": "host"}
+PART_PHRASES = {
+    "queue_s": "in the queue",
+    "load_s": "loading KV",
+    "prefill_s": "in prefill",
+    "host_s": "in the front end",
+}
+
+Summary = Mapping[str, Any]
+
+
+def warnings_of(summary: Summary) -> list[str]:
+    """Whatever makes the figures say less than they seem to; empty for a clean run."""
+    done, submitted = summary["requests_completed"], summary["requests_submitted"]
+    found = []
+    if not done:
+        found.append("No request finished: there are no latencies.")
+    if summary["requests_rejected"]:
+        reasons = "; ".join(f"{reason} ({number(n)})" for reason, n in summary["rejected_by_reason"].items())
+        found.append(f"{_of(summary['requests_rejected'], submitted)} rejected: {reasons}.")
+    if summary["requests_unfinished"]:
+        unfinished = _of(summary["requests_unfinished"], submitted)
+        found.append(
+            f"{unfinished} unfinished at the end: the latencies leave them out and look better than they are."
+        )
+    for fate in ("failed", "cancelled"):
+        if summary[f"requests_{fate}"]:
+            found.append(f"{_of(summary[f'requests_{fate}'], submitted)} {fate}.")
+    if summary["extrapolated_time_ratio"] > EXTRAPOLATED_LIMIT:
+        share = percent(summary["extrapolated_time_ratio"])
+        found.append(
+            f"{share} of the simulated time is extrapolated beyond the profile: calibrate those sizes."
+        )
+    if done and summary["preemptions"] > 0.01 * done:
+        found.append(
+            f"{number(summary['preemptions'])} preemptions: KV memory runs out while requests decode."
+        )
+    if _saturated(summary):
+        found.append(
+            "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."
+        )
+    return found
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{number(part)} of {number(whole)} requests {'was' if part == 1 else 'were'}"
+
+
+def _saturated(summary: Summary) -> bool:
+    busy, queue = summary["utilisation"]["mean"], ttft_shares(summary, "mean").get("queue_s", 0.0)
+    return busy is not None and busy > 0.95 and queue > 0.5
+
+
+def ttft_shares(summary: Summary, which: str) -> dict[str, float]:
+    """Share of TTFT by part (``queue_s`` ...), of ``mean`` or ``slowest_5_percent``; {} if none finished."""
+    parts = summary["ttft_parts_s"][which]
+    total = sum(parts[part] or 0.0 for part in TTFT_PARTS)
+    return {part: parts[part] / total for part in TTFT_PARTS} if total else {}
+
+
+def ttft_sentence(summary: Summary) -> str:
+    """Who waits how long, and for what."""
+    shares = ttft_shares(summary, "slowest_5_percent")
+    if not shares:
+        return "No request finished."
+    part = max(shares, key=lambda name: shares[name])
+    return (
+        f"Half of the requests see their first token within {duration(summary['ttft_s']['p50'])}; the"
+        f" slowest 5 % spend {percent(shares[part])} of their wait {PART_PHRASES[part]}."
+    )
+
+
+def tpot_sentence(summary: Summary) -> str:
+    tpot_s = summary["tpot_s"]
+    if not tpot_s["p50"]:
+        return "No request with two output tokens finished."
+    speed = f"A typical reader sees {digits(1 / tpot_s['p50'])} tokens/s"
+    return f"{speed}; 1 in 20 waits {duration(tpot_s['p95'])} or more a token."
+
+
+def throughput_sentence(summary: Summary) -> str:
+    rate = summary["throughput"]
+    return (
+        f"{number(rate['requests_per_s'])} requests/s and {number(rate['input_tokens_per_s'])} prompt"
+        f" tokens/s over {duration(summary['makespan_s'])}."
+    )
+
+
+def cache_sentence(summary: Summary) -> str:
+    cache = summary["cache"]
+    hits = cache["hit_token_ratio_by_tier"]
+    tiers = ", ".join(f"{percent(ratio)} in {name}" for name, ratio in hits.items() if ratio)
+    text = f"Of all prompt tokens {tiers}" if tiers else "No prompt token was found in cache"
+    approximate = cache["approximate_token_ratio"]
+    return f"{text}; {percent(approximate)} more reused approximately." if approximate else f"{text}."
+
+
+def utilisation_sentence(summary: Summary) -> str:
+    busy = [share for share in summary["utilisation"]["replicas"] if share is not None]
+    if not busy:
+        return "No time passed."
+    if len(busy) == 1:
+        return "Share of the time in which the replica runs a step."
+    return f"Mean over {len(busy)} replicas; least {percent(min(busy))}, most {percent(max(busy))}."
+
+
+def cost_sentence(summary: Summary) -> str:
+    cost = summary["cost"]
+    return (
+        f"{number(cost['gpu_hours'])} GPU-hours at {usd(cost['usd_per_gpu_hour'])} make {usd(cost['usd'])}"
+        f"{' (' + cost['price_source'] + ')' if cost['price_source'] else ''}."
+    )
+
+
+def cluster_line(summary: Summary) -> str:
+    """Such as ``2 replicas × 4 H100 SXM``."""
+    cluster = summary["cluster"]
+    n, gpus = cluster["replicas"], cluster["gpus_per_replica"]
+    return f"{n} replica{'s' if n != 1 else ''} × {gpus} {cluster['gpu']}"

@@ -1,0 +1,104 @@
+"""The summary of a run in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from kvsim.results import reading
+from kvsim.results.reading import PART_NAMES, Summary
+from kvsim.results.units import duration, number, percent, usd
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LATENCIES = (
+    ("ttft_s", "time to first token"),
+    ("tpot_s", "time per output token"),
+    ("itl_s", "inter-token latency"),
+    ("e2e_s", "end to end"),
+)
+STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print latencies, where TTFT goes, hits, throughput, utilisation, cost, provenance and warnings."""
+    done, submitted = summary["requests_completed"], summary["requests_submitted"]
+    headline = Text(f"{number(done)} of {number(submitted)} requests", style="bold")
+    headline.append(
+        f" in {duration(summary['makespan_s'])} on {reading.cluster_line(summary)}", style="not bold"
+    )
+    console.print(headline)
+    console.print()
+    console.print(_latencies(summary))
+    console.print()
+    console.print(_facts(summary))
+    warnings = reading.warnings_of(summary)
+    if warnings:
+        console.print()
+    for warning in warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+
+
+def _latencies(summary: Summary) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in STATISTICS:
+        table.add_column(name, justify="right")
+    for key, name in LATENCIES:
+        table.add_row(name, *(duration(summary[key][statistic]) for statistic in STATISTICS))
+    return table
+
+
+def _facts(summary: Summary) -> Table:
+    rate, cache, cost = summary["throughput"], summary["cache"], summary["cost"]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+
+    def row(name: str, parts: Iterable[str]) -> None:
+        table.add_row(name, Text(" · ".join(parts)))
+
+    for which, name in (("mean", "TTFT goes to"), ("slowest_5_percent", "in the slowest 5 %")):
+        shares = reading.ttft_shares(summary, which)
+        if shares:
+            row(name, (f"{PART_NAMES[part]} {percent(share)}" for part, share in shares.items()))
+    hits = [f"{percent(cache['hit_token_ratio'])} of prompt tokens"]
+    hits += [f"{tier} {percent(ratio)}" for tier, ratio in cache["hit_token_ratio_by_tier"].items()]
+    if cache["approximate_token_ratio"]:
+        hits.append(f"approximate reuse {percent(cache['approximate_token_ratio'])}")
+    row("cache hits", hits)
+    row(
+        "throughput",
+        (
+            f"{number(rate['output_tokens_per_s'])} output tokens/s",
+            f"{number(rate['input_tokens_per_s'])} prompt tokens/s",
+            f"{number(rate['requests_per_s'])} requests/s",
+        ),
+    )
+    busy = [f"replicas {percent(summary['utilisation']['mean'])}"]
+    busy += [f"{name} {percent(ratio)}" for name, ratio in link_use(summary).items()]
+    row("busy", busy)
+    row(
+        "cost",
+        (
+            f"{usd(cost['usd_per_million_output_tokens'])} a million output tokens",
+            f"{number(cost['gpu_hours'])} GPU-hours",
+            usd(cost["usd"]),
+        ),
+    )
+    provenance = summary["time_ratio_by_provenance"]
+    row("timings", (f"{name} {percent(ratio)}" for name, ratio in provenance.items() if ratio))
+    return table
+
+
+def link_use(summary: Summary) -> dict[str, float | None]:
+    """Mean busy share over replicas by link and direction."""
+    shares: dict[str, list[float]] = {}
+    for link in summary["utilisation"]["links"]:
+        if link["busy_ratio"] is not None:
+            shares.setdefault(f"{link['name']} {link['direction']}", []).append(link["busy_ratio"])
+    return {name: sum(values) / len(values) for name, values in shares.items()}
