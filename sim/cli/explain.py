@@ -28,7 +28,7 @@ def _group() -> None:
 
 @app.command(epilog="Example: kvsim explain memory scenarios/rag_mix.yaml --set cluster.gpu=h200-sxm")
 def memory(scenario_file: ScenarioFile, overrides: Overrides, as_json: AsJson = False) -> None:
-    """Show what each GPU's memory is spent on and how many tokens each tier holds; exit 2 if it does not fit."""
+    """Show what each GPU's memory is spent on and how many tokens fit each tier; exit 2 if none do."""
     from kvsim.errors import CapacityError
     from kvsim.model.memory import require_fit
     from kvsim.scenario.build import build_memory
@@ -109,8 +109,9 @@ def _print_table(facts: dict[str, Any]) -> None:
         )
     console.print(tiers)
     console.print(
-        f"{facts['num_blocks']:,} blocks of {facts['block_tokens']} tokens; {facts['kv_bytes_per_token']:,} bytes "
-        f"a token; {facts['max_len_requests']:.2f} requests of {facts['max_model_len']:,} tokens at once",
+        f"{facts['num_blocks']:,} blocks of {facts['block_tokens']} tokens; "
+        f"{facts['kv_bytes_per_token']:,} bytes a token; "
+        f"{facts['max_len_requests']:.2f} requests of {facts['max_model_len']:,} tokens at once",
         highlight=False,
         soft_wrap=True,
     )

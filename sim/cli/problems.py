@@ -9,7 +9,7 @@ from kvsim.errors import did_you_mean
 
 
 def usage_line(error: Any) -> str:
-    """The message of typer's usage error ``error``, with our own hint, as one line; empty if help was shown."""
+    """The message of typer's usage error ``error``, with a hint, as one line; empty if help was shown."""
     message = str(error.format_message())
     context = getattr(error, "ctx", None)
     if context is None or not message.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,6 +61,35 @@ def show(
     import yaml
 
     typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip())
+
+
+@app.command(
+    "import", epilog="Example: kvsim profiles import aiconfigurator/ --system h200_sxm --out profiles/"
+)
+def import_(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Holds SYSTEM/FAMILY/FRAMEWORK/VERSION/*.parquet.")
+    ],
+    system: Annotated[
+        list[str],
+        typer.Option(
+            help="Which SYSTEM; may be repeated. Default: all known.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the profiles.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Turn the kernel tables that aiconfigurator publishes into profiles."""
+    from kvsim.calibrate.importers.aiconfigurator import import_aiconfigurator
+
+    out.mkdir(parents=True, exist_ok=True)
+    files = [str(path) for path in import_aiconfigurator(directory, system or None, out)]
+    if as_json:
+        print_json({"profiles": files})
+    else:
+        typer.echo("\n".join(files))
 
 
 def _facts(profile: Profile) -> dict[str, Any]:

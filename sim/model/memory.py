@@ -105,9 +105,10 @@ def require_fit(budget: MemoryBudget) -> MemoryBudget:
     where = f"{budget.model} on {budget.gpu} with tensor_parallel {budget.num_gpus}"
     if budget.kv_bytes < budget.block_bytes:
         raise CapacityError(
-            f"{where} does not fit: weights {_gb(budget.weight_bytes)}, activations "
-            f"{_gb(budget.activation_bytes)} and graphs {_gb(budget.other_bytes)} of "
-            f"{_gb(budget.usable_bytes)} usable leave no room for KV; raise tensor_parallel or take a bigger GPU"
+            f"{where} does not fit: weights {_gb(budget.weight_bytes)}, "
+            f"activations {_gb(budget.activation_bytes)} and graphs {_gb(budget.other_bytes)} of "
+            f"{_gb(budget.usable_bytes)} usable leave no room for KV; "
+            "raise tensor_parallel or take a bigger GPU"
         )
     if budget.usable_tokens < max(1, budget.max_model_len):
         raise CapacityError(

@@ -41,6 +41,9 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
     for i, source in enumerate(scenario.workload.sources):
         if source.file is not None:
             yield f"workload.sources.{i}.file", lambda name=source.file: _file(scenario, name)  # type: ignore[misc]
+        if isinstance(source.options.get("trace"), str):
+            name = source.options["trace"]
+            yield f"workload.sources.{i}.options.trace", lambda name=name: _file(scenario, name)  # type: ignore[misc]
 
 
 def _model_len(scenario: Scenario) -> None:

@@ -168,11 +168,13 @@ class Scenario(Part):
         data = self.model_dump(mode="json")
         if "/" in self.model or self.path(self.model).is_file():
             data["model"] = str(self.path(self.model).resolve())
-        if self.timings.profile and "/" in self.timings.profile:
+        if self.timings.profile and self.timings.profile.endswith((".yaml", ".yml")):
             data["timings"]["profile"] = str(self.path(self.timings.profile).resolve())
         for source in data["workload"]["sources"]:
             if source["file"] is not None:
                 source["file"] = str(self.path(source["file"]).resolve())
+            if isinstance(source["options"].get("trace"), str):
+                source["options"]["trace"] = str(self.path(source["options"]["trace"]).resolve())
         return data
 
     def digest(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,24 +19,32 @@ class Slice(WorkloadPart):
 
     start: Nanoseconds = 0
     end: Nanoseconds | None = None
+    sessions: Annotated[int, Field(ge=1)] | None = None
+    """Only the first sessions, whole."""
     max_requests: Annotated[int, Field(ge=1)] | None = None
+    """Only the first requests by arrival; a conversation may lose its end."""
 
 
 class Source(WorkloadPart):
     """A trace file or a generator."""
 
     name: str | None = None
-    """null = the file's stem or the generator's name."""
+    """null = the file's name without its endings, or the generator's."""
     file: str | None = None
     """Relative to the scenario file."""
     reader: str | None = None
     """Format of the file; null = told by the fields of the first record."""
     generator: str | None = None
     options: dict[str, Any] = {}
-    """Of the reader or the generator."""
+    """Of the reader or the generator; a generator's ``trace`` is a file."""
     share: Annotated[float, Field(gt=0)] | None = None
     """Part of the requests of the mix; null = as the trace has them."""
     slice: Slice = Slice()
+
+    @property
+    def resolved_name(self) -> str:
+        """The name, or what the file or the generator gives it."""
+        return self.name or self.generator or Path(self.file or "").name.split(".")[0]
 
     @model_validator(mode="after")
     def _one_origin(self) -> Source:
@@ -49,8 +58,9 @@ class Source(WorkloadPart):
 class Workload(WorkloadPart):
     sources: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
     requests_per_s: Annotated[float, Field(gt=0)] | None = None
-    """Rescales the arrivals of the whole mix; null = as in the trace."""
+    """Rescales the arrivals of the whole mix to this rate of all requests; null = as in the trace."""
     max_requests: Annotated[int, Field(ge=1)] | None = None
+    """Only the first requests of the mix by arrival."""
     duration: Nanoseconds | None = None
     """Arrivals after this much (rescaled) time are dropped."""
 
@@ -59,4 +69,8 @@ class Workload(WorkloadPart):
         given = [source.share is not None for source in self.sources]
         if any(given) and not all(given):
             raise ValueError("give 'share' to all sources or to none")
+        names = [source.resolved_name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called '{name}'; give each a 'name'")
         return self

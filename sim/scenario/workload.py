@@ -1,0 +1,82 @@
+"""The trace that a scenario's ``workload`` asks for."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from kvsim.errors import TraceError
+from kvsim.scenario.schema import Scenario
+from kvsim.scenario.workload_schema import Slice, Source
+from kvsim.workloads import Trace, generate, read
+from kvsim.workloads.operations import mix, rescale_time, shift_to_zero, slice_sessions, slice_time
+
+NS_PER_S = 1e9
+
+
+def build_trace(scenario: Scenario) -> Trace:
+    """Sources read or generated and sliced, mixed, rescaled in time, then cut to duration and max_requests.
+
+    The first arrival is at 0. ``requests_per_s`` counts all requests, those of closed loops too.
+
+    Raises:
+        TraceError: a file, option or combination that cannot be used, or no request is left.
+    """
+    workload = scenario.workload
+    traces: dict[str, Trace] = {}
+    shares: dict[str, float] = {}
+    for index, source in enumerate(workload.sources):
+        name = source.resolved_name
+        try:
+            traces[name] = _slice(_source_trace(scenario, source), source.slice)
+        except TraceError as error:
+            raise TraceError(f"workload.sources.{index} ({name}): {error}") from None
+        if source.share is not None:
+            shares[name] = source.share
+    if shares and len(traces) > 1:
+        trace = mix(traces, share=shares, requests_per_s=workload.requests_per_s, name=scenario.name)
+    else:
+        trace = next(iter(traces.values())) if len(traces) == 1 else mix(traces, name=scenario.name)
+        trace = shift_to_zero(trace)
+        if workload.requests_per_s is not None:
+            open_loop = int(np.sum(trace.after < 0)) / max(1, len(trace))
+            trace = rescale_time(trace, requests_per_s=workload.requests_per_s * open_loop)
+    if workload.duration is not None:
+        trace = slice_time(trace, 0.0, workload.duration / NS_PER_S)
+    trace = _first(trace, workload.max_requests)
+    if not len(trace):
+        raise TraceError(f"workload of {scenario.name}: no request is left; raise workload.duration")
+    return trace
+
+
+def _source_trace(scenario: Scenario, source: Source) -> Trace:
+    options: dict[str, Any] = dict(source.options)
+    if source.file is not None:
+        return read(scenario.path(source.file), source.reader, **options)
+    assert source.generator is not None
+    if isinstance(options.get("trace"), str):  # a generator that draws from a trace
+        options["trace"] = read(scenario.path(options["trace"]))
+    return generate(source.generator, seed=_seed(scenario.seed, source.resolved_name), **options)
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed of the source's own: another source in the mix does not change what this one draws."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8])
+
+
+def _slice(trace: Trace, part: Slice) -> Trace:
+    trace = shift_to_zero(trace)
+    if part.start or part.end is not None:
+        trace = slice_time(trace, part.start / NS_PER_S, None if part.end is None else part.end / NS_PER_S)
+    if part.sessions is not None:
+        trace = slice_sessions(trace, part.sessions)
+    if not len(trace):
+        raise TraceError("no request is left; widen the slice")
+    return shift_to_zero(_first(trace, part.max_requests))
+
+
+def _first(trace: Trace, count: int | None) -> Trace:
+    """The first ``count`` requests by arrival; a conversation may lose its end, never its beginning."""
+    return trace if count is None or count >= len(trace) else trace.take(np.arange(count))
