@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvsim.workloads.builder import IdScope
-from kvsim.workloads.files import Row
+from kvsim.workloads.files import Row, shown
 
 
 def block_segments(
@@ -16,6 +16,8 @@ def block_segments(
     Every id stands for ``block_tokens`` tokens; the last that reaches into the prompt covers what remains,
     ids beyond the prompt are dropped, and prompt tokens beyond the ids stay unexplained.
     """
+    if block_tokens < 1:
+        raise row.error(f"block_tokens is {block_tokens}; a block has at least 1 token")
     num_blocks = -(-input_tokens // block_tokens)
     keys = row.fields.get("hash_ids")
     if keys is not None:
@@ -38,7 +40,7 @@ def _expand(row: Row, runs: list[Any], limit: int) -> list[int]:
     keys: list[int] = []
     for run in runs:
         if not (isinstance(run, list) and len(run) == 2 and type(run[0]) is int and type(run[1]) is int):
-            raise row.error(f"hash_ids_rle holds {run!r}; a run is [first id, count], two whole numbers")
+            raise row.error(f"hash_ids_rle holds {shown(run)}; a run is [first id, count], two whole numbers")
         first, count = run
         if count < 1:
             raise row.error(f"hash_ids_rle has a run of {count} ids; a run has at least 1")

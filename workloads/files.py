@@ -46,9 +46,9 @@ class Row:
         found = self.get(key)
         number = whole_number(found)
         if number is None or number < minimum:
-            raise self.error(f"{key} is {found!r}; it has to be a whole number of at least {minimum}")
+            raise self.error(f"{key} is {shown(found)}; it has to be a whole number of at least {minimum}")
         if number > MAX_TOKENS:
-            raise self.error(f"{key} is {found!r}; it has to be at most {MAX_TOKENS}")
+            raise self.error(f"{key} is {shown(found)}; it has to be at most {MAX_TOKENS}")
         return number
 
     def time_ns(self, key: str, unit_ns: int = NS_PER_S) -> int:
@@ -59,7 +59,9 @@ class Row:
         except (TypeError, ValueError, OverflowError):
             time_ns = math.nan
         if not 0 <= time_ns <= MAX_TIME_NS:
-            raise self.error(f"{key} is {found!r}; it has to be a number of at least 0 (and under a century)")
+            raise self.error(
+                f"{key} is {shown(found)}; it has to be a number of at least 0 (and under a century)"
+            )
         return round(time_ns)
 
     def name(self, key: str) -> str | None:
@@ -68,15 +70,21 @@ class Row:
         if found is None:
             return None
         if isinstance(found, bool) or not isinstance(found, str | int):
-            raise self.error(f"{key} is {found!r}; it has to be a string or a whole number")
+            raise self.error(f"{key} is {shown(found)}; it has to be a string or a whole number")
         return str(found)
 
     def list(self, key: str) -> list[Any]:
         """The field, which has to be a list."""
         found = self.get(key)
         if not isinstance(found, list):
-            raise self.error(f"{key} is {found!r}; it has to be a list")
+            raise self.error(f"{key} is {shown(found)}; it has to be a list")
         return found
+
+
+def shown(value: Any) -> str:
+    """``value`` as it stands in the file, cut to fit a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole_number(value: Any) -> int | None:
@@ -124,10 +132,10 @@ def json_rows(path: Path) -> Iterator[Row]:
     """The objects of a JSON Lines file."""
     for number, line in read_lines(path):
         try:
-            fields = json.loads(line)
+            fields = json.loads(line.rstrip("\n"))
         except json.JSONDecodeError as error:
-            where = f"{error.msg} at column {error.colno}"
-            raise TraceError(f"{path}:{number}: not JSON ({where}); write one JSON object a line") from None
+            where = f"column {error.colno}: {error.msg}"
+            raise TraceError(f"{path}:{number}: not JSON, {where}; write one JSON object a line") from None
         except (
             ValueError,
             RecursionError,

@@ -21,7 +21,7 @@ def slice_rows(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:
 
 
 def slice_time(trace: Trace, start_s: float = 0.0, stop_s: float | None = None) -> Trace:
-    """The requests that arrive from ``start_s`` to before ``stop_s``, chains by their first. Times are kept."""
+    """The requests that arrive from ``start_s`` to before ``stop_s``; chains by their first. Times stay."""
     first_ns = trace.arrival_ns[trace.roots()]
     keep = first_ns >= round(start_s * NS_PER_S)
     if stop_s is not None:

@@ -1,8 +1,9 @@
 """Fewer segments for the same prefixes: joins segments that are never seen apart.
 
-Traces of 16- or 64-token blocks hold thousands of segments a prompt. An id that always has the same predecessor, which
-is never followed by anything else, adds nothing: two prompts that share the first share the second. Joining them keeps
-every common prefix of any two requests, to the token, as common prefixes begin and end where paths part.
+Traces of 16- or 64-token blocks hold thousands of segments a prompt. An id that always has the same
+predecessor, which is never followed by anything else, adds nothing: two prompts that share the first share
+the second. Joining them keeps every common prefix of any two requests, to the token, as common prefixes begin
+and end where paths part.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvsim.workloads.trace import SEGMENT_KINDS, Trace
+from kvsim.workloads.trace import SEGMENT_KINDS, Array, Trace
 
 ALONE = [SEGMENT_KINDS.index(kind) for kind in ("module", "chunk", "image")]  # reusable at any position
 
@@ -19,8 +20,9 @@ ALONE = [SEGMENT_KINDS.index(kind) for kind in ("module", "chunk", "image")]  # 
 def join_runs(trace: Trace) -> Trace:
     """The trace with runs of segments joined under the id of their first; chunks, modules and images stay.
 
-    A segment joins its predecessor when, all over the trace, both occur with one length and one kind only, the one is
-    always followed by the other and the other always preceded by the one, and neither is an answer (``output_id``).
+    A segment joins its predecessor when, all over the trace, both occur with one length and one kind only,
+    the one is always followed by the other and the other always preceded by the one, and neither is an answer
+    (``output_id``).
     """
     ids, tokens, kinds = trace.segment_id, trace.segment_tokens, trace.segment_kind
     m, num_ids = len(ids), trace.num_ids()
@@ -55,7 +57,7 @@ def join_runs(trace: Trace) -> Trace:
     )
 
 
-def _constant(ids: np.ndarray, values: np.ndarray, num_ids: int) -> np.ndarray:  # type: ignore[type-arg]
+def _constant(ids: Array, values: Array, num_ids: int) -> Array:
     """For each id the value that all its segments have, or -1 where they differ."""
     value_of = np.full(num_ids, -1, dtype=np.int64)
     value_of[ids] = values

@@ -14,9 +14,9 @@ CHUNK_KINDS = [SEGMENT_KINDS.index(kind) for kind in ("module", "chunk")]
 def prefix_reuse(trace: Trace, *, block_tokens: int = 1, keep_last_token: bool = False) -> Array:
     """int64 (n,): leading tokens of each prompt that an earlier row's prompt or answer already had.
 
-    The cache is infinite, requests come in row order and each has finished before the next: of an answer all tokens
-    but the last have KV. Tokens are rounded down to whole blocks. ``keep_last_token`` leaves at least one token to
-    compute, as vLLM does: at most (input_tokens - 1) // block_tokens blocks.
+    The cache is infinite, requests come in row order and each has finished before the next: of an answer all
+    tokens but the last have KV. Tokens are rounded down to whole blocks. ``keep_last_token`` leaves at least
+    one token to compute, as vLLM does: at most (input_tokens - 1) // block_tokens blocks.
     """
     reused = np.zeros(len(trace), dtype=np.int64)
     children: dict[tuple[int, int, int], int] = {}  # (node, content id, tokens) -> node
@@ -26,7 +26,7 @@ def prefix_reuse(trace: Trace, *, block_tokens: int = 1, keep_last_token: bool =
         prompt, shared, node, start = trace.input_tokens.item(row), 0, 0, 0
         known = True
         for content, end in zip(ids, ends, strict=True):
-            tokens = end - start if end > prompt else min(end, prompt) - start
+            tokens = end - start
             if end > prompt:  # the answer: its last token has no KV yet
                 tokens -= 1
             elif known:
@@ -63,8 +63,8 @@ def summary(trace: Trace, *, block_tokens: int = 16) -> dict[str, Any]:
     return {
         "name": trace.name,
         "requests": len(trace),
-        "sessions": int(len(np.unique(trace.session[trace.session >= 0]))),
-        "tenants": int(len(np.unique(trace.tenant[trace.tenant >= 0]))),
+        "sessions": len(np.unique(trace.session[trace.session >= 0])),
+        "tenants": len(np.unique(trace.tenant[trace.tenant >= 0])),
         "closed_loop_requests": int(np.sum(trace.after >= 0)),
         "span_s": span_s,
         "arrivals_per_s": (len(arrivals_ns) - 1) / span_s if span_s else None,

@@ -14,6 +14,8 @@ from kvsim.errors import TraceError
 from kvsim.workloads.registry import Registry
 from kvsim.workloads.trace import Array, seconds_to_ns
 
+MAX_TIME_S = 100 * 365 * 86_400
+
 processes: Registry[Callable[..., Array]] = Registry("arrival process")
 
 
@@ -67,9 +69,14 @@ def arrival_times_ns(description: Mapping[str, Any], n: int, rng: np.random.Gene
     name = parameters.pop("process", None)
     if name is None:
         raise TraceError(f"arrivals is {dict(description)!r}; it needs a 'process': {', '.join(processes)}")
-    if not parameters.get("rate_per_s", 1) > 0:
-        raise TraceError(f"arrivals has rate_per_s {parameters['rate_per_s']}; it has to be above 0")
     try:
-        return seconds_to_ns(processes.call(name, (n, rng), parameters))
+        if not 0 < parameters.get("rate_per_s", 1) < np.inf:
+            raise TraceError(f"arrivals has rate_per_s {parameters['rate_per_s']}; it has to be above 0")
+        times_s = processes.call(name, (n, rng), parameters)
+        if not np.all((times_s >= 0) & (times_s <= MAX_TIME_S)):
+            raise TraceError(
+                f"arrivals is {dict(description)!r}, and takes more than a century; raise its rate"
+            )
+        return seconds_to_ns(times_s)
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise TraceError(f"arrivals is {dict(description)!r}, which gives no times: {error}") from None

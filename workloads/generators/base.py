@@ -34,16 +34,17 @@ def generate(
     return builder.build(name or generator, source)
 
 
-def positive(**counts: float) -> None:
-    """Refuse options that have to be at least 1."""
-    for key, value in counts.items():
-        if value < 1:
-            raise TraceError(f"{key} is {value}; it has to be at least 1")
+def at_least(minimum: int, **options: int) -> None:
+    """Refuse options below ``minimum``."""
+    for key, value in options.items():
+        if value < minimum:
+            raise TraceError(f"{key} is {value}; it has to be at least {minimum}")
 
 
 def zipf_weights(n: int, s: float) -> Array:
     """Probabilities of ranks 1..n, proportional to rank ** -s; s = 0 is uniform."""
     if s < 0:
         raise TraceError(f"zipf_s is {s}; it has to be at least 0 (0 = uniform)")
-    weights = np.arange(1, n + 1, dtype=np.float64) ** -s
-    return weights / weights.sum()
+    weights: Array = np.arange(1, n + 1, dtype=np.float64) ** -s
+    weights /= weights.sum()
+    return weights

@@ -10,7 +10,7 @@ import numpy as np
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.conversations import add_conversation
 from kvsim.workloads.generators.arrivals import arrival_times_ns
-from kvsim.workloads.generators.base import generators, positive
+from kvsim.workloads.generators.base import at_least, generators
 from kvsim.workloads.generators.draws import Description, draw_times_ns, draw_tokens
 
 
@@ -32,7 +32,8 @@ def chat(
     A prompt grows by the last answer and by new user tokens; all sessions begin with one system prompt of
     ``system_tokens``. A session ends before the first prompt of more than ``max_prompt_tokens``.
     """
-    positive(sessions=sessions)
+    at_least(1, sessions=sessions)
+    at_least(0, system_tokens=system_tokens)
     arrival_rng, turn_rng, user_rng, output_rng, think_rng = rng.spawn(5)
     counts = draw_tokens(turns, sessions, turn_rng, "turns").tolist()
     total = sum(counts)

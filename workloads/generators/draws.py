@@ -15,6 +15,7 @@ from kvsim.errors import TraceError
 from kvsim.workloads.registry import Registry
 from kvsim.workloads.trace import Array, seconds_to_ns
 
+MAX_DRAW = 1e9
 Description = float | Mapping[str, Any]
 
 distributions: Registry[Callable[..., Array]] = Registry("distribution")
@@ -60,11 +61,11 @@ def draw(description: Description, n: int, rng: np.random.Generator, what: str) 
             f"{what} is {dict(description)!r}; it needs a 'distribution': {', '.join(distributions)}"
         )
     try:
-        values = np.clip(distributions.call(name, (n, rng), parameters), low, high)
+        values: Array = np.clip(distributions.call(name, (n, rng), parameters), low, high)
     except (TypeError, ValueError) as error:
         raise TraceError(f"{what} is {dict(description)!r}, which cannot be drawn from: {error}") from None
-    if not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise TraceError(f"{what} is {dict(description)!r}; it has to give finite numbers of at least 0")
+    if not np.all((values >= 0) & (values <= MAX_DRAW)):
+        raise TraceError(f"{what} is {dict(description)!r}; it has to give numbers from 0 to {MAX_DRAW:.0e}")
     return values
 
 

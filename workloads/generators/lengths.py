@@ -10,7 +10,7 @@ import numpy as np
 from kvsim.errors import TraceError
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.generators.arrivals import arrival_times_ns
-from kvsim.workloads.generators.base import generators, positive
+from kvsim.workloads.generators.base import at_least, generators
 from kvsim.workloads.generators.draws import Description, draw_tokens
 from kvsim.workloads.trace import Trace
 
@@ -25,7 +25,7 @@ def lengths(
     output_tokens: Description,
 ) -> TraceBuilder:
     """Input and output lengths drawn independently."""
-    positive(requests=requests)
+    at_least(1, requests=requests)
     arrival_rng, input_rng, output_rng = rng.spawn(3)
     builder = TraceBuilder()
     for row in zip(
@@ -43,7 +43,7 @@ def resampled(
     rng: np.random.Generator, *, requests: int, arrivals: Mapping[str, Any], trace: Trace
 ) -> TraceBuilder:
     """Pairs (input, output) drawn with replacement from ``trace``; its content and its times are not used."""
-    positive(requests=requests)
+    at_least(1, requests=requests)
     if not len(trace):
         raise TraceError(f"the trace '{trace.name}' has no requests to draw lengths from; give another")
     arrival_rng, pick_rng = rng.spawn(2)

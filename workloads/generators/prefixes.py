@@ -9,7 +9,7 @@ import numpy as np
 
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.generators.arrivals import arrival_times_ns
-from kvsim.workloads.generators.base import generators, positive, zipf_weights
+from kvsim.workloads.generators.base import at_least, generators, zipf_weights
 from kvsim.workloads.generators.draws import Description, draw_tokens
 from kvsim.workloads.trace import SEGMENT_KINDS
 
@@ -29,7 +29,7 @@ def shared_prefixes(
     zipf_s: float = 0.0,
 ) -> TraceBuilder:
     """``groups`` prefixes (kind system) of popularity rank ** -zipf_s; the rest of a prompt is private."""
-    positive(requests=requests, groups=groups)
+    at_least(1, requests=requests, groups=groups)
     arrival_rng, prefix_rng, pick_rng, user_rng, output_rng = rng.spawn(5)
     builder = TraceBuilder()
     prefix_ids = [builder.new_id() for _ in range(groups)]

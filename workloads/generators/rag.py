@@ -10,7 +10,7 @@ import numpy as np
 from kvsim.errors import TraceError
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.generators.arrivals import arrival_times_ns
-from kvsim.workloads.generators.base import generators, positive, zipf_weights
+from kvsim.workloads.generators.base import at_least, generators, zipf_weights
 from kvsim.workloads.generators.draws import Description, draw_tokens
 from kvsim.workloads.trace import SEGMENT_KINDS
 
@@ -36,7 +36,8 @@ def rag(
 
     Chunks are drawn without replacement with popularity rank ** -zipf_s.
     """
-    positive(requests=requests, corpus_chunks=corpus_chunks, chunks_per_query=chunks_per_query)
+    at_least(1, requests=requests, corpus_chunks=corpus_chunks, chunks_per_query=chunks_per_query)
+    at_least(0, system_tokens=system_tokens)
     if chunks_per_query > corpus_chunks:
         raise TraceError(
             f"chunks_per_query is {chunks_per_query}; it has to be at most corpus_chunks, {corpus_chunks}"

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from kvsim.workloads.builder import TraceBuilder
-from kvsim.workloads.files import json_rows
+from kvsim.workloads.files import MAX_TOKENS, json_rows
 from kvsim.workloads.generators.arrivals import arrival_times_ns
+from kvsim.workloads.generators.base import at_least
 from kvsim.workloads.generators.draws import Description, draw_tokens
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace
@@ -34,6 +35,7 @@ def read_chunks(
     seed: int | np.random.Generator = 0,
 ) -> Trace:
     """Read queries with their chunks; all begin with one system prompt of ``system_tokens``."""
+    at_least(0, system_tokens=system_tokens)
     rows = list(json_rows(path))
     arrival_rng, output_rng = np.random.default_rng(seed).spawn(2)
     arrivals_ns = arrival_times_ns(arrivals, len(rows), arrival_rng).tolist()
@@ -44,7 +46,9 @@ def read_chunks(
         chunks, tokens = row.list("chunks"), row.list("chunk_tokens")
         if not set(map(type, chunks)) <= {int, str}:
             raise row.error("chunks holds something that is no id; ids are whole numbers or strings")
-        if len(chunks) != len(tokens) or not all(type(count) is int and count >= 1 for count in tokens):
+        if len(chunks) != len(tokens) or not all(
+            type(count) is int and 1 <= count <= MAX_TOKENS for count in tokens
+        ):
             raise row.error("chunk_tokens has to hold a whole number of at least 1 for each of the chunks")
         ids = [builder.scope[chunk] for chunk in chunks]
         kinds = [CHUNK] * len(ids)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kvsim.workloads.blocks import block_segments
 from kvsim.workloads.builder import TraceBuilder
-from kvsim.workloads.files import Row, json_rows
+from kvsim.workloads.files import Row, json_rows, shown
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.trace import SEGMENT_KINDS, USER, Trace
 
@@ -78,14 +78,18 @@ def _segments(row: Row, builder: TraceBuilder, input_tokens: int) -> tuple[list[
     ids, tokens, kinds = [], [], []
     for segment in row.list("segments"):
         if not (isinstance(segment, list) and len(segment) in (2, 3) and type(segment[0]) in (int, str)):
-            raise row.error(f"segments holds {segment!r}; a segment is [id, tokens] or [id, tokens, kind]")
+            raise row.error(
+                f"segments holds {shown(segment)}; a segment is [id, tokens] or [id, tokens, kind]"
+            )
         if type(segment[1]) is not int or segment[1] < 1:
-            raise row.error(f"segments holds {segment!r}; its tokens have to be a whole number of at least 1")
+            raise row.error(
+                f"segments holds {shown(segment)}; its tokens have to be a whole number of at least 1"
+            )
         kind = USER
         if len(segment) == 3:
             if segment[2] not in SEGMENT_KINDS:
                 raise row.error(
-                    f"segments holds {segment!r}; its kind has to be one of {', '.join(SEGMENT_KINDS)}"
+                    f"segments holds {shown(segment)}; its kind has to be one of {', '.join(SEGMENT_KINDS)}"
                 )
             kind = KIND_NUMBER[segment[2]]
         ids.append(builder.scope[segment[0]])
@@ -103,5 +107,5 @@ def _output_id(row: Row, builder: TraceBuilder) -> int:
     if found is None:
         return -1
     if type(found) not in (int, str):
-        raise row.error(f"output_id is {found!r}; ids are whole numbers or strings")
+        raise row.error(f"output_id is {shown(found)}; ids are whole numbers or strings")
     return builder.scope[found]

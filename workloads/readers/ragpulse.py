@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvsim.workloads.builder import TraceBuilder
-from kvsim.workloads.files import json_rows
+from kvsim.workloads.files import json_rows, shown
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.readers.mooncake import NS_PER_MS
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace
@@ -29,9 +29,9 @@ def read_ragpulse(path: Path, source: dict[str, str]) -> Trace:
         for key, kind, scope in parts:
             for component in row.list(key):
                 if not (isinstance(component, list) and len(component) == 2 and type(component[1]) is int):
-                    raise row.error(f"{key} holds {component!r}; a component is [id, tokens]")
+                    raise row.error(f"{key} holds {shown(component)}; a component is [id, tokens]")
                 if type(component[0]) not in (int, str) or component[1] < 1:
-                    raise row.error(f"{key} holds {component!r}; it needs an id and at least 1 token")
+                    raise row.error(f"{key} holds {shown(component)}; it needs an id and at least 1 token")
                 ids.append(scope[component[0]])
                 tokens.append(component[1])
                 kinds.append(kind)

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.conversations import add_conversation
-from kvsim.workloads.files import Row, json_rows
+from kvsim.workloads.files import MAX_TOKENS, Row, json_rows, shown
 from kvsim.workloads.generators.arrivals import arrival_times_ns
 from kvsim.workloads.generators.draws import Description, draw_times_ns
 from kvsim.workloads.readers.base import register
@@ -40,7 +40,7 @@ def read_sharegpt(
     ``arrivals`` is the process of session starts, ``think_s`` the wait before turns 1, 2, ... . The caps keep
     the first sessions, the first turns of each, and the turns before the first prompt that is too long.
     """
-    sessions = []
+    sessions: list[tuple[str, list[tuple[int, int]]]] = []
     for row in json_rows(path):
         if max_sessions is not None and len(sessions) >= max_sessions:
             break
@@ -65,8 +65,12 @@ def _turns(row: Row) -> list[tuple[int, int]]:
     turns = []
     for turn in row.list("turns"):
         if not (isinstance(turn, list) and len(turn) == 2 and type(turn[0]) is int and type(turn[1]) is int):
-            raise row.error(f"turns holds {turn!r}; a turn is [new user tokens, output tokens]")
+            raise row.error(f"turns holds {shown(turn)}; a turn is [new user tokens, output tokens]")
         if turn[0] < 0 or turn[1] < 1:
-            raise row.error(f"turns holds {turn!r}; user tokens are at least 0 and output tokens at least 1")
+            raise row.error(
+                f"turns holds {shown(turn)}; user tokens are at least 0 and output tokens at least 1"
+            )
+        if max(turn) > MAX_TOKENS:
+            raise row.error(f"turns holds {shown(turn)}; a length is at most {MAX_TOKENS}")
         turns.append((turn[0], turn[1]))
     return turns
