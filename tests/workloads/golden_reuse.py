@@ -36,7 +36,7 @@ def block_hit_tokens(rows, block, floor=1, keep_last=False):
 
 
 def component_hit_tokens(rows, keys=("sys", "passages", "history", "web", "user")):
-    """Infinite cache over RAGPulse prompts: tokens of the leading components that an earlier row had, per row."""
+    """Infinite cache over RAGPulse prompts: leading tokens that an earlier row had, per row."""
     seen, hits = set(), []
     for row in rows:
         components = [(key, *component) for key in keys for component in row[key]]
