@@ -31,6 +31,7 @@ class Request:
     cached: int = 0  # prompt tokens that came from reuse at the last admission
     to_compute: int = 0  # prompt tokens (after a preemption also generated ones) to prefill since admission
     computed: int = 0  # of those, scheduled so far
+    order: int = 0  # position in the running list: counts up with every admission
     base: int = 0  # context = base + batch round, while decoding
     kv: Any = None  # the cache manager's own state
 
@@ -68,7 +69,7 @@ class Batch:
         self.sum_base = 0
         self.block_tokens = block_tokens
         self._phase = [0] * block_tokens  # requests by base modulo block size
-        self._finish: list[tuple[int, int, Request]] = []  # (round of the last token, index, request), lazily cleaned
+        self._finish: list[tuple[int, int, Request]] = []  # (round of the last token, order, request), lazily cleaned
         self._array: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ class Batch:
         self.requests[request] = None
         self.sum_base += request.base
         self._phase[request.base % self.block_tokens] += 1
-        heapq.heappush(self._finish, (self.round + remaining, request.index, request))
+        heapq.heappush(self._finish, (self.round + remaining, request.order, request))
         self._array = None
 
     def remove(self, request: Request) -> None:

@@ -89,9 +89,16 @@ class CacheConfig:
 
 
 class CacheManager(ABC):
-    """See the module's text. ``services`` is set by the replica before the first call."""
+    """See the module's text. ``services`` is set by the replica before the first call.
+
+    ``block_tokens``: the batch counts block boundaries for this size. ``needs_kinds``: requests come with the kinds
+    of their segments. ``needs_future``: :meth:`set_future` is called before the run.
+    """
 
     services: Services
+    block_tokens: int = 1
+    needs_kinds: bool = False
+    needs_future: bool = False
 
     @abstractmethod
     def match(self, request: Request) -> Plan:
@@ -164,6 +171,9 @@ class CacheManager(ABC):
         """
         num = len(batch)
         return (Kernel("decode_attention", {"num_seqs": num, "sum_context": Ramp(batch.sum_context + num, num)}),)
+
+    def set_future(self, future: Any) -> None:
+        """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""
 
     def evicted_tokens(self) -> tuple[int, ...]:
         """Tokens dropped so far, by tier, HBM first."""

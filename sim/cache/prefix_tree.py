@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
 from kvsim.cache.tiers import Load, TierStack, Write
@@ -44,6 +45,7 @@ class PrefixTreeManager(Paged):
         policy = eviction_policy(config.eviction)
         self.tree = PrefixTree(config.block_tokens, policy)
         self.tiers = TierStack(config, self.block_bytes)
+        self.needs_future = any(tree.policy.needs_future for tree in self._trees())
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
 
     @property
@@ -188,5 +190,12 @@ class PrefixTreeManager(Paged):
         return ((self.capacity_blocks - self.free_blocks) * self.block_bytes, *self.tiers.used_bytes())
 
     def evicted_tokens(self) -> tuple[int, ...]:
-        trees = (self.tree, *(tier.tree for tier in self.tiers.tiers))
-        return tuple(tree.num_evicted * self.block_tokens for tree in trees)
+        return tuple(tree.num_evicted * self.block_tokens for tree in self._trees())
+
+    def _trees(self) -> list[PrefixTree]:
+        return [self.tree, *(tier.tree for tier in self.tiers.tiers)]
+
+    def set_future(self, future: Future) -> None:
+        for tree in self._trees():
+            if tree.policy.needs_future:
+                tree.next_use = future.next_use

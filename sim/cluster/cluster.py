@@ -1,0 +1,154 @@
+"""Requests arrive, are routed, come back: the clients' side of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import simpy
+
+from kvsim.cluster.router import Router
+from kvsim.engine.link import PRIORITY_ARRIVAL, At
+from kvsim.engine.replica import Replica
+from kvsim.entities import Request
+from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
+from kvsim.workloads.trace import Trace
+
+
+class Cluster:
+    """Feeds a trace to replicas and writes down what becomes of each request.
+
+    A request meets the router ``front_in_ns`` after its arrival. Closed-loop followers arrive ``think_ns`` after the
+    client has the last token of the request before.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        trace: Trace,
+        router: Router,
+        recorder: Recorder,
+        max_model_len: int,
+        front_in_ns: int,
+        front_out_ns: int,
+        with_kinds: bool = False,
+        on_arrival: Callable[[Request], None] | None = None,
+    ) -> None:
+        self.env, self.trace, self.router, self.recorder = env, trace, router, recorder
+        self.max_model_len, self.front_in_ns, self.front_out_ns = max_model_len, front_in_ns, front_out_ns
+        self.with_kinds, self.on_arrival = with_kinds, on_arrival
+        self.replicas: Sequence[Replica] = ()
+        self.num_finished = 0
+        self.last_token_ns = 0
+        self._next_sample = [0]
+        self._followers: dict[int, list[int]] = {}
+        for row in (trace.after >= 0).nonzero()[0].tolist():
+            self._followers.setdefault(int(trace.after[row]), []).append(row)
+
+    def start(self, replicas: Sequence[Replica]) -> None:
+        """Set the run up; ``env.run()`` then plays it."""
+        self.replicas = replicas
+        self._next_sample = [0] * len(replicas)
+        self.env.process(self._arrivals())
+
+    def _arrivals(self) -> Generator[simpy.Event, Any, None]:
+        """Open-loop requests, by the clock."""
+        rows = (self.trace.after < 0).nonzero()[0]
+        for row, arrival in zip(rows.tolist(), self.trace.arrival_ns[rows].tolist(), strict=True):
+            at = arrival + self.front_in_ns
+            if at > self.env.now:
+                yield self.env.timeout(at - self.env.now)
+            self._enter(row, arrival)
+
+    def _enter(self, row: int, arrival_ns: int) -> None:
+        """A request has passed the front end."""
+        trace = self.trace
+        ids, ends = trace.content(row)
+        request = Request(
+            index=row,
+            arrival_ns=arrival_ns,
+            input_tokens=trace.input_tokens.item(row),
+            output_tokens=trace.output_tokens.item(row),
+            ids=ids,
+            ends=ends,
+            kinds=trace.kinds(row) if self.with_kinds else [],
+            session=trace.session.item(row),
+            tenant=trace.tenant.item(row),
+        )
+        if self.on_arrival is not None:
+            self.on_arrival(request)
+        total = request.input_tokens + request.output_tokens
+        if total > self.max_model_len:
+            self._reject(request, f"{total} tokens exceed max_model_len {self.max_model_len}")
+            return
+        replica = self.router.pick(request, self.replicas)
+        if not replica.manager.fits(request):
+            self._reject(request, f"{total} tokens exceed the KV capacity of a replica")
+            return
+        replica.receive(request)
+
+    def _reject(self, request: Request, reason: str) -> None:
+        self.recorder.rejected.append((request.index, reason))
+        self._release_followers(request.index)
+
+    def _release_followers(self, row: int) -> None:
+        for follower in self._followers.get(row, ()):
+            think = self.trace.think_ns.item(follower)
+            arrival = self.env.now + think
+            At(
+                self.env,
+                think + self.front_in_ns,
+                PRIORITY_ARRIVAL,
+                lambda _, row=follower, arrival=arrival: self._enter(row, arrival),  # type: ignore[misc]
+            )
+
+    def finish(self, replica: Replica, request: Request) -> None:
+        """Call-back of a replica: the last token of ``request`` has been taken."""
+        now, front = self.env.now, self.front_in_ns + self.front_out_ns
+        queue_end = request.load_started_ns if request.load_started_ns >= 0 else request.admitted_ns
+        self.recorder.requests.append(
+            RequestRow(
+                request=request.index,
+                arrival_ns=request.arrival_ns,
+                input_tokens=request.input_tokens,
+                output_tokens=request.output_tokens,
+                cached_tokens=request.first_cached,
+                approximate_tokens=request.first_approximate,
+                queue_ns=queue_end - request.arrival_ns - self.front_in_ns,
+                load_ns=request.admitted_ns - queue_end,
+                prefill_ns=request.first_token_ns - request.admitted_ns,
+                host_ns=front,
+                e2e_ns=now + self.front_out_ns - request.arrival_ns,
+                replica=replica.index,
+                preemptions=request.preemptions,
+                session=request.session,
+                tenant=request.tenant,
+                hits_by_tier=request.hits_by_tier,
+            )
+        )
+        self.num_finished += 1
+        self.last_token_ns = now + self.front_out_ns
+        if request.index in self._followers:
+            if self.front_out_ns:
+                At(self.env, self.front_out_ns, PRIORITY_ARRIVAL, lambda _: self._release_followers(request.index))
+            else:
+                self._release_followers(request.index)
+
+    def sample(self, replica: Replica) -> None:
+        """Call-back of a replica: it has decided; note its state if the last note is old enough."""
+        now = self.env.now
+        if now < self._next_sample[replica.index]:
+            return
+        self._next_sample[replica.index] = now + self.recorder.every_ns
+        manager = replica.manager
+        self.recorder.timeline.append(
+            TimelineRow(
+                t_ns=now,
+                replica=replica.index,
+                running=replica.num_running,
+                waiting=replica.num_waiting,
+                step_tokens=replica.step_tokens,
+                used_bytes=manager.used_bytes,
+                held_bytes=manager.held_bytes,
+            )
+        )

@@ -1,0 +1,228 @@
+"""A scenario, from file to finished run."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import simpy
+
+from kvsim.cache.load import load_manager
+from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cache.tiers import TierConfig
+from kvsim.cluster.cluster import Cluster
+from kvsim.cluster.router import Router, routers
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.model import CostModel
+from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.engine.link import Links
+from kvsim.engine.profile import load_engine
+from kvsim.engine.replica import Replica
+from kvsim.engine.spec import EngineSpec
+from kvsim.entities import Batch
+from kvsim.hardware.spec import LinkSpec
+from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
+from kvsim.results.recorder import Recorder
+from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers
+from kvsim.scenario.schema import Scenario
+from kvsim.scenario.workload import build_trace
+from kvsim.workloads.trace import Trace
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Simulation:
+    """A cluster that is ready to run, and the parts it was made of."""
+
+    env: simpy.Environment
+    trace: Trace
+    cluster: Cluster
+    replicas: list[Replica]
+    recorder: Recorder
+    cost: list[CostModel]
+
+
+def build_simulation(
+    trace: Trace,
+    engine: EngineSpec,
+    cache: CacheConfig,
+    links: tuple[LinkSpec, ...],
+    make_manager: Callable[[CacheConfig], CacheManager],
+    make_cost: Callable[[], CostModel],
+    router: Router,
+    num_replicas: int = 1,
+    every_ns: int = 0,
+    check: bool = False,
+) -> Simulation:
+    """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
+    env = simpy.Environment(initial_time=0)
+    recorder = Recorder(every_ns)
+    cluster = Cluster(
+        env, trace, router, recorder, engine.max_model_len, engine.front_in_ns, engine.front_out_ns,
+    )  # fmt: skip
+    replicas, costs = [], []
+    cost = make_cost()  # pure but for its counts: the replicas are alike and share it
+    costs.append(cost)
+    for index in range(num_replicas):
+        manager = make_manager(cache)
+        replicas.append(
+            Replica(
+                env, index, engine, manager, cost,
+                Links(env, [tier.name for tier in cache.tiers], links, cache.num_layers),
+                Batch(manager.block_tokens), cluster.finish, cluster.sample, recorder.itl_run, check,
+            )  # fmt: skip
+        )
+    if any(replica.manager.needs_kinds for replica in replicas):
+        cluster.with_kinds = True
+    if any(replica.manager.needs_future for replica in replicas):
+        from kvsim.cache.future import Future
+
+        future = Future(trace)
+        cluster.on_arrival = future.arrived
+        for replica in replicas:
+            replica.manager.set_future(future)
+    cluster.start(replicas)
+    return Simulation(env, trace, cluster, replicas, recorder, costs)
+
+
+def play(simulation: Simulation, progress: Progress | None = None) -> float:
+    """Run to the end; wall seconds of the loop."""
+    env, cluster, total = simulation.env, simulation.cluster, len(simulation.trace)
+    began = time.perf_counter()
+    gc.collect()
+    gc.disable()  # the loop makes no reference cycles to speak of
+    try:
+        if progress is None:
+            env.run()
+        else:
+            while env.peek() != float("inf"):
+                stop = time.perf_counter() + 0.1
+                while time.perf_counter() < stop and env.peek() != float("inf"):
+                    for _ in range(200):
+                        if env.peek() == float("inf"):
+                            break
+                        env.step()
+                progress(cluster.num_finished + len(cluster.recorder.rejected), total)
+    finally:
+        gc.enable()
+    return time.perf_counter() - began
+
+
+def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | None = None) -> Outcome:
+    """Simulate a scenario.
+
+    Raises:
+        KvsimError: anything in the scenario or its files that cannot be used.
+    """
+    model, gpu, memory = build_model(scenario), build_gpu(scenario), build_memory(scenario)
+    tensor_parallel = scenario.cluster.tensor_parallel
+    engine, terms = load_engine(
+        scenario.engine.profile,
+        max_num_seqs=scenario.engine.max_num_seqs,
+        max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
+        max_model_len=memory.max_model_len,
+        async_scheduling=scenario.engine.async_scheduling,
+    )
+    tiers = build_tiers(scenario)
+    bytes_per_token = memory.block_bytes * memory.num_gpus // memory.block_tokens
+    cache = CacheConfig(
+        capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,
+        bytes_per_token=bytes_per_token,
+        block_tokens=memory.block_tokens,
+        max_model_len=memory.max_model_len,
+        num_layers=model.num_layers,
+        eviction=scenario.cache.eviction,
+        load_policy=scenario.cache.load_policy,
+        tiers=tuple(
+            TierConfig(tier.name, spec.capacity_bytes, tier.load, tier.write, tier.eviction, getattr(tier, "extent", 2 << 20))
+            for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
+        ),
+        options=scenario.cache.options,
+    )
+    profile = load_profile(scenario.timings.profile or profile_for_gpu(gpu.name))
+    trace = build_trace(scenario)
+    simulation = build_simulation(
+        trace,
+        engine,
+        cache,
+        tuple(_per_replica(spec.link, tensor_parallel, i) for i, spec in enumerate(tiers)),
+        lambda config: load_manager(scenario.cache.manager, config),
+        lambda: KernelCostModel(profile, model, gpu, tensor_parallel, terms, strict=scenario.timings.strict_calibration),
+        routers.get(scenario.cluster.router)(),
+        scenario.cluster.replicas,
+        scenario.output.timeline_interval,
+        check,
+    )
+    loop_wall_s = play(simulation, progress)
+    return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
+
+
+def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:
+    """Each GPU of a replica has a link to host memory of its own; what lies behind is one device."""
+    if place or tensor_parallel == 1:
+        return link
+    return LinkSpec(
+        link.name, link.read_bytes_per_s * tensor_parallel, link.write_bytes_per_s * tensor_parallel,
+        link.operation_ns, link.latency_ns,
+    )  # fmt: skip
+
+
+def _outcome(
+    simulation: Simulation, scenario: Scenario, cache: CacheConfig, gpu: Any, bytes_per_token: int, loop_wall_s: float, profile: Any
+) -> Outcome:
+    replicas, recorder, trace = simulation.replicas, simulation.recorder, simulation.trace
+    links: list[LinkUse] = [use for replica in replicas for use in replica.links.use(replica.index)]
+    by_tier = _sums([replica.manager.evicted_tokens() for replica in replicas])
+    by_tier += (0,) * (1 + len(cache.tiers) - len(by_tier))
+    used: dict[tuple[str, str], int] = {}
+    for cost in simulation.cost:
+        for key, ns in cost.used_ns().items():
+            used[key] = used.get(key, 0) + ns
+    first = int(trace.arrival_ns.min()) if len(trace) else 0
+    return Outcome(
+        recorder=recorder,
+        requests_submitted=len(trace),
+        requests_unfinished=len(trace) - simulation.cluster.num_finished - len(recorder.rejected),
+        requests_failed=0,
+        requests_cancelled=0,
+        makespan_ns=max(0, simulation.cluster.last_token_ns - first),
+        tier_names=("hbm", *(tier.name for tier in cache.tiers)),
+        tier_capacity_bytes=(cache.capacity_bytes, *(tier.capacity_bytes for tier in cache.tiers)),
+        num_replicas=len(replicas),
+        gpus_per_replica=scenario.cluster.tensor_parallel,
+        busy_ns=tuple(replica.busy_ns for replica in replicas),
+        num_steps=sum(replica.num_steps for replica in replicas),
+        num_events=sum(replica.num_events for replica in replicas),
+        used_ns=used,
+        cache=CacheCounts(
+            evicted_tokens=by_tier[0],
+            recomputed_tokens=sum(replica.recomputed_tokens for replica in replicas),
+            evicted_tokens_by_tier=by_tier,
+            loaded_bytes_by_tier=_sums([replica.links.loaded_bytes for replica in replicas]),
+            written_bytes_by_tier=_sums([replica.links.written_bytes for replica in replicas]),
+        ),
+        links=tuple(links),
+        gpu_name=gpu.name,
+        usd_per_gpu_hour=gpu.usd_per_hour,
+        price_source=gpu.sources.get("usd_per_hour", ""),
+        kv_bytes_per_token=bytes_per_token,
+        scenario=scenario.resolved(),
+        hashes={
+            "scenario": scenario.digest(),
+            "profile": hashlib.sha256(profile.path.read_bytes()).hexdigest(),
+            "traces": hashlib.sha256("".join(s.get("sha256", str(sorted(s.items()))) for s in trace.sources).encode()).hexdigest(),
+        },
+        session_names=trace.session_names,
+        tenant_names=trace.tenant_names,
+        seed=scenario.seed,
+        loop_wall_s=loop_wall_s,
+    )
+
+
+def _sums(columns: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(sum(row) for row in zip(*columns, strict=True))

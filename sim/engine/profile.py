@@ -1,0 +1,89 @@
+"""Engine profiles: host overhead, graphs, latencies and scheduling defaults of one engine version, as YAML."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvsim.cost.terms import EngineTerms
+from kvsim.engine.spec import EngineSpec
+from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.scenario.units import UnitError, parse_time
+
+HOST = ("launch", "cpu", "cpu_request", "eager", "front_in", "front_out")
+DEVICE_TIMES = ("step", "token")
+DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
+
+
+def engine_profiles() -> list[str]:
+    """Names of the profiles that come with kvsim."""
+    return sorted(entry.name[:-5] for entry in (files("kvsim.engine") / "profiles").iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_engine(
+    name: str,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    async_scheduling: bool | None = None,
+) -> tuple[EngineSpec, EngineTerms]:
+    """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
+
+    Raises:
+        ScenarioError: no such profile, or a key or value in it that cannot be.
+    """
+    if max_num_batched_tokens < max_num_seqs:
+        raise ScenarioError(
+            f"engine.max_num_batched_tokens: {max_num_batched_tokens} is below max_num_seqs {max_num_seqs}; "
+            "every decoding request needs one token of it"
+        )
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ScenarioError(f"engine.profile: no file {name}")
+        data = yaml.safe_load(path.read_text())
+    else:
+        if name not in engine_profiles():
+            raise ScenarioError(f"engine.profile: no engine profile is called '{name}'{did_you_mean(name, engine_profiles())}")
+        data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
+    take = partial(_take, where=f"engine profile {name}")
+    host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
+    times = {f"{key}_ns": _time(take(host, key, "0 s"), f"engine profile {name}: host.{key}") for key in HOST}
+    spec = EngineSpec(
+        name=take(data, "name", name),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        async_scheduling=take(data, "async_scheduling", False) if async_scheduling is None else async_scheduling,
+        graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
+        **times,
+    )
+    data.pop("async_scheduling", None)
+    terms = EngineTerms(
+        **{f"{key}_ns": float(_time(take(device, key, "0 s"), f"engine profile {name}: device.{key}")) for key in DEVICE_TIMES},
+        **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
+        provenance=take(device, "provenance", "measured"),
+    )
+    for part, left in (("", data), ("host.", host), ("device.", device)):
+        if left:
+            key = next(iter(left))
+            raise ScenarioError(f"engine profile {name}: {part}{key}: unknown key")
+    return spec, terms
+
+
+def _take(data: Any, key: str, default: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ScenarioError(f"{where}: expected keys and values, found {type(data).__name__}")
+    return data.pop(key, default)
+
+
+def _time(value: Any, where: str) -> int:
+    try:
+        return parse_time(value)
+    except UnitError as error:
+        raise ScenarioError(f"{where}: {error}") from error
