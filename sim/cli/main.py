@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(arguments: list[str] | None = None) -> int:
     """As :func:`main`, but gives the exit code."""
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name="kvsim", standalone_mode=False) or 0)
     except KvsimError as error:
         for line in [str(error), *getattr(error, "__notes__", [])]:
             print(" ".join(line.split()), file=sys.stderr)

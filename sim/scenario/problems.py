@@ -31,6 +31,9 @@ def problem_lines(error: ValidationError, root: type[BaseModel]) -> list[tuple[s
     found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     # a list whose entries are all wrong is also reported as empty
     found = [item for item in found if item["type"] != "too_short" or not item["input"]]
+    # a key that is misspelt is also missing: one mistake, one line
+    misspelt = {item["loc"][:-1] for item in found if item["type"] == "extra_forbidden"}
+    found = [item for item in found if item["type"] != "missing" or item["loc"][:-1] not in misspelt]
     return [(_dotted(item["loc"]), _text(item, root)) for item in found]
 
 

@@ -101,6 +101,8 @@ class Tier(Part):
     """before: a request waits for its load (vLLM's connector); layerwise: its first step overlaps it."""
     write: Literal["through", "on_eviction"] = "through"
     eviction: str = "lru"
+    extent: Annotated[ByteSize, Field(ge=1)] = 2 * 2**20
+    """Bytes that lie together: a copy pays the link's operation time once for each such piece."""
     usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
     """null = the list price for DDR5 (link null) or NVMe (link nvme); any other link costs nothing."""
 
@@ -160,6 +162,10 @@ class Scenario(Part):
         """``name`` as a path: a relative one starts in the scenario file's folder."""
         return self._base / name
 
+    def profile_path(self, name: str) -> str:
+        """A profile's name as it is; the path of its YAML file as :meth:`path` has it."""
+        return str(self.path(name)) if name.endswith((".yaml", ".yml")) else name
+
     def resolved(self) -> dict[str, Any]:
         """The whole scenario with every default, as YAML would hold it; loads back to the same.
 
@@ -168,8 +174,8 @@ class Scenario(Part):
         data = self.model_dump(mode="json")
         if "/" in self.model or self.path(self.model).is_file():
             data["model"] = str(self.path(self.model).resolve())
-        if self.timings.profile and self.timings.profile.endswith((".yaml", ".yml")):
-            data["timings"]["profile"] = str(self.path(self.timings.profile).resolve())
+        for part in (data["timings"], data["engine"]):
+            part["profile"] = part["profile"] and self.profile_path(part["profile"])
         for source in data["workload"]["sources"]:
             if source["file"] is not None:
                 source["file"] = str(self.path(source["file"]).resolve())

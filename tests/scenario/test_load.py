@@ -255,6 +255,14 @@ def test_all_problems_are_noted_after_the_first(rag_mix: Path) -> None:
     assert error.value.__notes__ == ["--set cluster.replicas: must be at least 1, found 0"]
 
 
+def test_a_misspelt_key_is_one_problem_and_not_also_a_missing_one(rag_mix: Path) -> None:
+    change(rag_mix, "capacity: 64 GB", "capcity: 64 GB")
+    with pytest.raises(ScenarioError) as error:
+        load_scenario(rag_mix)
+    assert str(error.value) == "rag_mix.yaml.cache.tiers.0.capcity: unknown key; did you mean 'capacity'?"
+    assert not hasattr(error.value, "__notes__")
+
+
 def test_a_scenario_without_a_file() -> None:
     scenario = parse_scenario({"workload": {"sources": [{"generator": "chat"}]}})
     assert scenario.name == "scenario"

@@ -1,0 +1,78 @@
+"""A user's mistake is one line on stderr and exit code 2, never a traceback."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvsim.cli import run
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["rnu"], "kvsim rnu: unknown command; did you mean 'run'?"),
+        (["explain", "memry"], "kvsim explain memry: unknown command; did you mean 'memory'?"),
+        (["run"], "kvsim run: Missing argument 'SCENARIO'; 'kvsim run --help' shows an example"),
+        (["run", "small.yaml", "--frce"], "kvsim run --frce: unknown option; did you mean '--force'?"),
+        (["run", "nothing.yaml"], "nothing.yaml: no such file"),
+        (
+            ["run", "small.yaml", "--set", "cluster.replcas=2"],
+            "--set cluster.replcas: unknown key; did you mean 'replicas'?",
+        ),
+        (["run", "small.yaml", "--seed", "-1"], "--set seed: must be at least 0, found -1"),
+        (
+            ["run", "small.yaml", "--set", "cache.manager=prefix_tre"],
+            "no cache manager is called 'prefix_tre'; did you mean 'prefix_tree'?",
+        ),
+        (["profiles", "show", "h100-sxm-vllm-0.24"], None),
+        (["report", "nothing"], "nothing: no such result folder"),
+    ],
+)
+def test_one_line_and_exit_2(cli: Cli, small: Path, arguments: list[str], line: str | None) -> None:
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    if line is not None:
+        assert err == line + "\n"
+
+
+def test_results_are_not_overwritten_and_nothing_is_simulated(
+    cli: Cli,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (small.parent / "results" / "small").mkdir(parents=True)
+    (small.parent / "results" / "small" / "summary.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "kvsim.cluster.run", None)  # importing it would fail
+    code, _, err = cli("run", small)
+    assert code == 2
+    assert err == "results/small: already holds results; give --force to replace them, or another folder\n"
+
+
+def test_a_mistake_of_ours_is_one_line_too(
+    cli: Cli,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(text: str) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(run, "progress_bar", fail)
+    code, _, err = cli("run", small)
+    assert code == 1
+    assert err == "internal error: ZeroDivisionError: division by zero; KVSIM_TRACEBACK=1 shows where\n"
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "kvsim.cli.main", "run", "nothing.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", "nothing.yaml: no such file\n")
