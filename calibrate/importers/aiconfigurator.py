@@ -133,17 +133,17 @@ def import_aiconfigurator(
     directory: str | Path,
     systems: Iterable[str] | None = None,
     out: str | Path = ".",
-    imported: datetime.date | None = None,
+    date: datetime.date | None = None,
 ) -> list[Path]:
     """Turn the tables of ``systems`` (default: all of SYSTEMS) into profiles in ``out``; gives their paths.
 
-    ``imported`` is the date to write down, today if None.
+    ``date`` is when the import was made, today if None.
 
     Raises:
         CalibrationError: a table is missing or cannot be read, in one line that names the file.
     """
     root, target = Path(directory), Path(out)
-    day = imported or datetime.date.today()
+    day = date or datetime.date.today()
     if not root.is_dir():
         raise CalibrationError(
             f"{root}: no such directory; it should hold SYSTEM/FAMILY/FRAMEWORK/VERSION/TABLE.parquet"
@@ -180,7 +180,7 @@ def _import_system(root: Path, system: str, out: Path, day: datetime.date) -> Pa
         "licence": LICENCE,
         "engine": {"name": FRAMEWORK, "version": versions[FRAMEWORK]},
         "software": versions,
-        "imported": day.isoformat(),
+        "date": day.isoformat(),
         "notes": "Microbenchmarks of single kernels by the source's authors, not run by kvsim. "
         "Equal contexts only; no prefill over a past; raw points, none averaged.",
     }
@@ -223,13 +223,11 @@ def _read(path: Path, kernel: _Kernel) -> tuple[dict[str, Array], dict[str, Any]
         raise CalibrationError(f"{path}: latency must be finite and positive in every row")
     columns: dict[str, Array] = {}
     for ours, theirs in kernel.columns.items():
-        values = raw[theirs][keep]
-        columns[ours] = values.astype(str) if values.dtype == object else values.astype(np.int64)
-        columns[ours] = (
-            columns[ours] * (kernel.scale or {}).get(ours, 1)
-            if columns[ours].dtype.kind == "i"
-            else columns[ours]
-        )
+        chosen = raw[theirs][keep]
+        if chosen.dtype == object:
+            columns[ours] = chosen.astype(str)
+        else:
+            columns[ours] = chosen.astype(np.int64) * (kernel.scale or {}).get(ours, 1)
     first = _first_of_equal(columns)
     about: dict[str, Any] = {"kernel_source": _sources(raw, keep), "rows_read": arrow.num_rows}
     if len(first) < len(latency_ms):

@@ -46,9 +46,11 @@ class Roofline:
         kv_bytes = 2.0 * sum_context * kv_heads * head_dim * DTYPE_BYTES[kv_dtype]
         return self.time_ns(4.0 * head_dim * heads * sum_context, kv_bytes)
 
-    def moe_ns(self, tokens: float, hidden: int, inter: int, topk: int, experts: int, dtype: str) -> float:
+    def moe_ns(
+        self, tokens: float, hidden: int, inter: int, topk: int, experts: int, dtype: str, matrices: int = 3
+    ) -> float:
         """Gate, up and down of ``topk`` experts a token; at least ``topk`` experts' weights are read."""
-        weights = 3.0 * hidden * inter
+        weights = float(matrices * hidden * inter)
         return self.time_ns(
             2.0 * tokens * topk * weights, min(topk, experts) * weights * DTYPE_BYTES[dtype], dtype
         )

@@ -1,0 +1,131 @@
+"""Prices do not depend on how steps are asked for, and counted time adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.profile import load_profile
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import Kernel, Ramp, StepWork, column
+from kvsim.hardware.load import load_gpu
+from kvsim.model.load import load_model
+
+TERMS = EngineTerms(step_ns=480_000.3, token_ns=2_700.7, prefill_factor=1.07, mixed_attention_factor=1.2)
+
+
+@cache
+def model() -> KernelCostModel:
+    return KernelCostModel(
+        load_profile("h100-sxm-vllm-0.24.0"), load_model("llama-3.1-8b"), load_gpu("h100-sxm"), 1, TERMS
+    )
+
+
+def step_times(work: StepWork) -> list[int]:
+    return [int(time_ns) for time_ns in model().price(work).step_ns]
+
+
+@st.composite
+def decode_runs(draw: st.DrawFn, most_steps: int = 100) -> StepWork:
+    num_seqs = draw(st.integers(1, 600))
+    start = num_seqs * draw(st.integers(1, 3_000)) + draw(st.integers(0, 500))
+    step = draw(st.sampled_from([0, num_seqs, draw(st.integers(0, 5_000))]))
+    sizes = {"num_seqs": num_seqs, "sum_context": Ramp(start, step)}
+    return StepWork(
+        draw(st.integers(1, most_steps)), num_seqs, num_seqs, (Kernel("decode_attention", sizes),)
+    )
+
+
+def with_sums(work: StepWork, sums: object, **changes: object) -> StepWork:
+    kernel = work.kernels[0]
+    kernel = kernel._replace(args={**kernel.args, "sum_context": sums})
+    return work._replace(kernels=(kernel,), **changes)
+
+
+@given(decode_runs(), st.integers(0, 100))
+@settings(deadline=None)
+def test_splitting_a_run_changes_no_price(work: StepWork, cut: int) -> None:
+    cut = min(cut, work.steps - 1)
+    start, step = work.kernels[0].args["sum_context"]
+    later = with_sums(work, Ramp(start + cut * step, step), steps=work.steps - cut)
+    assert step_times(work)[cut:] == step_times(later)
+
+
+@given(decode_runs())
+@settings(deadline=None)
+def test_ramps_arrays_and_scalars_have_one_price(work: StepWork) -> None:
+    sums = column(work.kernels[0].args["sum_context"], work.steps)
+    expected = step_times(work)
+    assert step_times(with_sums(work, sums)) == expected
+    assert [step_times(with_sums(work, int(value), steps=1))[0] for value in sums] == expected
+    by_column = with_sums(work, sums, steps=work.steps)
+    kernel = by_column.kernels[0]
+    many = kernel._replace(args={**kernel.args, "num_seqs": np.full(work.steps, kernel.args["num_seqs"])})
+    assert step_times(by_column._replace(kernels=(many,))) == expected
+
+
+chunks = st.lists(st.tuples(st.integers(0, 8_192), st.integers(0, 30_000)), min_size=1, max_size=4)
+
+
+@given(decode_runs(most_steps=1), chunks, st.booleans())
+@settings(deadline=None)
+def test_one_mixed_step_costs_the_same_as_columns(
+    work: StepWork, found: list[tuple[int, int]], decodes: bool
+) -> None:
+    sums = work.kernels[0].args["sum_context"][0]
+    plain = with_sums(work, sums).kernels if decodes else ()
+    arrays = with_sums(work, np.array([sums])).kernels if decodes else ()
+    scalar = tuple(Kernel("prefill_attention", {"new": new, "past": past}) for new, past in found)
+    columns = tuple(
+        Kernel("prefill_attention", {"new": np.array([n]), "past": np.array([p])}) for n, p in found
+    )
+    tokens = work.tokens + sum(new for new, _ in found)
+    one = StepWork(1, tokens, work.sampled, (*plain, *scalar))
+    other = StepWork(1, tokens, work.sampled, (*arrays, *columns))
+    assert step_times(one) == step_times(other)
+
+
+def works() -> Iterator[StepWork]:
+    """Runs of every kind, some beyond the grid."""
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        num_seqs, steps = int(rng.integers(1, 400)), int(rng.integers(1, 60))
+        sizes = {"num_seqs": num_seqs, "sum_context": Ramp(num_seqs * int(rng.integers(1, 9_000)), num_seqs)}
+        attention = Kernel("decode_attention", sizes)
+        yield StepWork(steps, num_seqs, num_seqs, (attention,))
+        copy = Kernel("copy_h2d", {"num_bytes": Ramp(int(rng.integers(1, 1 << 30)), 1 << 22)}, lane="h2d")
+        yield StepWork(steps, num_seqs, num_seqs, (attention, copy))
+        prompt = Kernel(
+            "prefill_attention", {"new": int(rng.integers(1, 4_000)), "past": int(rng.integers(0, 30_000))}
+        )
+        now = attention._replace(args={"num_seqs": num_seqs, "sum_context": num_seqs * 1000})
+        yield StepWork(1, num_seqs + 4_000, num_seqs, (now, prompt))
+
+
+def test_used_time_adds_up_exactly() -> None:
+    costs = KernelCostModel(
+        load_profile("h100-sxm-vllm-0.24.0"), load_model("llama-3.1-8b"), load_gpu("h100-sxm"), 1, TERMS
+    )
+    total = 0
+    for work in works():
+        priced = costs.price(work)
+        stop = max(1, work.steps // 2)
+        costs.account(priced, 0, stop)
+        costs.account(priced, stop, work.steps)
+        total += sum(int(time_ns) for time_ns in priced.step_ns)
+        assert sum(costs.used_ns().values()) == total
+    assert min(costs.used_ns().values()) >= 0
+    assert {key[1] for key in costs.used_ns()} == {"measured", "imported", "derived", "extrapolated"}
+
+
+@pytest.mark.parametrize("num_seqs", [1, 3, 64, 200, 511])
+def test_decode_grows_with_context_beyond_the_noise_of_short_ones(num_seqs: int) -> None:
+    sizes = {"num_seqs": num_seqs, "sum_context": Ramp(num_seqs * 127, num_seqs)}
+    times = step_times(StepWork(3_000, num_seqs, num_seqs, (Kernel("decode_attention", sizes),)))
+    assert times == sorted(times)

@@ -1,0 +1,175 @@
+"""Prices done by hand on a profile with a dozen points (see the fixture ``tiny``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import Column, Kernel, Ramp, StepWork
+from kvsim.errors import CalibrationError
+
+Make = Callable[..., KernelCostModel]
+
+LAYERS = 2
+# 2 layers x 4 GEMMs x 10 us + LM head 10 us, up to 16 rows
+LINEAR = 90_000
+
+
+def decode(num_seqs: Column, sum_context: Column, steps: int = 1) -> StepWork:
+    sizes = {"num_seqs": num_seqs, "sum_context": sum_context}
+    return StepWork(steps, 1, 1, (Kernel("decode_attention", sizes),))
+
+
+def prefill(*chunks: tuple[int, int], also: tuple[Kernel, ...] = ()) -> StepWork:
+    kernels = tuple(Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks)
+    return StepWork(1, 1, 1, (*kernels, *also))
+
+
+def times(model: KernelCostModel, work: StepWork) -> list[int]:
+    return [int(step) for step in model.price(work).step_ns]
+
+
+def test_decode_is_exact_on_grid_points_and_straight_between(tiny: Make) -> None:
+    assert times(tiny(), decode(1, Ramp(1, 50), 3)) == [LINEAR + 8_000, LINEAR + 12_000, LINEAR + 16_000]
+
+
+def test_decode_goes_on_beyond_its_longest_context(tiny: Make) -> None:
+    model = tiny()
+    assert times(model, decode(2, 2 * 51)) == [LINEAR + 32_000]
+    assert times(model, decode(2, 2 * 101)) == [
+        LINEAR + 52_000
+    ]  # 0.4 us more a token of mean context, 2 layers
+
+
+def test_decode_beyond_the_largest_batch_grows_with_it(tiny: Make) -> None:
+    assert times(tiny(), decode(4, 4 * 1)) == [LINEAR + 24_000]
+
+
+def test_a_prompt_is_exact_on_grid_points_and_a_power_between(tiny: Make) -> None:
+    model = tiny()
+    assert times(model, prefill((4, 0))) == [LINEAR + 16_000]
+    assert times(model, prefill((16, 0))) == [LINEAR + 64_000]
+    assert times(model, prefill((8, 0))) == [LINEAR + 32_000]  # 8 us at 4 to 32 at 16: proportional
+    assert times(model, prefill((32, 0))) == [LINEAR + 256_000]  # beyond: quadratic
+
+
+def test_a_chunk_over_a_past_is_the_difference_of_two_prompts_plus_a_launch(tiny: Make) -> None:
+    # T(16) - T(8) + T(1) = 32 - 16 + 4 us
+    assert times(tiny(), prefill((8, 8))) == [LINEAR + LAYERS * 20_000]
+
+
+def test_a_chunk_costs_no_less_than_the_same_tokens_alone(tiny: Make) -> None:
+    model = tiny()
+    for new in (1, 3, 8):
+        assert times(model, prefill((new, 5))) >= times(model, prefill((new, 0)))
+
+
+def test_attention_of_one_step_is_launched_once(tiny: Make) -> None:
+    model = tiny()
+    # 8 + 8 us, less one launch of 4 us
+    assert times(model, prefill((4, 0), (4, 0))) == [LINEAR + LAYERS * 12_000]
+    both = decode(1, 101).kernels
+    assert times(model, prefill((4, 0), also=both)) == [LINEAR + LAYERS * 12_000]
+
+
+def test_gemm_rows_between_grid_points(tiny: Make) -> None:
+    model = tiny()
+    assert times(model, StepWork(1, 24, 0, ())) == [LAYERS * 4 * 15_000]
+    assert times(model, StepWork(1, 64, 0, ())) == [LAYERS * 4 * 40_000]  # beyond the grid: by rows
+
+
+def test_engine_terms(tiny: Make) -> None:
+    terms = EngineTerms(step_ns=1_000, token_ns=100.5, prefill_factor=1.5, mixed_attention_factor=2.0)
+    model = tiny(terms=terms)
+    assert times(model, decode(1, 1)) == [LINEAR + 8_000 + 1_101]  # 1100.5 rounds up; decode is not scaled
+    mixed = prefill((4, 0), also=decode(1, 1).kernels)
+    # (linear + 2 x (8 - 4) us + 2 x decode) x 1.5
+    assert times(model, mixed) == [1.5 * (LINEAR + 8_000 + 2 * 8_000) + 1_101]
+    assert model.used_ns() == {}
+
+
+def test_lanes_run_side_by_side_and_groups_in_turn(tiny: Make) -> None:
+    model = tiny()
+    copy = Kernel("copy_h2d", {"num_bytes": 1e6}, lane="h2d")  # 20 us at 50 GB/s
+    slow = Kernel("gather_h2d", {"rows": 1000, "row_bytes": 1e4}, lane="h2d")  # 200 us
+    after = Kernel("quant_kv", {"num_bytes": 1e10}, group="after")  # 10 us at 1e15 B/s
+    plain = decode(1, 1)
+    assert times(model, plain._replace(kernels=(*plain.kernels, copy))) == [LINEAR + 8_000]
+    assert times(model, plain._replace(kernels=(*plain.kernels, slow))) == [200_000]
+    assert times(model, plain._replace(kernels=(*plain.kernels, slow, after))) == [210_000]
+    shared = model.price(plain._replace(kernels=(*plain.kernels, slow)), {"h2d": 0.5})
+    assert list(shared.step_ns) == [400_000]
+
+
+def test_hidden_lanes_do_not_count(tiny: Make) -> None:
+    model = tiny()
+    slow = Kernel("gather_h2d", {"rows": 1000, "row_bytes": 1e4}, lane="h2d")
+    plain = decode(1, 1)
+    work = plain._replace(kernels=(*plain.kernels, slow))
+    model.account(model.price(work), 0, 1)
+    assert model.used_ns() == {("gather_h2d", "extrapolated"): 200_000}
+
+
+def test_calls_scale_a_kernel(tiny: Make) -> None:
+    half = Kernel("decode_attention", {"num_seqs": 1, "sum_context": 1}, calls=0.5)
+    by_step = half._replace(calls=np.array([1, 2]))
+    model = tiny()
+    assert times(model, StepWork(1, 1, 1, (half,))) == [LINEAR + 4_000]
+    assert times(model, StepWork(2, 1, 1, (by_step,))) == [LINEAR + 8_000, LINEAR + 16_000]
+
+
+def test_used_time_by_kernel_and_provenance(tiny: Make) -> None:
+    model = tiny(terms=EngineTerms(step_ns=500))
+    model.account(model.price(decode(1, Ramp(95, 1), 10)), 0, 10)
+    used = model.used_ns()
+    assert used[("engine", "measured")] == 5_000
+    assert used[("qkv_proj", "imported")] == 10 * LAYERS * 10_000
+    # one sequence was run up to 101 tokens, and no batch read more than 2 x 51: 7 steps, 1 step, 2 steps
+    decodes = {key[1]: time_ns for key, time_ns in used.items() if key[0] == "decode_attention"}
+    steps = times(model, decode(1, Ramp(95, 1), 10))
+    attention = [time_ns - LINEAR - 500 for time_ns in steps]
+    assert decodes == {
+        "imported": sum(attention[:7]),
+        "derived": attention[7],
+        "extrapolated": sum(attention[8:]),
+    }
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        decode(4, 4),
+        decode(1, 100_000),
+        decode(1, Ramp(90, 1), 20),
+        prefill((17, 0)),
+        prefill((4, 13)),
+        StepWork(1, 64, 0, ()),
+        StepWork(2, 1, 1, (Kernel("copy_h2d", {"num_bytes": 8}, lane="h2d"),)),
+    ],
+)
+def test_strict_refuses_extrapolation(tiny: Make, work: StepWork) -> None:
+    tiny().price(work)
+    with pytest.raises(CalibrationError, match="would be extrapolated") as caught:
+        tiny(strict=True).price(work)
+    assert "\n" not in str(caught.value)
+
+
+def test_strict_accepts_what_was_run(tiny: Make) -> None:
+    model = tiny(strict=True)
+    assert times(model, decode(1, 101)) == [LINEAR + 16_000]
+    assert times(model, prefill((4, 4))) > [LINEAR]
+
+
+def test_a_kernel_without_sizes_is_refused(tiny: Make) -> None:
+    work = StepWork(1, 1, 1, (Kernel("topk_page_select", {"pages": 12}),))
+    with pytest.raises(CalibrationError, match=r"topk_page_select: .* found pages"):
+        tiny().price(work)
+
+
+def test_heads_must_divide(tiny: Make) -> None:
+    with pytest.raises(CalibrationError, match="3 does not divide the 2 heads of tiny"):
+        tiny(tensor_parallel=3)
