@@ -64,7 +64,7 @@ def test_decode_points(cost_model: Make, batch: int, context: int, time_us: floa
 def test_a_width_that_was_not_run_is_derived_and_lies_between(cost_model: Make) -> None:
     parts = used(cost_model(), StepWork(1, 2048, 1, ()))
     assert parts["gate_up_proj"][0] == parts["down_proj"][0] == parts["lm_head"][0] == "derived"
-    # at m 2048, k 4096 the table has 831.5 TFLOP/s for n 16384 and 739.9 for 51200; 28672 is half way in log n
+    # at m 2048, k 4096 the table has 831.5 TFLOP/s for n 16384 and 739.9 for 51200; 28672 is midway in log n
     flops = 32 * 2.0 * 2048 * 28672 * 4096
     assert flops / (parts["gate_up_proj"][1] * 1e-9) == pytest.approx(783.3e12, rel=0.01)
 
