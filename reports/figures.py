@@ -9,6 +9,7 @@ import numpy as np
 
 from kvsim.reports import colours
 from kvsim.reports.series import Floats, bucket_edges, distribution, rounded, time_unit, total_over_replicas
+from kvsim.results.read import numbers
 from kvsim.results.reading import PART_NAMES
 
 Figure = dict[str, Any]
@@ -27,8 +28,13 @@ def cumulative(series: Mapping[str, tuple[Floats, str]]) -> Figure | None:
     data = []
     for name, (values, colour) in known.items():
         x, share = distribution(values)
+        x, share = np.append(x[0], x), np.append(0.0, share)
         data.append(_line(name, rounded(x), rounded(share), colour, "hv", "%{x:.3~g} s: %{y:.1%}"))
-    x_axis = {"title": "seconds", "tickformat": "~g"} | ({"type": "log"} if high > LOG_RATIO * low else {})
+    x_axis: dict[str, Any] = {"title": "seconds", "tickformat": "~g"}
+    if high > LOG_RATIO * low:
+        x_axis["type"] = "log"
+    elif high < 1.05 * low:  # as good as one value: a range of its own width would be all rounding
+        x_axis["range"] = [0, 2 * high]
     return _figure(data, x_axis, {"title": "share of requests", "tickformat": ".0%", "range": [0, 1.01]})
 
 
@@ -42,10 +48,10 @@ def ttft_by_rank(ttft_s: Floats, parts: Mapping[str, Floats], as_shares: bool) -
         return None
     order = np.argsort(ttft_s, kind="stable")
     tenths = np.array_split(order, min(10, n))
-    names = [f"{100 * i // len(tenths)}–{100 * (i + 1) // len(tenths)} %" for i in range(len(tenths))]
+    names = [f"{100 * i // len(tenths)}–{100 * (i + 1) // len(tenths)}" for i in range(len(tenths))]
     if n >= 500:
         tenths.append(order[-(n // 100) :])
-        names.append("slowest 1 %")
+        names.append("99–100")
     whole = np.array([ttft_s[group].mean() for group in tenths]) if as_shares else np.ones(len(tenths))
     data = [
         {
@@ -54,11 +60,11 @@ def ttft_by_rank(ttft_s: Floats, parts: Mapping[str, Floats], as_shares: bool) -
             "x": names,
             "y": rounded(np.array([values[group].mean() for group in tenths]) / np.maximum(whole, 1e-12)),
             "marker": {"color": colours.TTFT_PARTS[part]},
-            "hovertemplate": "%{x}: %{y:.1%}" if as_shares else "%{x}: %{y:.3~g} s",
+            "hovertemplate": "%{y:.1%}" if as_shares else "%{y:.3~g} s",
         }
         for part, values in parts.items()
     ]
-    x_axis = {"title": "requests, fastest to slowest", "type": "category"}
+    x_axis = {"title": "percentile of time to first token", "type": "category", "showgrid": False}
     y_axis = (
         {"title": "share", "tickformat": ".0%"} if as_shares else {"title": "seconds", "tickformat": "~g"}
     )
@@ -69,8 +75,8 @@ class Timeline:
     """The timeline of all replicas together, in some hundred buckets of time."""
 
     def __init__(self, table: Any) -> None:
-        self._t_s: Floats = table["t_s"].to_numpy()
-        self._replica = table["replica"].to_numpy()
+        self._t_s: Floats = numbers(table, "t_s")
+        self._replica = numbers(table, "replica")
         self._table = table
         self.empty = len(self._t_s) < 2 or float(self._t_s.max()) <= float(self._t_s.min())
         if not self.empty:
@@ -80,7 +86,7 @@ class Timeline:
     def total(self, column: str) -> Floats:
         """Time-weighted mean of ``column`` in each bucket, summed over replicas."""
         return total_over_replicas(
-            self._t_s, self._replica, self._table[column].to_numpy().astype(float), self._edges
+            self._t_s, self._replica, numbers(self._table, column).astype(float), self._edges
         )
 
     def load(self) -> Figure | None:
@@ -142,7 +148,7 @@ def bars(names: Sequence[str], shares: Sequence[float], colour: str, title: str)
         "hovertemplate": "%{x}: %{y:.1%}<extra></extra>",
     }
     y_axis = {"tickformat": "~%", "range": [0, max(1.0, *shares)]}
-    return _figure([data], {"title": title, "type": "category"}, y_axis)
+    return _figure([data], {"title": title, "type": "category", "showgrid": False}, y_axis)
 
 
 def kernels(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
@@ -163,7 +169,7 @@ def kernels(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         for provenance, colour in colours.PROVENANCE.items()
         if any(provenance in row["time_s_by_provenance"] for row in rows)
     ]
-    y_axis = {"autorange": "reversed", "type": "category"}
+    y_axis = {"autorange": "reversed", "type": "category", "showgrid": False}
     x_axis = {"title": "device time, all replicas (s)", "tickformat": "~g"}
     return _figure(data, x_axis, y_axis, barmode="stack")
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
+
+
+def prose(text: str) -> str:
+    """Escaped text in which a number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=[%a-zµA-Z])", "\u00a0", escape(text))
 
 
 class Part(NamedTuple):
@@ -19,22 +25,20 @@ class Part(NamedTuple):
 
 def section(title: str, lead: str, *blocks: str) -> str:
     """A titled section; ``lead`` is one sentence of plain text that says what the figures below mean."""
-    text = f"<p>{escape(lead)}</p>" if lead else ""
+    text = f"<p>{prose(lead)}</p>" if lead else ""
     return f"<section><h2>{escape(title)}</h2>{text}{''.join(blocks)}</section>"
 
 
 def card(name: str, value: str, sentence: str) -> str:
     """A headline figure with the sentence that reads it."""
     figure = f"<strong>{escape(value)}</strong>"
-    return f'<div class="card"><h3>{escape(name)}</h3>{figure}<p>{escape(sentence)}</p></div>'
+    return f'<div class="card"><h3>{escape(name)}</h3>{figure}<p>{prose(sentence)}</p></div>'
 
 
 def warning_box(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
-    return (
-        f'<ul class="warnings" role="alert">{"".join(f"<li>{escape(text)}</li>" for text in warnings)}</ul>'
-    )
+    return f'<ul class="warnings" role="alert">{"".join(f"<li>{prose(text)}</li>" for text in warnings)}</ul>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -60,7 +64,7 @@ def stacked_bar(label: str, parts: Sequence[Part]) -> str:
         if part.share > 0
     )
     legend = "".join(
-        f'<li><i style="background:{part.colour}"></i>{escape(part.name)} <b>{escape(part.shown)}</b></li>'
+        f'<li><i style="background:{part.colour}"></i>{escape(part.name)} <b>{prose(part.shown)}</b></li>'
         for part in parts
     )
     name = f"<h3>{escape(label)}</h3>" if label else ""
@@ -72,7 +76,7 @@ def chart(title: str, figure: Mapping[str, Any] | None, note: str = "") -> str:
     """A plotly figure as a titled box; the page's script draws it. ``None``: there is nothing to draw."""
     if figure is None:
         return ""
-    caption = f"<figcaption><h3>{escape(title)}</h3>{f'<p>{escape(note)}</p>' if note else ''}</figcaption>"
+    caption = f"<figcaption><h3>{escape(title)}</h3>{f'<p>{prose(note)}</p>' if note else ''}</figcaption>"
     return (
         f'<figure>{caption}<div class="chart" role="img" aria-label="{escape(title)}">'
         f'<script type="application/json">{script_json(figure)}</script></div></figure>'

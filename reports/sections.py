@@ -11,7 +11,7 @@ from kvsim.reports import colours, figures, markup
 from kvsim.reports.markup import Part
 from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
-from kvsim.results.read import Results
+from kvsim.results.read import Results, numbers
 from kvsim.results.table import LATENCIES, STATISTICS, link_use
 from kvsim.results.units import duration, number, percent, size, usd
 
@@ -53,7 +53,7 @@ def headlines(results: Results) -> str:
 def latency(results: Results) -> str:
     """Table and distributions of TTFT, TPOT and end-to-end time."""
     summary, table = results.summary, results.requests
-    seconds = {name: table[name].to_numpy() for name in ("ttft_s", "tpot_s", "e2e_s")}
+    seconds = {name: numbers(table, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
     tpot_s = seconds["tpot_s"]
     rows = (
         [name, *(duration(summary[key][statistic]) for statistic in STATISTICS)] for key, name in LATENCIES
@@ -92,7 +92,7 @@ def first_token(results: Results) -> str:
             for part in TTFT_PARTS
         ]
         bars.append(markup.stacked_bar(f"{label}: {duration(sum(seconds.values()))} on average", parts))
-    ttft_s, split = table["ttft_s"].to_numpy(), {part: table[part].to_numpy() for part in TTFT_PARTS}
+    ttft_s, split = numbers(table, "ttft_s"), {part: numbers(table, part) for part in TTFT_PARTS}
     return markup.section(
         "Where the time to first token goes",
         "Queue: until admission. KV load: waiting for KV from a lower tier or another replica. Prefill: until"
@@ -180,7 +180,7 @@ def timings(results: Results) -> str:
         Part(name, ratio, percent(ratio), colours.PROVENANCE.get(name, colours.GREY))
         for name, ratio in shares.items()
     ]
-    rows = summary["time_by_kernel"]
+    rows = [row for row in summary["time_by_kernel"] if row["time_s"]]
     lead = (
         "Measured: run on this GPU. Imported: from a published table. Derived: computed from either."
         " Extrapolated: outside what they cover."

@@ -57,7 +57,9 @@ pre { margin: 10px 0 0; padding: 12px; max-height: 480px; overflow: auto; backgr
 footer { margin-top: 20px; color: var(--soft); font-size: 13px; }
 @media (max-width: 520px) {
   body { padding: 14px 10px 32px; } section { padding: 14px 12px; } h1 { font-size: 22px; }
-  .chart { height: 260px; } th, td { padding: 6px 7px; } }
+  .chart { height: 260px; } table { font-size: 13px; } th, td { padding: 6px 0 6px 10px; }
+  tbody th { white-space: normal; min-width: 84px; }
+  dl { grid-template-columns: minmax(0, 1fr); gap: 0; } dd { margin-bottom: 8px; } }
 """
 
 SCRIPT = """
@@ -73,7 +75,8 @@ SCRIPT = """
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", itemwidth: 30 },
     hoverlabel: { bgcolor: colour("--box"), font: { color: colour("--text") } },
     xaxis: Object.assign(axis(), title(own.xaxis)), yaxis: Object.assign(axis(), title(own.yaxis)) });
-  const title = (own) => Object.assign({}, own, { title: { text: own.title || "", standoff: 10 } });
+  const title = (own) => Object.assign({}, own,
+    { title: { text: own.title || "", standoff: 10, font: { size: 13 } } });
   const figures = [];
   for (const box of document.querySelectorAll(".chart")) {
     const figure = JSON.parse(box.firstElementChild.textContent);

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 from kvsim.errors import KvsimError
@@ -36,6 +38,24 @@ class Results:
     def timeline(self) -> pyarrow.Table:
         """timeline.parquet."""
         return _table(self.path / TIMELINE)
+
+
+def numbers(table: pyarrow.Table, column: str) -> npt.NDArray[Any]:
+    """A column of numbers as an array, null as NaN.
+
+    Read from arrow's buffers: its own ``to_numpy`` would import pandas where that is installed.
+    """
+    values = table[column]
+    dtype = np.dtype(values.type.to_pandas_dtype())
+    parts: list[npt.NDArray[Any]] = [np.empty(0, dtype)]
+    for chunk in values.chunks:
+        valid, data = chunk.buffers()
+        part = np.frombuffer(data, dtype, len(chunk), chunk.offset * dtype.itemsize)
+        if chunk.null_count:
+            bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")
+            part = np.where(bits[chunk.offset : chunk.offset + len(chunk)], part, np.nan)
+        parts.append(part)
+    return np.concatenate(parts)
 
 
 def load_results(path: Path | str) -> Results:
@@ -73,6 +93,6 @@ def _table(path: Path) -> pyarrow.Table:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path)
+        return pq.ParquetFile(path).read()
     except (pa.ArrowInvalid, OSError) as error:
         raise KvsimError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from error

@@ -22,6 +22,8 @@ def duration(seconds: float | None) -> str:
     """Seconds as µs, ms, s, min or h."""
     if seconds is None:
         return UNDEFINED
+    if seconds == 0:
+        return "0 s"
     for limit, scale, unit in (
         (0.9995e-3, 1e6, "µs"),
         (0.9995, 1e3, "ms"),
@@ -69,4 +71,4 @@ def usd(value: float | None) -> str:
     """US dollars: cents when small."""
     if value is None:
         return UNDEFINED
-    return f"${value:,.2f}" if abs(value) >= 0.095 or value == 0 else f"${digits(value)}"
+    return f"${value:,.2f}" if abs(value) >= 0.095 or value == 0 else f"${value:.2g}"
