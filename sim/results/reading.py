@@ -118,8 +118,7 @@ def utilisation_sentence(summary: Summary) -> str:
 def cost_sentence(summary: Summary) -> str:
     cost = summary["cost"]
     return (
-        f"{number(cost['gpu_hours'])} GPU-hours at {usd(cost['usd_per_gpu_hour'])} make {usd(cost['usd'])}"
-        f"{' (' + cost['price_source'] + ')' if cost['price_source'] else ''}."
+        f"{number(cost['gpu_hours'])} GPU-hours at {usd(cost['usd_per_gpu_hour'])} make {usd(cost['usd'])}."
     )
 
 

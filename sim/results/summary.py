@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from kvsim.version import __version__
 
 PERCENTILES = (50, 90, 95, 99)
 NUM_REASONS = 20
+NUMBER = re.compile(r"\d[\d,.]*\b")
 
 
 def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "tiers": _tiers(outcome),
         "by_replica": _by_replica(outcome, done),
         "by_tenant": _by_tenant(outcome, done),
-        "rejected_by_reason": dict(Counter(reason for _, reason in rejected).most_common(NUM_REASONS)),
+        "rejected_by_reason": _reasons(reason for _, reason in rejected),
         "num_steps": outcome.num_steps,
         "num_events": outcome.num_events,
         "loop_wall_s": outcome.loop_wall_s,
@@ -90,6 +93,15 @@ def statistics(values: Floats) -> dict[str, float | None]:
 def _histogram_statistics(gaps: DurationHistogram) -> dict[str, float | None]:
     found = {"mean": gaps.mean_ns()} | {f"p{p}": gaps.percentile_ns(p) for p in PERCENTILES}
     return {name: None if ns is None else ns / 1e9 for name, ns in found.items()}
+
+
+def _reasons(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each reason was given, commonest first; those that differ only in numbers are one (N)."""
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for reason in reasons:
+        kinds[NUMBER.sub("N", reason)][reason] += 1
+    counts = Counter({next(iter(k)) if len(k) == 1 else kind: k.total() for kind, k in kinds.items()})
+    return dict(counts.most_common(NUM_REASONS))
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -29,6 +29,17 @@ def test_requests_add_up(summary):
     assert summary["rejected_by_reason"] == {"prompt longer than the model's context": 1}
 
 
+def test_reasons_that_differ_in_numbers_are_one(small_outcome):
+    outcome = small_outcome()
+    outcome.recorder.rejected[:] = [
+        (3, "70,001 tokens exceed 65,536"),
+        (4, "80000 tokens exceed 65,536"),
+        (5, "2 bad"),
+    ]
+    summary = summarise(replace(outcome, requests_submitted=7))
+    assert summary["rejected_by_reason"] == {"N tokens exceed N": 2, "2 bad": 1}
+
+
 def test_lost_request_is_our_bug(small_outcome):
     with pytest.raises(AssertionError, match="submitted 6"):
         summarise(replace(small_outcome(), requests_submitted=6))
