@@ -25,16 +25,17 @@ def cumulative(series: Mapping[str, tuple[Floats, str]]) -> Figure | None:
         return None
     low = min(np.percentile(values, 1) for values, _ in known.values())
     high = max(float(values.max()) for values, _ in known.values())
+    scale, unit = (1e3, "ms") if high < 1 else (1.0, "s")
     data = []
     for name, (values, colour) in known.items():
-        x, share = distribution(values)
+        x, share = distribution(values * scale)
         x, share = np.append(x[0], x), np.append(0.0, share)
-        data.append(_line(name, rounded(x), rounded(share), colour, "hv", "%{x:.3~g} s: %{y:.1%}"))
-    x_axis: dict[str, Any] = {"title": "seconds", "tickformat": "~g"}
+        data.append(_line(name, rounded(x), rounded(share), colour, "hv", f"%{{x:.3~g}} {unit}: %{{y:.1%}}"))
+    x_axis: dict[str, Any] = {"title": unit, "tickformat": "~g"}
     if high > LOG_RATIO * low:
-        x_axis["type"] = "log"
+        x_axis |= {"type": "log", "dtick": "D2" if high < 1000 * low else 1}  # D2: 1, 2, 5, 10, ...
     elif high < 1.05 * low:  # as good as one value: a range of its own width would be all rounding
-        x_axis["range"] = [0, 2 * high]
+        x_axis["range"] = [0, 2 * high * scale]
     return _figure(data, x_axis, {"title": "share of requests", "tickformat": ".0%", "range": [0, 1.01]})
 
 
@@ -140,13 +141,15 @@ def bars(names: Sequence[str], shares: Sequence[float], colour: str, title: str)
     """Upright bars of shares 0..1, such as utilisation by replica."""
     if not names:
         return None
-    data = {
+    data: dict[str, Any] = {
         "type": "bar",
         "x": list(names),
         "y": rounded(np.array(shares)),
         "marker": {"color": colour},
         "hovertemplate": "%{x}: %{y:.1%}<extra></extra>",
     }
+    if len(names) < 4:
+        data["width"] = 0.4
     y_axis = {"tickformat": "~%", "range": [0, max(1.0, *shares)]}
     return _figure([data], {"title": title, "type": "category", "showgrid": False}, y_axis)
 
