@@ -69,7 +69,9 @@ class Batch:
         self.sum_base = 0
         self.block_tokens = block_tokens
         self._phase = [0] * block_tokens  # requests by base modulo block size
-        self._finish: list[tuple[int, int, Request]] = []  # (round of the last token, order, request), lazily cleaned
+        self._finish: list[
+            tuple[int, int, Request]
+        ] = []  # (round of the last token, order, request), lazily cleaned
         self._array: np.ndarray[Any, Any] | None = None
 
     def __len__(self) -> int:

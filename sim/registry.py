@@ -49,7 +49,9 @@ class Registry(Generic[T]):
             try:
                 item: T = entry.load()
             except Exception as error:  # a third party's module may fail in any way
-                raise ScenarioError(f"{self.kind} '{name}': its plug-in {entry.value} does not load: {error}") from error
+                raise ScenarioError(
+                    f"{self.kind} '{name}': its plug-in {entry.value} does not load: {error}"
+                ) from error
             version = getattr(item, "api_version", None)
             if version != self.api_version:
                 raise ScenarioError(

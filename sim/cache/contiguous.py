@@ -19,7 +19,9 @@ class Contiguous(CacheManager):
         options = dict(config.options or {})
         self.reserve_tokens = int(options.pop("reserve_tokens", config.max_model_len))
         if options:
-            raise ScenarioError(f"cache.options.{next(iter(options))}: contiguous knows only 'reserve_tokens'")
+            raise ScenarioError(
+                f"cache.options.{next(iter(options))}: contiguous knows only 'reserve_tokens'"
+            )
         if self.reserve_tokens < 1:
             raise ScenarioError(f"cache.options.reserve_tokens: {self.reserve_tokens} is below 1")
         self.slot_bytes = self.reserve_tokens * config.bytes_per_token
@@ -59,7 +61,9 @@ class Contiguous(CacheManager):
         return ()
 
     def check_integrity(self) -> None:
-        assert 0 <= self.num_free_slots <= self.num_slots, f"{self.num_free_slots} of {self.num_slots} slots free"
+        assert 0 <= self.num_free_slots <= self.num_slots, (
+            f"{self.num_free_slots} of {self.num_slots} slots free"
+        )
 
     @property
     def held_bytes(self) -> int:

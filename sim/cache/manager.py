@@ -170,7 +170,9 @@ class CacheManager(ABC):
         SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b after commit(b, j), k - j).
         """
         num = len(batch)
-        return (Kernel("decode_attention", {"num_seqs": num, "sum_context": Ramp(batch.sum_context + num, num)}),)
+        first = batch.sum_context + num  # each request reads its past and its new token
+        read = Ramp(first, num) if steps > 1 else first
+        return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
     def set_future(self, future: Any) -> None:
         """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""

@@ -80,7 +80,9 @@ class Paged(CacheManager):
         return ()
 
     def check_integrity(self) -> None:
-        assert 0 <= self.free_blocks <= self.capacity_blocks, f"{self.free_blocks} of {self.capacity_blocks} blocks free"
+        assert 0 <= self.free_blocks <= self.capacity_blocks, (
+            f"{self.free_blocks} of {self.capacity_blocks} blocks free"
+        )
 
     @property
     def held_bytes(self) -> int:

@@ -10,7 +10,9 @@ from kvsim.cache.tree import Node, PrefixTree
 class TierTree(PrefixTree):
     """Nodes that are not ready are being written; holes take no room. One copy of each content (no twins)."""
 
-    def _child(self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int) -> tuple[Node | None, int]:
+    def _child(
+        self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int
+    ) -> tuple[Node | None, int]:
         """The child that continues a content, and up to which block it agrees."""
         first = bisect_right(ends, blocks * self.block_tokens)
         child = node.children.get(self._block_key(ids, ends, first, blocks)) if node.children else None

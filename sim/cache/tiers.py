@@ -41,7 +41,9 @@ class Load:
     node: Node
     start: int
     end: int
-    promoted: list[Node] = field(default_factory=list)  # runs of the nearest tier that the load fills on its way
+    promoted: list[Node] = field(
+        default_factory=list
+    )  # runs of the nearest tier that the load fills on its way
 
 
 @dataclass(slots=True)
@@ -80,7 +82,12 @@ class TierStack:
         configs: Sequence[TierConfig] = config.tiers
         self.block_bytes = block_bytes
         self.tiers = [
-            Tier(tier, config.block_tokens, block_bytes, i + 1 < len(configs) and configs[i + 1].write == "on_eviction")
+            Tier(
+                tier,
+                config.block_tokens,
+                block_bytes,
+                i + 1 < len(configs) and configs[i + 1].write == "on_eviction",
+            )
             for i, tier in enumerate(configs)
         ]
         self.only_if_faster = config.load_policy == "if_faster"
@@ -158,7 +165,13 @@ class TierStack:
 
     def _write(self, src: str, index: int, blocks: int, write: Write) -> Transfer:
         return Transfer(
-            src, self.tiers[index].config.name, blocks * self.block_bytes, self._extents(index, blocks), "behind", None, write
+            src,
+            self.tiers[index].config.name,
+            blocks * self.block_bytes,
+            self._extents(index, blocks),
+            "behind",
+            None,
+            write,
         )
 
     def _insert(self, index: int, ids: list[int], ends: list[int], start: int, end: int) -> list[Node]:

@@ -1,15 +1,17 @@
 """Prefix tree over runs of blocks: one per tier. Semantics of vLLM's block-by-block hash table and free queue.
 
 A node is a maximal run of full blocks with one history. Its content is a window into the segments of the request
-that made it, so nothing is copied:
+that made it, so nothing is stored twice:
 
     segment ends    |  0..700 (id 3) | 700..1300 (id 9) |
     blocks of 16    |0 1 2 ........43|44 ............ 80|
     a node          |      start ..................... end)     first = index of the segment that start lies in
 
 Two prompts share block b exactly when they agree on their first 16 (b + 1) tokens. A node is split where a later
-prompt leaves it, or where a request takes only its first part. A request pins its path to the root; blocks of
-nodes that nobody pins are evictable, tail first. Two copies of one content (both requests computed it) are twins.
+prompt leaves it, or where a request takes only its first part. A request pins its path to the root; blocks that
+nobody pins are evictable, tail first. When two requests have computed the same content, the first copy is the
+node's own and serves hits, the second is a :class:`Copy` that only its maker holds; it takes over when the first
+is evicted.
 """
 
 from __future__ import annotations
@@ -30,18 +32,20 @@ class Node:
     """Blocks start .. end of one history. ``end`` moves: up while its maker computes, down as its tail is evicted."""
 
     __slots__ = (
-        "children", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "next_use", "parent", "ready",
-        "ref", "start", "twin", "uses", "version",
+        "children", "copies", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "next_use", "parent",
+        "ready", "ref", "start", "uses", "version",
     )  # fmt: skip
 
-    def __init__(self, parent: Node | None, ids: list[int], ends: list[int], first: int, start: int, end: int) -> None:
+    def __init__(
+        self, parent: Node | None, ids: list[int], ends: list[int], first: int, start: int, end: int
+    ) -> None:
         self.parent = parent
         self.ids, self.ends, self.first = ids, ends, first
         self.start, self.end = start, end
         self.children: dict[BlockKey, Node] = {}
         self.key: BlockKey | None = None  # of its first block, once it stands among its parent's children
-        self.twin: Node | None = None  # another child of the parent with the same first block
-        self.ref = 0
+        self.copies: list[Copy] = []  # further ones, oldest first
+        self.ref = 0  # pins on the node's own copy
         self.live = False  # its maker still extends it
         self.ready = True  # False while its bytes are on their way
         self.hole = False  # only a step on the path to content that this tier does hold
@@ -52,8 +56,26 @@ class Node:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that take room."""
+        """Blocks that take room, of the node's own copy."""
         return 0 if self.hole else self.end - self.start
+
+
+class Copy:
+    """One more copy of a node's blocks; ``holder`` is the leaf of the request that computed it, None once let go."""
+
+    __slots__ = ("freed", "holder", "next_use", "node", "uses", "version")
+
+    def __init__(self, node: Node, holder: Node | None, freed: int, uses: int) -> None:
+        self.node, self.holder, self.freed, self.uses = node, holder, freed, uses
+        self.next_use = NEVER
+        self.version = 0
+
+    @property
+    def start(self) -> int:
+        return self.node.start
+
+
+Evictable = Node | Copy
 
 
 def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:
@@ -63,8 +85,7 @@ def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: i
     """
     other_ids, other_ends, i, j = a.ids, a.ends, a.first, first
     n, m = len(other_ids), len(ids)
-    # long runs of equal segments (block-hash traces): compare by slices first
-    step = 16
+    step = 16  # long runs of equal segments (block-hash traces): compare slices first
     while i + step <= n and j + step <= m and other_ids[i : i + step] == ids[j : j + step]:
         if other_ends[i : i + step] != ends[j : j + step]:
             break
@@ -96,10 +117,11 @@ class PrefixTree:
         self.next_use = next_use
         self.root = Node(None, [], [], 0, 0, 0)
         self.root.ref = 1
-        self.num_blocks = 0  # in all nodes
-        self.num_evictable = 0  # of those, in nodes that nobody pins
+        self.num_blocks = 0  # of all copies of all nodes
+        self.num_evictable = 0  # of those, the ones that nobody pins
         self.num_evicted = 0
-        self._heap: list[tuple[Key, int, int, Node]] = []
+        self.num_copies = 0  # :class:`Copy` objects; zero nearly always
+        self._heap: list[tuple[Key, int, int, Evictable]] = []
         self._clock = 0
         self._serial = 0
 
@@ -107,40 +129,17 @@ class PrefixTree:
 
     def match(self, ids: list[int], ends: list[int], limit: int) -> tuple[Node, int]:
         """Deepest node that holds leading blocks of a prompt, and how many blocks lead there, at most ``limit``."""
-        return self._match(self.root, 0, ids, ends, limit)
-
-    def _match(self, node: Node, blocks: int, ids: list[int], ends: list[int], limit: int) -> tuple[Node, int]:
         size = self.block_tokens
+        node, blocks = self.root, 0
         while blocks < limit and node.children:
             first = bisect_right(ends, blocks * size)
             child = node.children.get(self._block_key(ids, ends, first, blocks))
             if child is None:
                 break
-            if child.twin is not None:
-                return self._match_twins(child, node, blocks, ids, ends, limit)
-            if not child.ready:
+            node, blocks = child, self._reach(child, ids, ends, first, limit)
+            if blocks < child.end or child.live:
                 break
-            reach = self._reach(child, ids, ends, first, limit)
-            if reach < child.end or child.live:
-                return child, reach
-            node, blocks = child, reach
         return node, blocks
-
-    def _match_twins(
-        self, child: Node | None, parent: Node, blocks: int, ids: list[int], ends: list[int], limit: int
-    ) -> tuple[Node, int]:
-        """Best of several copies of one content: the one that leads furthest, the oldest if equal."""
-        best, best_blocks = parent, blocks
-        first = bisect_right(ends, blocks * self.block_tokens)
-        while child is not None:
-            if child.ready:
-                node, reach = child, self._reach(child, ids, ends, first, limit)
-                if reach == child.end and not child.live:
-                    node, reach = self._match(child, reach, ids, ends, limit)
-                if reach > best_blocks:
-                    best, best_blocks = node, reach
-            child = child.twin
-        return best, best_blocks
 
     def _reach(self, child: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:
         size = self.block_tokens
@@ -162,8 +161,9 @@ class PrefixTree:
         """Evictable ones among the first ``blocks`` blocks of the path to ``node``: pinning it would take them away."""
         count = 0
         step: Node | None = node
-        while step is not None and step.ref == 0:
-            count += min(step.end, blocks) - step.start
+        while step is not None and (step.ref == 0 or self.num_copies):
+            if step.ref == 0:
+                count += min(step.end, blocks) - step.start
             step = step.parent
         return count
 
@@ -183,39 +183,35 @@ class PrefixTree:
         return node
 
     def _split(self, node: Node, at: int) -> Node:
-        """Cut ``node`` at block ``at``; the upper part is new (and about to be pinned), the lower stays the object."""
+        """Cut ``node`` at block ``at``; the upper part is new, the lower part stays the object it was."""
         upper = Node(node.parent, node.ids, node.ends, node.first, node.start, at)
         upper.key, upper.ref, upper.freed, upper.uses = node.key, node.ref, node.freed, node.uses
         upper.next_use, upper.ready, upper.hole = node.next_use, node.ready, node.hole
-        parent = node.parent
-        assert parent is not None and node.key is not None
-        upper.twin, node.twin = node.twin, None
-        if parent.children[node.key] is node:
-            parent.children[node.key] = upper
-        else:
-            other = parent.children[node.key]
-            while other.twin is not node:
-                assert other.twin is not None
-                other = other.twin
-            other.twin = upper
-        node.parent, node.start = upper, at
+        assert node.parent is not None and node.key is not None
+        node.parent.children[node.key] = upper
+        node.parent, node.start, node.key = upper, at, None
         node.first = bisect_right(node.ends, at * self.block_tokens)
-        node.key = None
+        for copy in node.copies:
+            twin = Copy(upper, copy.holder, copy.freed, copy.uses)
+            upper.copies.append(twin)
+            self.num_copies += 1
+            if copy.holder is None:
+                self._push(twin)
+                self._push(copy)
         if node.end > at:
             self._link(node)
             if node.ref == 0 and not node.hole:
                 self._push(node)  # again: it now lies deeper than its old entry says
+        if upper.ref == 0 and not upper.hole:
+            self._push(upper)
         return upper
 
     def _link(self, node: Node) -> None:
-        """Make a node's first block findable below its parent."""
+        """Make a node's first block findable below its parent, where nothing equal stands."""
         assert node.parent is not None
         node.key = self._block_key(node.ids, node.ends, node.first, node.start)
-        other = node.parent.children.setdefault(node.key, node)
-        if other is not node:
-            while other.twin is not None:
-                other = other.twin
-            other.twin = node
+        assert node.key not in node.parent.children, "two nodes with one content"
+        node.parent.children[node.key] = node
 
     def append(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int) -> Node:
         """A new pinned leaf below a pinned ``parent``, with blocks ``start`` .. ``end`` (may be empty as yet)."""
@@ -224,40 +220,65 @@ class PrefixTree:
         self.extend(node, end)
         return node
 
-    def extend(self, node: Node, end: int) -> None:
-        """A live leaf now has full blocks up to ``end``."""
-        if end > node.end:
-            self.num_blocks += end - node.end
-            node.end = end
-            if node.key is None:
-                self._link(node)
+    def extend(self, leaf: Node, end: int) -> None:
+        """A pinned leaf now has full blocks up to ``end``. Where another copy stands already, it moves below that."""
+        if end <= leaf.end:
+            return
+        self.num_blocks += end - leaf.end
+        while leaf.key is None and leaf.start < end:
+            parent = leaf.parent
+            assert parent is not None
+            other = parent.children.get(self._block_key(leaf.ids, leaf.ends, leaf.first, leaf.start))
+            if other is None:
+                leaf.end = end
+                self._link(leaf)
+                return
+            reach = self._reach(other, leaf.ids, leaf.ends, leaf.first, end)
+            if reach < other.end or other.live:
+                other = self._split(other, reach)
+            other.copies.append(Copy(other, leaf, 0, 1))
+            self.num_copies += 1
+            leaf.parent, leaf.start, leaf.end = other, reach, reach
+            leaf.first = bisect_right(leaf.ends, reach * self.block_tokens)
+        leaf.end = end
 
-    def release(self, node: Node) -> None:
-        """Unpin the path to ``node``; runs that nobody pins any more become evictable, the tail first."""
+    def release(self, leaf: Node) -> None:
+        """Unpin the path to ``leaf``; what nobody pins any more becomes evictable, the tail first."""
         self._clock += 1
-        step: Node | None = node
-        while step is not None and step.parent is not None:
-            step.ref -= 1
+        step = leaf
+        while step.parent is not None:
             parent = step.parent
-            if step.ref == 0:
-                step.freed = self._clock
-                if step.end == step.start or (step.hole and not step.children):
-                    self._unlink(step)
-                elif not step.hole:
-                    self.num_evictable += step.end - step.start
-                    self._push(step)
+            if not (step.copies and self._release_copy(step, leaf)):
+                step.ref -= 1
+                if step.ref == 0:
+                    step.freed = self._clock
+                    if step.end == step.start or (step.hole and not step.children):
+                        self._unlink(step)
+                    elif not step.hole:
+                        self.num_evictable += step.end - step.start
+                        self._push(step)
             step = parent
         self.root.ref -= 1
 
-    def _push(self, node: Node) -> None:
+    def _release_copy(self, node: Node, leaf: Node) -> bool:
+        """Let go of the copy that the request of ``leaf`` holds in place of the node's own, if it does."""
+        for copy in node.copies:
+            if copy.holder is leaf:
+                copy.holder, copy.freed = None, self._clock
+                self.num_evictable += node.num_blocks
+                self._push(copy)
+                return True
+        return False
+
+    def _push(self, item: Evictable) -> None:
         if self.next_use is not None:
-            node.next_use = self.next_use(node)
+            item.next_use = self.next_use(item if isinstance(item, Node) else item.node)
         self._serial += 1
-        node.version = self._serial
-        heapq.heappush(self._heap, (self.policy.key(node), -node.start, node.version, node))
+        item.version = self._serial
+        heapq.heappush(self._heap, (self.policy.key(item), -item.start, item.version, item))
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
-        """Take ``blocks`` evictable blocks away, by the policy; what went, as (node, from block, to block).
+        """Take ``blocks`` evictable blocks away, by the policy; what content went, as (node, from block, to block).
 
         The caller has made sure that there are as many.
         """
@@ -266,60 +287,92 @@ class PrefixTree:
         heap = self._heap
         left = blocks
         while left:
-            _, _, version, node = heap[0]
-            if node.ref or node.version != version or node.end == node.start:
+            _, _, version, item = heap[0]
+            if item.version != version:
                 heapq.heappop(heap)
-                continue
-            victim = node
-            while victim.children:  # a policy may rank an ancestor first: its descendants go before it
-                victim = next(iter(victim.children.values()))
-            take = min(left, victim.end - victim.start)
-            gone.append((victim, victim.end - take, victim.end))
-            victim.end -= take
-            left -= take
-            if victim.end == victim.start:
-                self._unlink(victim)
+            elif isinstance(item, Copy):
+                left -= self._evict_copy(item, left)
+            elif item.ref or item.end == item.start:
+                heapq.heappop(heap)
+            else:
+                victim = item
+                while (
+                    victim.children and not victim.copies
+                ):  # a policy may rank an ancestor first: descendants go first
+                    victim = next(iter(victim.children.values()))
+                if victim.copies:
+                    left -= self._replace(victim, left)
+                    continue
+                take = min(left, victim.end - victim.start)
+                gone.append((victim, victim.end - take, victim.end))
+                victim.end -= take
+                left -= take
+                if victim.end == victim.start:
+                    self._unlink(victim)
         self.num_evictable -= blocks
         self.num_blocks -= blocks
         self.num_evicted += blocks
         return gone
+
+    def _evict_copy(self, copy: Copy, most: int) -> int:
+        """Drop the tail of a copy that nobody holds; how many blocks."""
+        node = copy.node
+        take = min(most, node.num_blocks)
+        if take < node.num_blocks:
+            self._split(node, node.end - take)
+        node.copies.remove(copy)
+        self.num_copies -= 1
+        copy.version = 0
+        return take
+
+    def _replace(self, node: Node, most: int) -> int:
+        """Drop the tail of a node's own copy; the next one takes its place, so no content goes. How many blocks."""
+        take = min(most, node.num_blocks)
+        if take < node.num_blocks:
+            self._split(node, node.end - take)
+        copy = node.copies.pop(0)
+        self.num_copies -= 1
+        copy.version = 0
+        node.ref = 0 if copy.holder is None else 1
+        node.freed, node.uses = copy.freed, copy.uses
+        node.version = 0
+        if node.ref == 0:
+            self._push(node)
+        return take
 
     def _unlink(self, node: Node) -> None:
         """Forget an empty node."""
         parent, key = node.parent, node.key
         if parent is None or key is None:
             return
-        other = parent.children[key]
-        if other is node:
-            if node.twin is not None:
-                parent.children[key] = node.twin
-            else:
-                del parent.children[key]
-        else:
-            while other.twin is not node:
-                assert other.twin is not None
-                other = other.twin
-            other.twin = node.twin
-        node.key = node.twin = None
+        del parent.children[key]
+        node.key = None
         if parent.hole and not parent.children and parent.ref == 0:
             self._unlink(parent)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""
-        blocks = evictable = 0
+        blocks = evictable = copies = 0
         stack = [self.root]
         while stack:
             node = stack.pop()
             for child in node.children.values():
-                twin: Node | None = child
-                while twin is not None:
-                    assert twin.parent is node and twin.start == node.end, "a child does not start where its parent ends"
-                    assert twin.ref <= node.ref, f"a child has {twin.ref} pins, its parent {node.ref}"
-                    assert twin.end > twin.start
-                    assert twin.children or twin.ref or not twin.hole, "a hole leads nowhere"
-                    blocks += twin.num_blocks
-                    evictable += twin.num_blocks if twin.ref == 0 else 0
-                    stack.append(twin)
-                    twin = twin.twin
+                assert child.parent is node and child.start == node.end, (
+                    "a child does not start where its parent ends"
+                )
+                held = sum(copy.holder is not None for copy in node.copies)
+                assert child.ref <= node.ref + held, (
+                    f"a child has {child.ref} pins, its parent {node.ref} + {held}"
+                )
+                assert child.end > child.start
+                assert child.children or child.ref or not child.hole, "a hole leads nowhere"
+                loose = (child.ref == 0) + sum(copy.holder is None for copy in child.copies)
+                blocks += child.num_blocks * (1 + len(child.copies))
+                evictable += child.num_blocks * loose
+                copies += len(child.copies)
+                stack.append(child)
         assert blocks == self.num_blocks, f"prefix tree: {blocks} blocks in nodes, {self.num_blocks} counted"
-        assert evictable == self.num_evictable, f"prefix tree: {evictable} evictable, {self.num_evictable} counted"
+        assert evictable == self.num_evictable, (
+            f"prefix tree: {evictable} evictable, {self.num_evictable} counted"
+        )
+        assert copies == self.num_copies, f"prefix tree: {copies} copies, {self.num_copies} counted"

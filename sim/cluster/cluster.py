@@ -130,7 +130,12 @@ class Cluster:
         self.last_token_ns = now + self.front_out_ns
         if request.index in self._followers:
             if self.front_out_ns:
-                At(self.env, self.front_out_ns, PRIORITY_ARRIVAL, lambda _: self._release_followers(request.index))
+                At(
+                    self.env,
+                    self.front_out_ns,
+                    PRIORITY_ARRIVAL,
+                    lambda _: self._release_followers(request.index),
+                )
             else:
                 self._release_followers(request.index)
 

@@ -72,9 +72,17 @@ def build_simulation(
         manager = make_manager(cache)
         replicas.append(
             Replica(
-                env, index, engine, manager, cost,
+                env,
+                index,
+                engine,
+                manager,
+                cost,
                 Links(env, [tier.name for tier in cache.tiers], links, cache.num_layers),
-                Batch(manager.block_tokens), cluster.finish, cluster.sample, recorder.itl_run, check,
+                Batch(manager.block_tokens),
+                cluster.finish,
+                cluster.sample,
+                recorder.itl_run,
+                check,
             )  # fmt: skip
         )
     if any(replica.manager.needs_kinds for replica in replicas):
@@ -122,7 +130,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
     model, gpu, memory = build_model(scenario), build_gpu(scenario), build_memory(scenario)
     tensor_parallel = scenario.cluster.tensor_parallel
     engine, terms = load_engine(
-        scenario.engine.profile,
+        scenario.profile_path(scenario.engine.profile),
         max_num_seqs=scenario.engine.max_num_seqs,
         max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
         max_model_len=memory.max_model_len,
@@ -139,12 +147,16 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         eviction=scenario.cache.eviction,
         load_policy=scenario.cache.load_policy,
         tiers=tuple(
-            TierConfig(tier.name, spec.capacity_bytes, tier.load, tier.write, tier.eviction, getattr(tier, "extent", 2 << 20))
+            TierConfig(tier.name, spec.capacity_bytes, tier.load, tier.write, tier.eviction, tier.extent)
             for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
         ),
         options=scenario.cache.options,
     )
-    profile = load_profile(scenario.timings.profile or profile_for_gpu(gpu.name))
+    profile = load_profile(
+        scenario.profile_path(scenario.timings.profile)
+        if scenario.timings.profile
+        else profile_for_gpu(gpu.name)
+    )
     trace = build_trace(scenario)
     simulation = build_simulation(
         trace,
@@ -152,7 +164,9 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         cache,
         tuple(_per_replica(spec.link, tensor_parallel, i) for i, spec in enumerate(tiers)),
         lambda config: load_manager(scenario.cache.manager, config),
-        lambda: KernelCostModel(profile, model, gpu, tensor_parallel, terms, strict=scenario.timings.strict_calibration),
+        lambda: KernelCostModel(
+            profile, model, gpu, tensor_parallel, terms, strict=scenario.timings.strict_calibration
+        ),
         routers.get(scenario.cluster.router)(),
         scenario.cluster.replicas,
         scenario.output.timeline_interval,
@@ -173,7 +187,13 @@ def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:
 
 
 def _outcome(
-    simulation: Simulation, scenario: Scenario, cache: CacheConfig, gpu: Any, bytes_per_token: int, loop_wall_s: float, profile: Any
+    simulation: Simulation,
+    scenario: Scenario,
+    cache: CacheConfig,
+    gpu: Any,
+    bytes_per_token: int,
+    loop_wall_s: float,
+    profile: Any,
 ) -> Outcome:
     replicas, recorder, trace = simulation.replicas, simulation.recorder, simulation.trace
     links: list[LinkUse] = [use for replica in replicas for use in replica.links.use(replica.index)]
@@ -215,7 +235,9 @@ def _outcome(
         hashes={
             "scenario": scenario.digest(),
             "profile": hashlib.sha256(profile.path.read_bytes()).hexdigest(),
-            "traces": hashlib.sha256("".join(s.get("sha256", str(sorted(s.items()))) for s in trace.sources).encode()).hexdigest(),
+            "traces": hashlib.sha256(
+                "".join(s.get("sha256", str(sorted(s.items()))) for s in trace.sources).encode()
+            ).hexdigest(),
         },
         session_names=trace.session_names,
         tenant_names=trace.tenant_names,

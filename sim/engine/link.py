@@ -23,7 +23,9 @@ NS = 1_000_000_000
 class At(simpy.Event):
     """Happens after ``delay_ns``, before or after other events of that time as ``priority`` says."""
 
-    def __init__(self, env: simpy.Environment, delay_ns: int, priority: int, callback: Callable[[simpy.Event], None]) -> None:
+    def __init__(
+        self, env: simpy.Environment, delay_ns: int, priority: int, callback: Callable[[simpy.Event], None]
+    ) -> None:
         self.env = env
         self.callbacks = [callback]
         self._value = None
@@ -57,7 +59,9 @@ class Channel:
 class Links:
     """The chain of links of one replica: links[0] joins HBM and the nearest tier, links[i] tiers i - 1 and i."""
 
-    def __init__(self, env: simpy.Environment, tiers: Sequence[str], links: Sequence[LinkSpec], num_layers: int) -> None:
+    def __init__(
+        self, env: simpy.Environment, tiers: Sequence[str], links: Sequence[LinkSpec], num_layers: int
+    ) -> None:
         self.env = env
         self.num_layers = num_layers
         self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(tiers)}}
@@ -115,7 +119,8 @@ class Links:
     def use(self, replica: int) -> list[LinkUse]:
         """What each direction has carried."""
         return [
-            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers) for c in (*self.read, *self.write)
+            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers)
+            for c in (*self.read, *self.write)
         ]
 
 

@@ -21,7 +21,11 @@ DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
 
 def engine_profiles() -> list[str]:
     """Names of the profiles that come with kvsim."""
-    return sorted(entry.name[:-5] for entry in (files("kvsim.engine") / "profiles").iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name[:-5]
+        for entry in (files("kvsim.engine") / "profiles").iterdir()
+        if entry.name.endswith(".yaml")
+    )
 
 
 def load_engine(
@@ -49,7 +53,9 @@ def load_engine(
         data = yaml.safe_load(path.read_text())
     else:
         if name not in engine_profiles():
-            raise ScenarioError(f"engine.profile: no engine profile is called '{name}'{did_you_mean(name, engine_profiles())}")
+            raise ScenarioError(
+                f"engine.profile: no engine profile is called '{name}'{did_you_mean(name, engine_profiles())}"
+            )
         data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
     take = partial(_take, where=f"engine profile {name}")
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
@@ -59,13 +65,18 @@ def load_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
-        async_scheduling=take(data, "async_scheduling", False) if async_scheduling is None else async_scheduling,
+        async_scheduling=take(data, "async_scheduling", False)
+        if async_scheduling is None
+        else async_scheduling,
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
         **times,
     )
     data.pop("async_scheduling", None)
     terms = EngineTerms(
-        **{f"{key}_ns": float(_time(take(device, key, "0 s"), f"engine profile {name}: device.{key}")) for key in DEVICE_TIMES},
+        **{
+            f"{key}_ns": float(_time(take(device, key, "0 s"), f"engine profile {name}: device.{key}"))
+            for key in DEVICE_TIMES
+        },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
         provenance=take(device, "provenance", "measured"),
     )

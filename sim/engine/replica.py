@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import simpy
 
 from kvsim.cache.manager import CacheManager, Plan, Services, Transfer
@@ -28,6 +30,7 @@ from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch, Request
 
+Array = np.ndarray[Any, Any]
 LONGEST_RUN = 4096
 
 
@@ -58,7 +61,7 @@ class Replica(Services):
         batch: Batch,
         on_finish: Callable[[Replica, Request], None],
         on_state: Callable[[Replica], None],
-        on_gaps: Callable[[list[int], int], None],
+        on_gaps: Callable[[Sequence[int] | Array, int], None],
         check: bool = False,
     ) -> None:
         self.env, self.index, self.engine = env, index, engine
@@ -68,7 +71,9 @@ class Replica(Services):
         manager.services = self
 
         self.waiting: deque[Request] = deque()
-        self.running: dict[Request, None] = {}  # by admission; finishing requests stay until their output is taken
+        self.running: dict[
+            Request, None
+        ] = {}  # by admission; finishing requests stay until their output is taken
         self.partial: Request | None = None  # the request whose prompt is prefilled in part
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
         self.loaded: deque[Request] = deque()  # those whose load has ended
@@ -76,7 +81,9 @@ class Replica(Services):
 
         self._effects: deque[Effects | None] = deque([None] * (1 if engine.async_scheduling else 0))
         self._last: Effects | None = None  # of the step scheduled last
-        self._taken_decodes = 0  # decodes of the step whose output is taken at the next boundary but one, if deep
+        self._taken_decodes = (
+            0  # decodes of the step whose output is taken at the next boundary but one, if deep
+        )
         self._device_end = 0  # of the step scheduled last
         self._alarm: At | None = None  # None = idle
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -88,8 +95,8 @@ class Replica(Services):
         self._decodes = 0
         self._began = 0
         self._done = 0  # steps of the run that are committed
-        self._boundaries: list[int] = []  # of decision i + 1, i = 0 .. steps - 1
-        self._ends: list[int] = []
+        self._boundaries: Sequence[int] | Array = []  # of decision i + 1, i = 0 .. steps - 1
+        self._ends: Sequence[int] | Array = []
         self._fused = False
         self._uses_links = False
 
@@ -144,7 +151,7 @@ class Replica(Services):
             if steps < self._steps:
                 self._steps = steps
                 self._horizon = max(8, 2 * steps)
-                self._ring_at(self._boundaries[steps - 1])
+                self._ring_at(int(self._boundaries[steps - 1]))
 
     def _commit(self, steps: int) -> None:
         """Change. The first ``steps`` steps of the run are scheduled."""
@@ -176,7 +183,7 @@ class Replica(Services):
         """Account for the run that ends here."""
         assert self._priced is not None
         self.cost.account(self._priced, 0, steps)
-        self.busy_ns += sum(self._priced.step_ns[:steps])
+        self.busy_ns += sum_of(self._priced.step_ns[:steps])
         self.num_steps += steps
         self._report_gaps(steps)
         if self._fused:
@@ -186,19 +193,23 @@ class Replica(Services):
                 self._finish_later([], finished)
             if steps == len(self._boundaries):
                 self._horizon = min(LONGEST_RUN, 2 * self._horizon)
-        self._device_end = self._ends[steps - 1]
+        self._device_end = int(self._ends[steps - 1])
         self._steps = 0
         self._fused = False
 
     def _report_gaps(self, steps: int) -> None:
         """Output tokens of decodes come as far apart as the boundaries at which they are taken."""
         times = self._boundaries[:steps]
-        gaps = [after - before for before, after in zip([self._began, *times], times, strict=False)]
+        gaps: Sequence[int] | Array
+        if isinstance(times, np.ndarray):
+            gaps = np.diff(times, prepend=self._began)
+        else:
+            gaps = [after - before for before, after in zip([self._began, *times], times, strict=False)]
         if self.engine.async_scheduling:  # the first boundary takes the output of the step before the run
             if self._taken_decodes:
                 self.on_gaps(gaps[:1], self._taken_decodes)
             gaps = gaps[1:]
-        if self._decodes and gaps:
+        if self._decodes and len(gaps):
             self.on_gaps(gaps, self._decodes)
         self._taken_decodes = self._decodes
 
@@ -426,40 +437,46 @@ class Replica(Services):
         priced = self.cost.price(work, self.links.share() if self._uses_links else None)
         now, end = self.env.now, self._device_end
         deep = self.engine.async_scheduling
-        prices = priced.step_ns if isinstance(priced.step_ns, list) else priced.step_ns.tolist()
+        prices = priced.step_ns
         if loads:
             start = max(end, now + launch)
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
-            end_of_step = max(layerwise_end_ns(start, prices[0], first_layer, load_end, self.links.num_layers), now + cpu)
+            end_of_step = max(
+                layerwise_end_ns(start, int(prices[0]), first_layer, load_end, self.links.num_layers),
+                now + cpu,
+            )
             boundaries, ends = [max(end if deep else end_of_step, now + cpu)], [end_of_step]
         else:
             boundaries, ends = lay_out(now, end, prices, launch, cpu, deep)
         self._priced, self._steps, self._done = priced, work.steps, 0
         self._boundaries, self._ends = boundaries, ends
         self.step_tokens, self._decodes, self._began = work.tokens, decodes, now
-        self._ring_at(boundaries[-1])
+        self._ring_at(int(boundaries[-1]))
 
     def _check_integrity(self) -> None:
         self.manager.check_integrity()
 
 
 def lay_out(
-    now: int, device_end: int, prices: list[int], launch: int, cpu: int, deep: bool
-) -> tuple[list[int], list[int]]:
+    now: int, device_end: int, prices: Sequence[int] | Array, launch: int, cpu: int, deep: bool
+) -> tuple[Sequence[int] | Array, Sequence[int] | Array]:
     """Times of a run: (boundary after each step's decision, device end of each step), in nanoseconds.
 
     Step i is decided at b[i - 1] (the first one now), starts on the device when the step before has ended and its
     launch is through, and cannot end before the thread has launched all of it. The next decision waits for the
-    thread and for the output of the step before (deep) or of this one.
+    thread and for the output of the step before (deep) or of this one. An array of prices gives arrays.
     """
+    if deep and launch <= cpu and now + cpu <= device_end and cpu <= min_of(prices):
+        if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
+            times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
+            return times[:-1], times[1:]
+        steps = list(accumulate(prices, initial=device_end))
+        return steps[:-1], steps[1:]
     boundaries: list[int] = []
     ends: list[int] = []
     at, end = now, device_end
-    if deep and launch == cpu and cpu <= min(prices) and now + cpu <= device_end:
-        ends = list(accumulate(prices, initial=device_end))
-        return ends[:-1], ends[1:]  # the device is the bottleneck throughout
-    for price in prices:
+    for price in prices.tolist() if isinstance(prices, np.ndarray) else prices:
         free = at + cpu
         before = end
         end = max(max(end, at + launch) + price, free)
@@ -467,3 +484,13 @@ def lay_out(
         boundaries.append(at)
         ends.append(end)
     return boundaries, ends
+
+
+def min_of(values: Sequence[int] | Array) -> int:
+    """Smallest of a list or an array."""
+    return int(values.min()) if isinstance(values, np.ndarray) else min(values)
+
+
+def sum_of(values: Sequence[int] | Array) -> int:
+    """Sum of a list or an array."""
+    return int(values.sum()) if isinstance(values, np.ndarray) else sum(values)

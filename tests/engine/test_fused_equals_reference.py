@@ -40,16 +40,20 @@ def workloads(draw: st.DrawFn):  # type: ignore[no-untyped-def]
 @st.composite
 def setups(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     budget = draw(st.sampled_from([8, 20, 64, 1000]))
-    return {
-        "max_num_seqs": draw(st.integers(1, min(6, budget))),
-        "max_num_batched_tokens": budget,
-        "async_scheduling": draw(st.booleans()),
-        "launch_ns": (launch := draw(st.sampled_from([0, 0, 40, 700]))),
-        "cpu_ns": launch + draw(st.sampled_from([0, 0, 100])),
-        "cpu_request_ns": draw(st.sampled_from([0, 30])),
-        "graph_tokens": draw(st.sampled_from([10, 10**9])),
-        "eager_ns": draw(st.sampled_from([0, 2_000])),
-    }, draw(st.integers(1, 60)), draw(st.booleans())
+    return (
+        {
+            "max_num_seqs": draw(st.integers(1, min(6, budget))),
+            "max_num_batched_tokens": budget,
+            "async_scheduling": draw(st.booleans()),
+            "launch_ns": (launch := draw(st.sampled_from([0, 0, 40, 700]))),
+            "cpu_ns": launch + draw(st.sampled_from([0, 0, 100])),
+            "cpu_request_ns": draw(st.sampled_from([0, 30])),
+            "graph_tokens": draw(st.sampled_from([10, 10**9])),
+            "eager_ns": draw(st.sampled_from([0, 2_000])),
+        },
+        draw(st.integers(1, 60)),
+        draw(st.booleans()),
+    )
 
 
 def both(rows, parts, setup, extra_blocks, reuse):  # type: ignore[no-untyped-def]
@@ -57,9 +61,7 @@ def both(rows, parts, setup, extra_blocks, reuse):  # type: ignore[no-untyped-de
     blocks = -(-longest // BLOCK) + extra_blocks
     trace = toy_trace(rows, parts)
     engine = toy_engine(**setup)
-    simulation = toy_simulation(
-        trace, "prefix_tree" if reuse else "paged", engine, toy_cache(blocks, BLOCK)
-    )
+    simulation = toy_simulation(trace, "prefix_tree" if reuse else "paged", engine, toy_cache(blocks, BLOCK))
     jobs = []
     for i, (arrival, tokens, output) in enumerate(rows):
         prompt = [(ident, k) for ident, count in parts[i] for k in range(count)]
@@ -80,7 +82,12 @@ def test_same_as_the_naive_engine(workload, setup) -> None:  # type: ignore[no-u
     (rows, parts), (engine, extra, reuse) = workload, setup
     simulation, jobs = both(rows, parts, engine, extra, reuse)
     got = {
-        row.request: (row.cached_tokens, row.queue_ns + row.prefill_ns + row.arrival_ns, row.e2e_ns + row.arrival_ns, row.preemptions)
+        row.request: (
+            row.cached_tokens,
+            row.queue_ns + row.prefill_ns + row.arrival_ns,
+            row.e2e_ns + row.arrival_ns,
+            row.preemptions,
+        )
         for row in simulation.recorder.requests
     }
     want = {job.index: (job.cached, job.first_token, job.finish, job.preemptions) for job in jobs}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvsim.registry import Registry
 
 if TYPE_CHECKING:
-    from kvsim.cache.tree import Node
+    from kvsim.cache.tree import Evictable
 
 API_VERSION = 1
 Key = tuple[float, ...]
@@ -25,7 +25,7 @@ class EvictionPolicy(ABC):
     needs_future = False
 
     @abstractmethod
-    def key(self, node: Node) -> Key:
+    def key(self, node: Evictable) -> Key:
         """Look. Key of a run that nobody holds; its ``freed`` counts up with every path that is let go."""
 
 

@@ -6,12 +6,12 @@ The next use is counted in trace order, so with a queue or several replicas it i
 from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Node
+from kvsim.cache.tree import Evictable
 
 
 @eviction_policies.register("belady")
 class Belady(EvictionPolicy):
     needs_future = True
 
-    def key(self, node: Node) -> Key:
+    def key(self, node: Evictable) -> Key:
         return (-node.next_use, node.freed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Node
+from kvsim.cache.tree import Evictable
 
 
 @eviction_policies.register("lru")
 class LRU(EvictionPolicy):
-    def key(self, node: Node) -> Key:
+    def key(self, node: Evictable) -> Key:
         return (node.freed,)
