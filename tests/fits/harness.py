@@ -1,0 +1,123 @@
+"""The managers under test, with a setting that bites and a neutral one; the toy cluster of tests/engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+for folder in (HERE, HERE.parent / "engine"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from managers.cacheblend import CacheBlend  # noqa: E402
+from managers.h2o import H2O  # noqa: E402
+from managers.kivi import Kivi  # noqa: E402
+from managers.quest import Quest  # noqa: E402
+from managers.shadowkv import ShadowKV  # noqa: E402
+from managers.snapkv import SnapKV  # noqa: E402
+from toys import ToyCost, toy_engine, toy_trace  # noqa: E402
+
+from kvsim.cache.manager import CacheConfig, CacheManager  # noqa: E402
+from kvsim.cache.paged import Paged  # noqa: E402
+from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
+from kvsim.cache.tiers import TierConfig  # noqa: E402
+from kvsim.cluster.router import RoundRobin  # noqa: E402
+from kvsim.cluster.run import Simulation, build_simulation, play  # noqa: E402
+from kvsim.engine import replica as replica_module  # noqa: E402
+from kvsim.engine.spec import EngineSpec  # noqa: E402
+from kvsim.hardware.spec import LinkSpec  # noqa: E402
+from kvsim.workloads.trace import SEGMENT_KINDS, Trace  # noqa: E402
+
+CHUNK, USER = SEGMENT_KINDS.index("chunk"), SEGMENT_KINDS.index("user")
+Row = tuple[int, int, int]  # arrival_ns, input tokens, output tokens
+Part = tuple[int, int] | tuple[int, int, int]  # segment: id, tokens, kind (default user)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One manager: its baseline, options that make it act, options at which it must be the baseline."""
+
+    make: type[CacheManager]
+    baseline: type[CacheManager]
+    options: Mapping[str, Any]
+    neutral: Mapping[str, Any]
+
+
+FITS = {
+    "cacheblend": Fit(CacheBlend, PrefixTreeManager, {"recompute": 0.25}, {"recompute": 1}),
+    "kivi": Fit(Kivi, PrefixTreeManager, {"bits": 2, "group": 16, "window": 8}, {"bits": 16}),
+    "snapkv": Fit(SnapKV, Paged, {"budget": 9}, {"budget": 10_000}),
+    "quest": Fit(Quest, PrefixTreeManager, {"budget": 12, "page": 4, "dense_layers": 1}, {"budget": 10_000}),
+    "shadowkv": Fit(ShadowKV, Paged, {"share": 0.25, "budget": 12, "hit_rate": 0.5}, {"share": 1}),
+    "h2o": Fit(H2O, Paged, {"budget": 12}, {"budget": 10_000}),
+}
+every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
+
+
+def cache_of(
+    num_blocks: int,
+    options: Mapping[str, Any] | None = None,
+    bytes_per_token: int = 16,
+    ddr_tokens: int = 10**6,
+) -> CacheConfig:
+    """Blocks of 4 tokens, 4 layers, and DDR that is loaded layer by layer."""
+    ddr = TierConfig("ddr", ddr_tokens * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
+    return CacheConfig(
+        capacity_bytes=num_blocks * 4 * bytes_per_token, bytes_per_token=bytes_per_token, block_tokens=4,
+        max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=(ddr,), options=options,
+    )  # fmt: skip
+
+
+LINK = LinkSpec("host", read_bytes_per_s=1e9, write_bytes_per_s=1e9, operation_ns=0)  # 1 byte a nanosecond
+
+
+def trace_of(rows: Sequence[Row], parts: Sequence[Sequence[Part]] | None = None) -> Trace:
+    """A toy trace whose segments may say what kind they are."""
+    if parts is None:
+        return toy_trace(rows)
+    trace = toy_trace(rows, [[(part[0], part[1]) for part in row] for row in parts])
+    kinds = [part[2] if len(part) == 3 else USER for row in parts for part in row]
+    return replace(trace, segment_kind=np.array(kinds, dtype=np.int8))
+
+
+def simulate(
+    make: type[CacheManager],
+    trace: Trace,
+    cache: CacheConfig,
+    engine: EngineSpec | None = None,
+    link: LinkSpec = LINK,
+    unfused: bool = False,
+) -> Simulation:
+    """Run to the end, integrity checked after every event and nothing left behind."""
+    simulation = build_simulation(
+        trace, engine or toy_engine(), cache, (link,), make, ToyCost, RoundRobin(), check=True  # type: ignore[arg-type]
+    )  # fmt: skip
+    longest = replica_module.LONGEST_RUN
+    try:
+        if unfused:
+            replica_module.LONGEST_RUN = simulation.replicas[0]._horizon = 1
+        play(simulation)
+    finally:
+        replica_module.LONGEST_RUN = longest
+    assert simulation.cluster.num_finished + len(simulation.recorder.rejected) == len(trace)
+    manager = simulation.replicas[0].manager
+    assert manager.held_bytes == 0
+    return simulation
+
+
+def times(simulation: Simulation) -> dict[int, tuple[int, int]]:
+    """(first token, last token) of each request, in nanoseconds of the clock."""
+    return {
+        row.request: (
+            row.arrival_ns + row.queue_ns + row.load_ns + row.prefill_ns + row.host_ns,
+            row.arrival_ns + row.e2e_ns,
+        )
+        for row in simulation.recorder.requests
+    }

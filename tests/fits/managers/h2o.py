@@ -1,0 +1,65 @@
+"""H2O-like: a fixed number of slots per sequence; a new token overwrites the one that was attended to least.
+
+Option ``budget``: slots. The scores are of one query: nothing is offered to others. Neutral: budget >=
+max_model_len.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from managers.columns import num_over, sum_capped
+
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cost.work import Kernel
+from kvsim.entities import Batch, Request
+
+
+class H2O(Paged):
+    """``request.kv``: slots the request may fill; until its prompt is through, those of the prompt."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        super().__init__(config)
+        self.budget = (config.options or {}).get("budget", config.max_model_len)
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        request.kv = max(self.budget, request.prompt_tokens)
+        return super().admit(request, plan)
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        too_many = blocks_for(request.kv, self.block_tokens) - blocks_for(self.budget, self.block_tokens)
+        self.free_blocks += too_many
+        request.kv = self.budget
+        return ()
+
+    def _new_blocks(self, batch: Batch, steps: int) -> int:
+        held = np.minimum(batch.contexts, self.budget)
+        grown = np.minimum(batch.contexts + steps, self.budget)
+        return int((-(-grown // self.block_tokens) + -held // self.block_tokens).sum())
+
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        if self._new_blocks(batch, steps) <= self.free_blocks:
+            return steps
+        return bisect_right(range(1, steps + 1), self.free_blocks, key=lambda k: self._new_blocks(batch, k))
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        self._take(self._new_blocks(batch, steps))
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        if self.budget >= self.config.max_model_len:
+            return super().decode_work(batch, steps)
+        size, contexts = self.config.bytes_per_token, batch.contexts
+        read = sum_capped(contexts, self.budget, steps) * size
+        evicts = num_over(contexts, self.budget, steps) * size
+        return (
+            Kernel("decode_attn_with_probs", {"num_bytes": read}),
+            Kernel("topk_evict_compact", {"num_bytes": evicts}),
+        )
+
+    def preempt(self, request: Request, context: int) -> None:
+        super().preempt(request, min(context, request.kv))
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        return super().release(request, min(context, request.kv))

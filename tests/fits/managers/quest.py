@@ -1,0 +1,45 @@
+"""Quest-like: everything is kept, each step reads only the pages that its query is likely to attend to.
+
+Options ``budget`` (tokens read), ``page`` (tokens) and ``dense_layers`` (the first ones read everything).
+Each page has one lowest and one highest key, together as much as one token of KV. Neutral: budget >=
+max_model_len.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from managers.columns import sum_capped, sum_pages
+
+from kvsim.cache.manager import CacheConfig
+from kvsim.cache.prefix_tree import PrefixTreeManager
+from kvsim.cache.tiers import TierStack
+from kvsim.cost.work import Kernel, Ramp
+from kvsim.entities import Batch
+
+
+class Quest(PrefixTreeManager):
+    def __init__(self, config: CacheConfig) -> None:
+        super().__init__(config)
+        options = dict(config.options or {})
+        self.budget = options.get("budget", config.max_model_len)
+        self.page = options.get("page", config.block_tokens)
+        self.dense_share = options.get("dense_layers", 0) / config.num_layers
+        if self.budget < config.max_model_len:  # the pages' keys take room
+            self.block_bytes += config.bytes_per_token * config.block_tokens // self.page
+            self.capacity_blocks = config.capacity_bytes // self.block_bytes - config.reserved_blocks
+            self.free_blocks = self.capacity_blocks
+            self.tiers = TierStack(config, self.block_bytes)
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        if self.budget >= self.config.max_model_len:
+            return super().decode_work(batch, steps)
+        num, contexts = len(batch), batch.contexts
+        pages = sum_pages(contexts, self.page, steps) * self.config.bytes_per_token
+        selects = np.arange(steps) >= self.budget - contexts.max()  # some sequence is longer
+        whole = {"num_seqs": num, "sum_context": Ramp(batch.sum_context + num, num)}
+        some = {"num_seqs": num, "sum_context": sum_capped(contexts, self.budget, steps)}
+        return (
+            Kernel("topk_page_select", {"num_bytes": pages}, calls=selects * (1 - self.dense_share)),
+            Kernel("decode_attention", whole, calls=self.dense_share),
+            Kernel("decode_attention", some, calls=1 - self.dense_share),
+        )

@@ -1,0 +1,134 @@
+"""The cache manager interface holds what comes: six published ideas as subclasses of shipped managers.
+
+``managers/`` has them, 10 to 60 lines each; ``test_stories.py`` has three requests for each of them with
+every time computed by hand; here are the laws that any manager obeys: the shift law, the neutral setting
+equals the baseline, and fused runs equal single steps. ``harness.py`` puts this folder and tests/engine on
+the path.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import CHUNK, USER, Fit, cache_of, every_fit, simulate, trace_of
+from managers.columns import num_at_boundary, num_over, sum_capped, sum_pages
+from toys import toy_engine
+
+from kvsim.cache.manager import Services  # noqa: E402
+from kvsim.cost.work import Kernel, column
+from kvsim.entities import Batch, Request
+
+
+@st.composite
+def workloads(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    """Prompts of chunks in any order, shared beginnings, and private rests."""
+    spread = draw(st.sampled_from([1, 200, 3_000]))
+    rows, parts = [], []
+    for arrival in sorted(draw(st.lists(st.integers(0, 10), min_size=1, max_size=8))):
+        ids = draw(st.lists(st.integers(0, 4), max_size=4, unique=True))
+        segments = [(ident, 5 + 6 * ident, CHUNK if ident else USER) for ident in ids]
+        tokens = sum(part[1] for part in segments) + draw(st.integers(0 if segments else 1, 20))
+        rows.append((arrival * spread, tokens, draw(st.integers(1, 60))))
+        parts.append(segments)
+    return trace_of(rows, parts), max(-(-(row[1] + row[2]) // 4) for row in rows)
+
+
+@st.composite
+def engines(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    return toy_engine(
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_num_batched_tokens=draw(st.sampled_from([8, 20, 64, 1000])),
+        async_scheduling=draw(st.booleans()),
+        launch_ns=draw(st.sampled_from([0, 40])),
+        cpu_ns=draw(st.sampled_from([40, 140])),
+    )
+
+
+room = st.one_of(st.integers(0, 40), st.just(10_000))  # blocks beyond those of the longest request
+
+
+@every_fit
+@settings(max_examples=40, deadline=None)
+@given(workload=workloads(), engine=engines(), extra=room)
+def test_neutral_setting_equals_the_baseline(fit: Fit, workload, engine, extra) -> None:  # type: ignore[no-untyped-def]
+    trace, blocks = workload
+    neutral = simulate(fit.make, trace, cache_of(blocks + extra, fit.neutral), engine)
+    cache = cache_of(blocks + extra)
+    if fit.make.__name__ == "CacheBlend":  # it keeps the tier for chunks
+        cache = cache_of(blocks + extra, ddr_tokens=0)
+    baseline = simulate(fit.baseline, trace, cache, engine)
+    assert list(neutral.recorder.requests) == list(baseline.recorder.requests)
+
+
+@every_fit
+@settings(max_examples=40, deadline=None)
+@given(workload=workloads(), engine=engines(), extra=room)
+def test_fused_equals_single_steps(fit: Fit, workload, engine, extra) -> None:  # type: ignore[no-untyped-def]
+    trace, blocks = workload
+    cache = cache_of(blocks + extra, fit.options)
+    fused = simulate(fit.make, trace, cache, engine)
+    single = simulate(fit.make, trace, cache, engine, unfused=True)
+    assert list(fused.recorder.requests) == list(single.recorder.requests)
+
+
+@every_fit
+@settings(max_examples=40, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 70), min_size=1, max_size=8),
+    steps=st.integers(2, 80),
+    cut=st.integers(1, 79),
+)
+def test_shift_law(fit: Fit, prompts: list[int], steps: int, cut: int) -> None:
+    """Rows j.. of decode_work(b, k) equal decode_work(b after commit(b, j), k - j)."""
+    cut = min(cut, steps - 1)
+    manager = fit.make(cache_of(10_000, fit.options))  # type: ignore[call-arg]
+    manager.services = Services()
+    batch = Batch(manager.block_tokens)
+    for index, tokens in enumerate(prompts):
+        ends = list(accumulate([tokens, 100]))
+        request = Request(index, 0, tokens, 100, [-2 * index - 2, -2 * index - 3], ends, [USER], order=index)
+        plan = manager.match(request)
+        assert manager.admit(request, plan)
+        request.to_compute = plan.compute_tokens
+        assert manager.grow(request, tokens)
+        request.computed, request.generated = tokens, 1
+        manager.prefilled(request)
+        batch.add(request, tokens, 99)
+    whole = manager.decode_work(batch, steps)
+    manager.commit(batch, cut)
+    batch.round += cut
+    rest = manager.decode_work(batch, steps - cut)
+    assert [shape(kernel) for kernel in whole] == [shape(kernel) for kernel in rest]
+    for before, after in zip(whole, rest, strict=True):
+        for name in before.args:
+            shifted = column(before.args[name], steps)[cut:]
+            assert np.array_equal(shifted, column(after.args[name], steps - cut)), (before.name, name)
+        assert np.array_equal(column(before.calls, steps)[cut:], column(after.calls, steps - cut)), (
+            before.name
+        )
+
+
+def shape(kernel: Kernel) -> tuple[str, list[str], str, str]:
+    return kernel.name, sorted(kernel.args), kernel.group, kernel.lane
+
+
+@given(
+    contexts=st.lists(st.integers(0, 60), min_size=1, max_size=9),
+    steps=st.integers(1, 50),
+    size=st.integers(1, 40),
+)
+def test_columns(contexts: list[int], steps: int, size: int) -> None:
+    """Against the array of all sequences and steps."""
+    array = np.array(contexts, dtype=np.int64)
+    read = array[:, None] + 1 + np.arange(steps)
+    assert sum_capped(array, size, steps).tolist() == np.minimum(read, size).sum(0).tolist()
+    assert sum_pages(array, size, steps).tolist() == (-(-read // size)).sum(0).tolist()
+    assert num_over(array, size, steps).tolist() == (read > size).sum(0).tolist()
+    assert num_at_boundary(array, size, steps).tolist() == (read % size == 0).sum(0).tolist()
