@@ -48,10 +48,11 @@ class Fit:
     baseline: type[CacheManager]
     options: Mapping[str, Any]
     neutral: Mapping[str, Any]
+    tiers: int = 1  # that the baseline has; a manager may keep the tier for itself
 
 
 FITS = {
-    "cacheblend": Fit(CacheBlend, PrefixTreeManager, {"recompute": 0.25}, {"recompute": 1}),
+    "cacheblend": Fit(CacheBlend, PrefixTreeManager, {"recompute": 0.25}, {"recompute": 1}, tiers=0),
     "kivi": Fit(Kivi, PrefixTreeManager, {"bits": 2, "group": 16, "window": 8}, {"bits": 16}),
     "snapkv": Fit(SnapKV, Paged, {"budget": 9}, {"budget": 10_000}),
     "quest": Fit(Quest, PrefixTreeManager, {"budget": 12, "page": 4, "dense_layers": 1}, {"budget": 10_000}),
@@ -65,13 +66,13 @@ def cache_of(
     num_blocks: int,
     options: Mapping[str, Any] | None = None,
     bytes_per_token: int = 16,
-    ddr_tokens: int = 10**6,
+    tiers: int = 1,
 ) -> CacheConfig:
-    """Blocks of 4 tokens, 4 layers, and DDR that is loaded layer by layer."""
-    ddr = TierConfig("ddr", ddr_tokens * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
+    """Blocks of 4 tokens, 4 layers, and a DDR tier (or none) that is loaded layer by layer."""
+    ddr = TierConfig("ddr", 10**6 * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
     return CacheConfig(
         capacity_bytes=num_blocks * 4 * bytes_per_token, bytes_per_token=bytes_per_token, block_tokens=4,
-        max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=(ddr,), options=options,
+        max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=(ddr,) * tiers, options=options,
     )  # fmt: skip
 
 

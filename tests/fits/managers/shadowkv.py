@@ -77,9 +77,10 @@ class ShadowKV(Paged):
         attention = Kernel("decode_attention", {"num_seqs": len(batch), "sum_context": selected})
         if self.share == 1:
             return (attention,)
-        values = selected * (self.config.bytes_per_token / 2)
-        rebuild = Kernel("lowrank_reconstruct", {"num_bytes": values}, group="fetch")
-        fetch = Kernel("gather_h2d", {"num_bytes": values * (1 - self.hit_rate)}, group="fetch", lane="h2d")
+        factors = selected * (self.config.bytes_per_token * self.share)
+        missing = selected * (self.config.bytes_per_token / 2 * (1 - self.hit_rate))
+        rebuild = Kernel("lowrank_reconstruct", {"num_bytes": factors}, group="fetch")
+        fetch = Kernel("gather_h2d", {"num_bytes": missing}, group="fetch", lane="h2d")
         return (rebuild, fetch, attention)
 
     def preempt(self, request: Request, context: int) -> None:
