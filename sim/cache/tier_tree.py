@@ -57,7 +57,7 @@ class TierTree(PrefixTree):
         return count
 
     def insert(self, ids: list[int], ends: list[int], start: int, end: int, room: int) -> list[Node]:
-        """Change. Runs for the blocks among start .. end that are missing, at most ``room`` of them.
+        """Change. Runs for the blocks among start .. end that are missing, at most ``room`` (> 0) of them.
 
         Each run comes pinned, with its path, and not ready; the caller releases it when its bytes are there.
         """

@@ -182,7 +182,8 @@ class TierStack:
         short = missing - tier.free_blocks
         if short > 0 and not tier.reserve_blocks:
             tier.tree.evict(min(short, tier.tree.num_evictable))
-        nodes = tier.tree.insert(ids, ends, start, end, tier.free_blocks) if missing else []
+        room = tier.free_blocks if missing else 0
+        nodes = tier.tree.insert(ids, ends, start, end, room) if room > 0 else []
         tier.tree.release(path)
         return nodes
 

@@ -294,7 +294,7 @@ class Replica(Services):
     def _decode_run(self, preempted: bool) -> None:
         batch = self.batch
         waits = preempted or (self.engine.async_scheduling and self._effects[0] is not None)
-        steps = 1 if waits else min(batch.steps_to_finish(), self._horizon)
+        steps = 1 if waits else min(batch.steps_to_finish(), self._horizon, LONGEST_RUN)
         steps = self.manager.decode_steps(batch, steps)
         num = len(batch)
         kernels = self.manager.decode_work(batch, steps)

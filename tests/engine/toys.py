@@ -121,10 +121,16 @@ def toy_simulation(
     links: tuple[LinkSpec, ...] = (),
     **more: object,
 ) -> Simulation:
+    make_manager = more.pop("make_manager", None) or (lambda config: load_manager(manager, config))
+    options = {"router": RoundRobin(), "check": True, **more}
     simulation = build_simulation(
-        trace, engine or toy_engine(), cache or toy_cache(1000), links,
-        more.pop("make_manager", None) or (lambda config: load_manager(manager, config)),  # type: ignore[arg-type]
-        ToyCost, more.pop("router", None) or RoundRobin(), check=True, **more,  # type: ignore[arg-type]
-    )  # fmt: skip
+        trace,
+        engine or toy_engine(),
+        cache or toy_cache(1000),
+        links,
+        make_manager,  # type: ignore[arg-type]
+        ToyCost,
+        **options,  # type: ignore[arg-type]
+    )
     play(simulation)
     return simulation

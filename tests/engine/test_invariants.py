@@ -1,0 +1,130 @@
+"""What must hold for every workload, cache manager and set of tiers. Integrity is checked after every event."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_fused_equals_reference import setups, workloads  # noqa: E402
+from toys import toy_cache, toy_engine, toy_simulation, toy_trace  # noqa: E402
+
+import kvsim.engine.replica as replica_module  # noqa: E402
+from kvsim.cache.tiers import TierConfig  # noqa: E402
+from kvsim.cluster.router import routers  # noqa: E402
+from kvsim.cluster.run import Simulation  # noqa: E402
+from kvsim.hardware.spec import LinkSpec  # noqa: E402
+
+
+@st.composite
+def tier_stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    tiers, links = [], []
+    for i in range(draw(st.integers(0, 3))):
+        tiers.append(
+            TierConfig(
+                f"tier{i}",
+                draw(st.sampled_from([0, 8, 40, 160, 4000])),
+                draw(st.sampled_from(["before", "layerwise"])),
+                draw(st.sampled_from(["through", "on_eviction"])),
+                draw(st.sampled_from(["lru", "lfu", "belady"])),
+                draw(st.sampled_from([4, 64])),
+            )
+        )
+        rate = draw(st.sampled_from([1e7, 1e9, 1e12]))
+        links.append(LinkSpec(f"link{i}", rate, rate / 2, draw(st.sampled_from([0, 50])), draw(st.sampled_from([0, 200]))))
+    return tuple(tiers), tuple(links)
+
+
+def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
+    """No request lost, clock never back, TTFT adds up, everything given back at the end."""
+    recorder = simulation.recorder
+    assert len(recorder.requests) + len(recorder.rejected) == len(rows)
+    for row in recorder.requests:
+        assert min(row.queue_ns, row.load_ns, row.prefill_ns) >= 0
+        assert row.queue_ns + row.load_ns + row.prefill_ns + row.host_ns <= row.e2e_ns
+        assert 0 <= row.cached_tokens < row.input_tokens
+        assert sum(row.hits_by_tier) == row.cached_tokens
+        assert row.arrival_ns >= 0
+    for replica in simulation.replicas:
+        manager = replica.manager
+        manager.check_integrity()
+        assert not replica.running and not replica.num_waiting and not replica.finishing
+        assert manager.held_bytes == 0
+        assert replica.outstanding_tokens == 0
+        assert sum(replica.links.written_bytes[1:]) >= 0
+    assert simulation.cost[0].used_ns()["toy", "measured"] == sum(replica.busy_ns for replica in simulation.replicas)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    workloads(),
+    setups(),
+    tier_stacks(),
+    st.sampled_from(["lru", "lfu", "belady"]),
+    st.sampled_from(["always", "if_faster"]),
+    st.sampled_from(["round_robin", "least_outstanding_tokens", "prefix_aware"]),
+    st.integers(1, 3),
+)
+def test_invariants_with_tiers(workload, setup, stack, eviction, policy, router, num_replicas) -> None:  # type: ignore[no-untyped-def]
+    (rows, parts), (engine, extra, _), (tiers, links) = workload, setup, stack
+    blocks = -(-max(i + o for _, i, o in rows) // 4) + extra
+    cache = toy_cache(blocks, tiers=tiers, eviction=eviction, load_policy=policy)
+
+    def run() -> Simulation:
+        return toy_simulation(
+            toy_trace(rows, parts), "prefix_tree", toy_engine(**engine), cache, links,
+            router=routers.get(router)(), num_replicas=num_replicas,
+        )  # fmt: skip
+
+    fused = run()
+    check(fused, rows)
+    longest, replica_module.LONGEST_RUN = replica_module.LONGEST_RUN, 1
+    try:
+        unfused = run()
+    finally:
+        replica_module.LONGEST_RUN = longest
+    assert list(fused.recorder.requests) == list(unfused.recorder.requests)
+    assert fused.replicas[0].num_steps == unfused.replicas[0].num_steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(workloads(), setups(), st.sampled_from(["none", "contiguous", "paged"]))
+def test_invariants_of_the_plain_managers(workload, setup, manager) -> None:  # type: ignore[no-untyped-def]
+    (rows, parts), (engine, extra, _) = workload, setup
+    longest = max(i + o for _, i, o in rows)
+    cache = toy_cache(-(-longest // 4) + extra, max_model_len=longest)
+    check(toy_simulation(toy_trace(rows, parts), manager, toy_engine(**engine), cache), rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(workloads(), setups())
+def test_unlimited_memory_makes_the_allocators_equal(workload, setup) -> None:  # type: ignore[no-untyped-def]
+    """Neutral setting: with room for everything, none, paged and contiguous give the same run."""
+    (rows, parts), (engine, _, _) = workload, setup
+    runs = [
+        list(
+            toy_simulation(
+                toy_trace(rows, parts), manager, toy_engine(**engine), toy_cache(100_000, max_model_len=300)
+            ).recorder.requests
+        )
+        for manager in ("none", "paged", "contiguous")
+    ]
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize("capacity", [0, 3])
+def test_a_tier_without_room_changes_nothing(capacity: int) -> None:
+    """A DDR tier that cannot hold a single block: as if it were not there."""
+    rows = [(i * 700, 25, 4) for i in range(8)]
+    parts = [[(i % 3, 25)] for i in range(8)]
+    tier = TierConfig("ddr", capacity, "before", "through", "lru", 64)
+    with_tier = toy_simulation(
+        toy_trace(rows, parts), cache=toy_cache(10, tiers=(tier,)), links=(LinkSpec("bus", 1e9, 1e9, 0),)
+    )
+    without = toy_simulation(toy_trace(rows, parts), cache=toy_cache(10))
+    strip = lambda rows: [row._replace(hits_by_tier=()) for row in rows]  # noqa: E731
+    assert strip(with_tier.recorder.requests) == strip(without.recorder.requests)
