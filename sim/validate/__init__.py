@@ -1,0 +1,1 @@
+"""``kvsim validate``: runs of a real engine, replayed and compared."""

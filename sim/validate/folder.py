@@ -1,0 +1,67 @@
+"""A folder of measured runs: PHASE.meta.json, PHASE.WORKLOAD.requests.csv.gz, workloads/WORKLOAD.jsonl.gz."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.validate.measured import MeasuredRun, read_iterations, read_requests, trace_of
+from kvsim.validate.setup import read_setup
+
+REQUESTS, ITERATIONS = ".requests.csv.gz", ".iterations.csv.gz"
+MICROBENCHMARK = re.compile(r"(solo|decode_|inject|uneven|sustained|queue_|warm_up)")
+"""Workloads that an engine profile may be fitted on, by the start of their names."""
+
+
+def run_names(folder: Path) -> list[str]:
+    """PHASE.WORKLOAD of every run in ``folder``.
+
+    Raises:
+        ScenarioError: there is no such folder, or it holds no runs.
+    """
+    if not folder.is_dir():
+        raise ScenarioError(f"{folder}: no such folder of measured runs")
+    names = sorted(path.name.removesuffix(REQUESTS) for path in folder.glob(f"*{REQUESTS}"))
+    if not names:
+        raise ScenarioError(f"{folder}: holds no measured runs, named PHASE.WORKLOAD{REQUESTS}")
+    return names
+
+
+def chosen(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """The runs of ``folder`` that ``wanted`` names, as PHASE.WORKLOAD or WORKLOAD; all if it names none."""
+    names = run_names(folder)
+    for name in wanted:
+        if not any(name in (run, run.partition(".")[2]) for run in names):
+            raise ScenarioError(f"{folder}: no workload is called '{name}'{did_you_mean(name, names)}")
+    return [run for run in names if not wanted or run in wanted or run.partition(".")[2] in wanted]
+
+
+def read_run(folder: Path, name: str) -> MeasuredRun:
+    """One run.
+
+    Raises:
+        KvsimError: one of its files is missing or cannot be used.
+    """
+    phase, _, workload = name.partition(".")
+    table = folder / f"{name}{REQUESTS}"
+    iterations = folder / f"{name}{ITERATIONS}"
+    setup = read_setup(folder / f"{phase}.meta.json")
+    requests = read_requests(table)
+    trace, rows = trace_of(requests, folder / "workloads" / f"{workload}.jsonl.gz", table)
+    return MeasuredRun(
+        name,
+        MICROBENCHMARK.match(workload) is not None,
+        setup,
+        requests,
+        read_iterations(iterations) if iterations.is_file() else None,
+        trace,
+        rows,
+    )
+
+
+def read_runs(folder: Path, wanted: Sequence[str] = ()) -> Iterator[MeasuredRun]:
+    """The chosen runs one after another."""
+    for name in chosen(folder, wanted):
+        yield read_run(folder, name)
