@@ -67,9 +67,10 @@ def cache_of(
     options: Mapping[str, Any] | None = None,
     bytes_per_token: int = 16,
     tiers: int = 1,
+    ddr_tokens: int = 10**6,
 ) -> CacheConfig:
     """Blocks of 4 tokens, 4 layers, and a DDR tier (or none) that is loaded layer by layer."""
-    ddr = TierConfig("ddr", 10**6 * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
+    ddr = TierConfig("ddr", ddr_tokens * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
     return CacheConfig(
         capacity_bytes=num_blocks * 4 * bytes_per_token, bytes_per_token=bytes_per_token, block_tokens=4,
         max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=(ddr,) * tiers, options=options,

@@ -67,10 +67,10 @@ def test_neutral_setting_equals_the_baseline(fit: Fit, workload, engine, extra) 
 
 @every_fit
 @settings(max_examples=40, deadline=None)
-@given(workload=workloads(), engine=engines(), extra=room)
-def test_fused_equals_single_steps(fit: Fit, workload, engine, extra) -> None:  # type: ignore[no-untyped-def]
+@given(workload=workloads(), engine=engines(), extra=room, ddr=st.sampled_from([30, 100, 10**6]))
+def test_fused_equals_single_steps(fit: Fit, workload, engine, extra, ddr) -> None:  # type: ignore[no-untyped-def]
     trace, blocks = workload
-    cache = cache_of(blocks + extra, fit.options)
+    cache = cache_of(blocks + extra, fit.options, ddr_tokens=ddr)
     fused = simulate(fit.make, trace, cache, engine)
     single = simulate(fit.make, trace, cache, engine, unfused=True)
     assert list(fused.recorder.requests) == list(single.recorder.requests)

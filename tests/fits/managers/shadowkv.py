@@ -1,8 +1,8 @@
 """ShadowKV-like: after prefill the values move to host memory; keys stay as low-rank factors.
 
-Options ``share`` (part of a prompt's KV that stays in HBM: factors, landmarks, outliers), ``budget``
-(tokens attended to), ``hit_rate`` (values of selected tokens that are in HBM already). Each step rebuilds
-the selected keys while the missing values are fetched. Neutral: share 1 and budget >= max_model_len.
+Options ``share`` (part of a prompt's KV that stays in HBM: factors, landmarks, outliers), ``budget`` (tokens
+attended to), ``hit_rate`` (values of selected tokens that are in HBM already). Each step rebuilds the selected
+keys while the missing values are fetched. Neutral: share 1 and budget >= max_model_len.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from managers.columns import sum_capped
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
-from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.paged import Paged
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
 
 @dataclass(slots=True, eq=False)
 class Values:
-    """Of one request: whole blocks of HBM that move. Their room in DDR is taken at admission."""
+    """Of one request, in whole blocks of HBM; their room in DDR is taken from admission on."""
 
     blocks: int
-    left: bool = False  # HBM no longer counts them to the request
-    moving: bool = False
-    dropped: bool = False
+    left: int = 0  # of these, HBM counts to the transfer and no longer to the request
+    users: int = 1  # the request, and the transfer while it is under way
 
 
 class ShadowKV(Paged):
@@ -33,44 +32,40 @@ class ShadowKV(Paged):
         options = dict(config.options or {})
         self.share, self.hit_rate = options.get("share", 1), options.get("hit_rate", 0)
         self.budget = options.get("budget", config.max_model_len)
-        self.free_ddr_blocks = config.tiers[0].capacity_bytes // self.block_bytes
+        self.ddr_capacity_blocks = config.tiers[0].capacity_bytes // self.block_bytes
         self.ddr_blocks = 0
 
     def _moves(self, tokens: int) -> int:
         return int(tokens // self.block_tokens * (1 - self.share))
 
     def fits(self, request: Request) -> bool:
-        return (
-            super().fits(request) and self._moves(request.kv_tokens) <= self.free_ddr_blocks + self.ddr_blocks
-        )
+        return super().fits(request) and self._moves(request.kv_tokens) <= self.ddr_capacity_blocks
 
     def admit(self, request: Request, plan: Plan) -> bool:
         blocks = self._moves(request.prompt_tokens)
-        if blocks > self.free_ddr_blocks or not super().admit(request, plan):
+        if self.ddr_blocks + blocks > self.ddr_capacity_blocks or not super().admit(request, plan):
             return False
-        self._take_ddr(blocks)
+        self.ddr_blocks += blocks
         request.kv = Values(blocks)
         return True
 
-    def _take_ddr(self, blocks: int) -> None:
-        self.free_ddr_blocks -= blocks
-        self.ddr_blocks += blocks
-
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        values: Values = request.kv
+        values = request.kv
         if not values.blocks:
             return ()
-        values.left = values.moving = True
+        values.left, values.users = values.blocks, 2
         num_bytes = values.blocks * self.block_bytes
         return (Transfer("hbm", self.config.tiers[0].name, num_bytes, 1, "behind", None, values),)
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
-        values: Values = transfer.payload
-        values.moving = False
-        self.free_blocks += values.blocks
-        if values.dropped:
-            self._take_ddr(-values.blocks)
+        self.free_blocks += transfer.payload.blocks
+        self._drop(transfer.payload)
         return ()
+
+    def _drop(self, values: Values) -> None:
+        values.users -= 1
+        if not values.users:
+            self.ddr_blocks -= values.blocks
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         selected = sum_capped(batch.contexts, self.budget, steps)
@@ -84,11 +79,9 @@ class ShadowKV(Paged):
         return (rebuild, fetch, attention)
 
     def preempt(self, request: Request, context: int) -> None:
-        values: Values = request.kv
-        self.free_blocks += blocks_for(context, self.block_tokens) - values.left * values.blocks
-        values.dropped = True
-        if not values.moving:
-            self._take_ddr(-values.blocks)
+        super().preempt(request, context)
+        self.free_blocks -= request.kv.left
+        self._drop(request.kv)
 
     def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
         self.preempt(request, context)
