@@ -126,7 +126,7 @@ def test_columns(contexts: list[int], steps: int, size: int) -> None:
     """Against the array of all sequences and steps."""
     array = np.array(contexts, dtype=np.int64)
     read = array[:, None] + 1 + np.arange(steps)
-    assert sum_capped(array, size, steps).tolist() == np.minimum(read, size).sum(0).tolist()
-    assert sum_pages(array, size, steps).tolist() == (-(-read // size)).sum(0).tolist()
-    assert num_over(array, size, steps).tolist() == (read > size).sum(0).tolist()
-    assert num_at_boundary(array, size, steps).tolist() == (read % size == 0).sum(0).tolist()
+    assert column(sum_capped(array, size, steps), steps).tolist() == np.minimum(read, size).sum(0).tolist()
+    assert column(sum_pages(array, size, steps), steps).tolist() == (-(-read // size)).sum(0).tolist()
+    assert column(num_over(array, size, steps), steps).tolist() == (read > size).sum(0).tolist()
+    assert column(num_at_boundary(array, size, steps), steps).tolist() == (read % size == 0).sum(0).tolist()

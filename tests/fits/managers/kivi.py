@@ -56,9 +56,10 @@ class Kivi(PrefixTreeManager):
         if self.bits == 16:
             return super().decode_work(batch, steps)
         size, num = self.config.bytes_per_token, len(batch)
-        read = {"num_bytes": Ramp(size * (batch.sum_context + num), size * num)}
+        first = size * (batch.sum_context + num)
+        read = Ramp(first, size * num) if steps > 1 else first
         groups = num_at_boundary(batch.contexts, self.group, steps)
-        return (Kernel("dequant_decode_attention", read), *self._quantise(groups))
+        return (Kernel("dequant_decode_attention", {"num_bytes": read}), *self._quantise(groups))
 
     def _quantise(self, groups):  # type: ignore[no-untyped-def]
         if self.bits == 16:

@@ -35,8 +35,10 @@ class Quest(PrefixTreeManager):
             return super().decode_work(batch, steps)
         num, contexts = len(batch), batch.contexts
         pages = sum_pages(contexts, self.page, steps) * self.config.bytes_per_token
-        selects = np.arange(steps) >= self.budget - contexts.max()  # some sequence is longer
-        whole = {"num_seqs": num, "sum_context": Ramp(batch.sum_context + num, num)}
+        longest = int(contexts.max())
+        selects = np.arange(steps) >= self.budget - longest if steps > 1 else longest >= self.budget
+        first = batch.sum_context + num
+        whole = {"num_seqs": num, "sum_context": Ramp(first, num) if steps > 1 else first}
         some = {"num_seqs": num, "sum_context": sum_capped(contexts, self.budget, steps)}
         return (
             Kernel("topk_page_select", {"num_bytes": pages}, calls=selects * (1 - self.dense_share)),

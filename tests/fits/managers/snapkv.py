@@ -44,8 +44,9 @@ class SnapKV(Paged):
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         num = len(batch)
-        kept = batch.sum_context - sum(map(self.dropped, batch.requests))
-        return (Kernel("decode_attention", {"num_seqs": num, "sum_context": Ramp(kept + num, num)}),)
+        first = batch.sum_context + num - sum(map(self.dropped, batch.requests))
+        read = Ramp(first, num) if steps > 1 else first
+        return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
     def preempt(self, request: Request, context: int) -> None:
         super().preempt(request, context - request.kv)
