@@ -2,11 +2,22 @@
 
 from setuptools import find_packages, setup
 
-FOLDERS = {"kvsim": "sim", "kvsim.calibrate": "calibrate", "kvsim.workloads": "workloads", "kvsim.reports": "reports"}
+FOLDERS = {
+    "kvsim": "sim",
+    "kvsim.calibrate": "calibrate",
+    "kvsim.workloads": "workloads",
+    "kvsim.reports": "reports",
+}
 
-packages = [f"{name}{'.' + sub if sub else ''}" for name, folder in FOLDERS.items() for sub in ["", *find_packages(folder)]]
+packages = [
+    f"{name}{'.' + sub if sub else ''}"
+    for name, folder in FOLDERS.items()
+    for sub in ["", *find_packages(folder)]
+]
 setup(
     packages=packages,
     package_dir=FOLDERS,
-    package_data={"": ["py.typed", "*.yaml", "*.parquet", "*.jsonl.gz", "*.csv.gz", "*.md", "*.npz", "*.json"]},
+    package_data={
+        "": ["py.typed", "*.yaml", "*.parquet", "*.jsonl.gz", "*.csv.gz", "*.md", "*.npz", "*.json"]
+    },
 )
