@@ -43,8 +43,8 @@ class Transfer:
 class Plan:
     """Answer to one prompt: what is reused from where, and what is left to compute.
 
-    ``compute_tokens`` >= 1 go through the model (the last token always does); reuse by chunks may leave a share of
-    each chunk to recompute, so cached + approximate + compute may exceed the prompt.
+    ``compute_tokens`` >= 1 go through the model (the last token always does). cached + approximate + compute is the
+    prompt: a token of a reused chunk that is recomputed counts as computed, though its KV may be loaded too.
     """
 
     compute_tokens: int
@@ -167,7 +167,9 @@ class CacheManager(ABC):
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         """Look. Kernels of the next ``steps`` decode steps, as columns.
 
-        SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b after commit(b, j), k - j).
+        SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b, k - j) after commit(b, j) and ``b.round += j``:
+        the same kernels in the same order, and each column's rows. A single step should come as plain numbers
+        (an int, not an array of one): the cost model prices those fastest.
         """
         num = len(batch)
         first = batch.sum_context + num  # each request reads its past and its new token
