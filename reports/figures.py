@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from kvsim.reports import colours
-from kvsim.reports.series import Floats, bucket_edges, distribution, rounded, time_unit, total_over_replicas
+from kvsim.reports.series import (
+    Floats,
+    bucket_edges,
+    bucket_means,
+    distribution,
+    rounded,
+    time_unit,
+    total_over_replicas,
+)
 from kvsim.results.read import numbers
 from kvsim.results.reading import PART_NAMES
 
@@ -135,6 +143,25 @@ class Timeline:
     def _time_axis(self) -> dict[str, Any]:
         ends = [float(self._edges[i]) / self._scale for i in (0, -1)]
         return {"title": f"simulated time ({self._unit})", "range": ends}
+
+
+def over_time(series: Mapping[str, tuple[Floats, Floats, str]], title: str) -> Figure | None:
+    """One quantity of several runs over each other: ``series`` is {name: (times in seconds, values, colour)}."""
+    known = {name: triple for name, triple in series.items() if len(triple[0])}
+    if not known:
+        return None
+    start = min(float(t_s[0]) for t_s, _, _ in known.values())
+    end = max(float(t_s[-1]) for t_s, _, _ in known.values())
+    if end <= start:
+        return None
+    edges = bucket_edges(start, end)
+    scale, unit = time_unit(end - start)
+    middle = rounded((edges[1:] + edges[:-1]) / 2 / scale)
+    data = [
+        _line(name, middle, rounded(bucket_means(t_s, values, edges)), colour, "linear", "%{y:.1f} " + name)
+        for name, (t_s, values, colour) in known.items()
+    ]
+    return _figure(data, {"title": f"time ({unit})"}, {"title": title, "rangemode": "tozero"})
 
 
 def bars(names: Sequence[str], shares: Sequence[float], colour: str, title: str) -> Figure | None:

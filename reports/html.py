@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from html import escape
 from pathlib import Path
 
 from kvsim.reports import sections
 from kvsim.reports.markup import warning_box
+from kvsim.reports.page import page, write_whole
 from kvsim.reports.plotlyjs import plotly_js
-from kvsim.reports.theme import SCRIPT, STYLE
 from kvsim.results import reading
 from kvsim.results.folder import REPORT
 from kvsim.results.read import Results, load_results
@@ -40,12 +37,7 @@ def write_report(result_dir: Path | str) -> Path:
     """
     results = load_results(result_dir)
     path = results.path / REPORT
-    new = path.with_name(f".{REPORT}.{secrets.token_hex(4)}")
-    try:
-        new.write_text(render(results), encoding="utf-8")
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+    write_whole(path, render(results))
     return path
 
 
@@ -59,21 +51,6 @@ def render(results: Results) -> str:
         f"{duration(summary['makespan_s'])} simulated",
     )
     body = "\n".join(section(results) for section in SECTIONS)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)} – kvsim</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header><h1>{escape(title)}</h1><p>{escape(" · ".join(facts))}</p></header>
-{warning_box(reading.warnings_of(summary))}
-{body}
-<footer>Made by kvsim {escape(summary["kvsim_version"])} from the files beside this page.</footer>
-<script>{plotly_js()}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+    footer = f"Made by kvsim {summary['kvsim_version']} from the files beside this page."
+    body = f"{warning_box(reading.warnings_of(summary))}\n{body}"
+    return page(title, " · ".join(facts), body, footer, plotly_js())

@@ -32,9 +32,10 @@ def run_names(folder: Path) -> list[str]:
 def chosen(folder: Path, wanted: Sequence[str]) -> list[str]:
     """The runs of ``folder`` that ``wanted`` names, as PHASE.WORKLOAD or WORKLOAD; all if it names none."""
     names = run_names(folder)
+    known = {*names, *(run.partition(".")[2] for run in names)}
     for name in wanted:
-        if not any(name in (run, run.partition(".")[2]) for run in names):
-            raise ScenarioError(f"{folder}: no workload is called '{name}'{did_you_mean(name, names)}")
+        if name not in known:
+            raise ScenarioError(f"{folder}: no workload is called '{name}'{did_you_mean(name, known)}")
     return [run for run in names if not wanted or run in wanted or run.partition(".")[2] in wanted]
 
 

@@ -118,7 +118,6 @@ def _spread_prefills(steps: list[Step], run: MeasuredRun, first: Ints) -> None:
         ]
         if left:
             chunks.append((left, past))
-            step.started -= 1  # counted again where it really starts
             left = 0
         over = sum(new for new, _ in chunks) - room
         step.started += len(chunks)
@@ -128,4 +127,5 @@ def _spread_prefills(steps: list[Step], run: MeasuredRun, first: Ints) -> None:
                 step.is_sure = False
             left = min(over, new)
             chunks[0] = (new - left, past + left)
+            step.started -= 1  # counted where it really starts
         step.prefills = [chunk for chunk in chunks if chunk[0] > 0]
