@@ -9,6 +9,7 @@ import typer
 
 from kvsim.cli.options import AsJson
 from kvsim.cli.output import print_json
+from kvsim.errors import CalibrationError, did_you_mean
 
 if TYPE_CHECKING:
     from kvsim.cost.profile import Profile
@@ -50,23 +51,27 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show where a profile's numbers come from and what it holds."""
+    from dataclasses import asdict
+
+    from kvsim.cost.describe import coverage, describe_profile
     from kvsim.cost.profile import load_profile
 
     profile = load_profile(name)
-    facts = {**_plain(profile.header), **_facts(profile)}
-    facts["points"] = {table: len(profile.table(table)) for table in profile.table_names}
     if as_json:
-        print_json(facts)
-        return
-    import yaml
-
-    typer.echo(yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=110).rstrip())
+        covered = [_plain(asdict(row)) for row in coverage(profile)]
+        print_json({**_plain(profile.header), **_facts(profile), "coverage": covered})
+    else:
+        typer.echo(describe_profile(profile))
 
 
 @app.command(
-    "import", epilog="Example: kvsim profiles import aiconfigurator/ --system h200_sxm --out profiles/"
+    "import",
+    epilog="Example: kvsim profiles import aiconfigurator tables/ --system h200_sxm --out profiles/",
 )
 def import_(
+    source: Annotated[
+        str, typer.Argument(metavar="FORMAT", help="Whose tables they are: aiconfigurator.", show_default=False)
+    ],
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Holds SYSTEM/FAMILY/FRAMEWORK/VERSION/*.parquet.")
     ],
@@ -81,7 +86,9 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder for the profiles.")] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Turn the kernel tables that aiconfigurator publishes into profiles."""
+    """Turn published kernel tables into profiles."""
+    if source != "aiconfigurator":
+        raise CalibrationError(f"no table format is called '{source}'{did_you_mean(source, ['aiconfigurator'])}")
     from kvsim.calibrate.importers.aiconfigurator import import_aiconfigurator
 
     out.mkdir(parents=True, exist_ok=True)
