@@ -111,7 +111,7 @@ def test_profiles(cli: Cli) -> None:
     code, out, _ = cli("profiles", "show", profiles[0]["name"], "--json")
     shown = json.loads(out)
     assert (code, shown["name"]) == (0, profiles[0]["name"])
-    assert set(shown["points"]) == set(profiles[0]["tables"])
+    assert {row["table"] for row in shown["coverage"]} == set(profiles[0]["tables"])
     assert cli("profiles", "list")[0] == cli("profiles", "show", profiles[0]["name"])[0] == 0
 
 
