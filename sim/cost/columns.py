@@ -90,7 +90,7 @@ class Columns:
                 time_ns = np.where(prefills, quantise_array(time_ns * factor), time_ns)
             parts.append(Part((kernel.group, kernel.lane), kernel.name, provenance, time_ns))
         total_ns, waited_for = _join(linear_ns, parts)
-        engine_ns = model.engine_ns(work.tokens)
+        engine_ns = model.engine_ns(work.tokens, bool(prefills.any()))
         step_ns = (total_ns + engine_ns + 0.5).astype(np.int64)
         return ColumnRun(step_ns, linear, parts, waited_for, engine_ns)
 

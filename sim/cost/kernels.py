@@ -137,7 +137,7 @@ class KernelCostModel(CostModel):
 
     def _plan(self, tokens: int, sampled: int, num_seqs: int) -> DecodePlan:
         fixed = [*self.layers(tokens, False).parts, *self.head(sampled, False).parts]
-        return DecodePlan(tuple(fixed), self.engine_ns(tokens), self._decode.curve(num_seqs))
+        return DecodePlan(tuple(fixed), self.engine_ns(tokens, False), self._decode.curve(num_seqs))
 
     # -- one step with scalar sizes --------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ class KernelCostModel(CostModel):
         factor = terms.prefill_factor if prefills else 1.0
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
         layers, head = self.layers(work.tokens, prefills), self.head(work.sampled, prefills)
-        engine_ns = quantise(terms.step_ns + terms.token_ns * work.tokens)
+        engine_ns = self.engine_ns(work.tokens, prefills)
         total = layers.total_ns + head.total_ns + engine_ns
         parts: list[tuple[Key, float]] = []
         pricers = self._pricers
@@ -190,9 +190,9 @@ class KernelCostModel(CostModel):
             found = self._heads[sampled, prefills] = self._checked(priced, prefills, {"sampled": sampled})
         return found
 
-    def engine_ns(self, tokens: int) -> float:
+    def engine_ns(self, tokens: int, prefills: bool) -> float:
         """What the engine adds to a step, lattice nanoseconds."""
-        return quantise(self.terms.step_ns + self.terms.token_ns * tokens)
+        return quantise(self.terms.added_ns(tokens, prefills))
 
     def pricer(self, name: str) -> Pricer:
         """What prices kernel ``name``: its own price function, its table in the profile, or the roofline."""
@@ -224,7 +224,8 @@ class KernelCostModel(CostModel):
             for (name, provenance), _ in priced.parts:
                 if provenance == "extrapolated":
                     self.refuse(name, sizes)
-        return scaled(priced, self.terms.prefill_factor) if prefills else priced
+        factor = self.terms.prefill_factor if prefills else self.terms.graph_factor(next(iter(sizes.values())))
+        return priced if factor == 1 else scaled(priced, factor)
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:

@@ -15,7 +15,7 @@ from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.scenario.units import UnitError, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "eager", "front_in", "front_out")
-DEVICE_TIMES = ("step", "token")
+DEVICE_TIMES = ("step", "token", "piecewise")
 DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
 
 
@@ -78,6 +78,8 @@ def load_engine(
             for key in DEVICE_TIMES
         },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
+        graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in take(device, "graph_factors", [])),
+        piecewise_tokens=spec.graph_tokens,
         provenance=take(device, "provenance", "measured"),
     )
     for part, left in (("", data), ("host.", host), ("device.", device)):
