@@ -85,7 +85,7 @@ def cache_of(setup: Setup) -> CacheConfig:
     """The measured engine's KV memory."""
     meta, model = setup.meta, setup.model
     block_bytes = meta.block_size * model.kv_bytes_per_token
-    tiers = ()
+    tiers: tuple[TierConfig, ...] = ()
     if setup.host_bytes:
         extent = block_bytes // model.num_layers  # the connector copies a block layer by layer
         tiers = (TierConfig("ddr", setup.host_bytes, "before", "through", "lru", extent),)

@@ -38,7 +38,7 @@ def print_results(results: Sequence[Result], console: Console) -> None:
 def mark(result: Result) -> str:
     """Name with its kind."""
     kind = " (µ)" if result["kind"] == "microbenchmark" else ""
-    return result["name"] + kind + (" (s)" if result["saturated"] else "")
+    return f"{result['name']}{kind}{' (s)' if result['saturated'] else ''}"
 
 
 def error_row(result: Result) -> list[str]:
