@@ -57,7 +57,7 @@ FITS = {
     "snapkv": Fit(SnapKV, Paged, {"budget": 9}, {"budget": 10_000}),
     "quest": Fit(Quest, PrefixTreeManager, {"budget": 12, "page": 4, "dense_layers": 1}, {"budget": 10_000}),
     "shadowkv": Fit(ShadowKV, Paged, {"share": 0.25, "budget": 12, "hit_rate": 0.5}, {"share": 1}),
-    "h2o": Fit(H2O, Paged, {"budget": 12}, {"budget": 10_000}),
+    "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),
 }
 every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
 

@@ -29,9 +29,9 @@ from kvsim.entities import Batch, Request
 @st.composite
 def workloads(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     """Prompts of chunks in any order, shared beginnings, and private rests."""
-    spread = draw(st.sampled_from([1, 200, 3_000]))
+    spread = draw(st.sampled_from([1, 1, 200, 3_000]))
     rows, parts = [], []
-    for arrival in sorted(draw(st.lists(st.integers(0, 10), min_size=1, max_size=8))):
+    for arrival in sorted(draw(st.lists(st.integers(0, 10), min_size=1, max_size=9))):
         ids = draw(st.lists(st.integers(0, 4), max_size=4, unique=True))
         segments = [(ident, 5 + 6 * ident, CHUNK if ident else USER) for ident in ids]
         tokens = sum(part[1] for part in segments) + draw(st.integers(0 if segments else 1, 20))
@@ -43,19 +43,19 @@ def workloads(draw: st.DrawFn):  # type: ignore[no-untyped-def]
 @st.composite
 def engines(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     return toy_engine(
-        max_num_seqs=draw(st.integers(1, 6)),
-        max_num_batched_tokens=draw(st.sampled_from([8, 20, 64, 1000])),
+        max_num_seqs=draw(st.sampled_from([8, 6, 3, 1])),
+        max_num_batched_tokens=draw(st.sampled_from([64, 1000, 20, 8])),
         async_scheduling=draw(st.booleans()),
         launch_ns=draw(st.sampled_from([0, 40])),
         cpu_ns=draw(st.sampled_from([40, 140])),
     )
 
 
-room = st.one_of(st.integers(0, 40), st.just(10_000))  # blocks beyond those of the longest request
+room = st.sampled_from([0, 0, 1, 2, 3, 5, 8, 20, 10_000])  # blocks beyond those of the longest request
 
 
 @every_fit
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(workload=workloads(), engine=engines(), extra=room)
 def test_neutral_setting_equals_the_baseline(fit: Fit, workload, engine, extra) -> None:  # type: ignore[no-untyped-def]
     trace, blocks = workload
@@ -66,7 +66,7 @@ def test_neutral_setting_equals_the_baseline(fit: Fit, workload, engine, extra) 
 
 
 @every_fit
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(workload=workloads(), engine=engines(), extra=room, ddr=st.sampled_from([30, 100, 10**6]))
 def test_fused_equals_single_steps(fit: Fit, workload, engine, extra, ddr) -> None:  # type: ignore[no-untyped-def]
     trace, blocks = workload
