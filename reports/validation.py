@@ -36,7 +36,7 @@ def write_page(path: Path, title: str, items: Sequence[Item]) -> None:
         KvsimError: plotly is missing.
     """
     body = overview([result for result, _, _ in items]) + "".join(workload(*item) for item in items)
-    lead = f"{len(items)} measured runs, replayed"
+    lead = "1 measured run, replayed" if len(items) == 1 else f"{len(items)} measured runs, replayed"
     footer = f"Made by kvsim {__version__}, kvsim validate."
     write_whole(path, page(title, lead, body, footer, plotly_js()))
 
