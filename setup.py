@@ -17,7 +17,11 @@ packages = [
 setup(
     packages=packages,
     package_dir=FOLDERS,
+    # "**" also reaches folders that hold only data, such as presets
     package_data={
-        "": ["py.typed", "*.yaml", "*.parquet", "*.jsonl.gz", "*.csv.gz", "*.md", "*.npz", "*.json"]
+        "": [
+            "py.typed",
+            *(f"**/*.{end}" for end in ("yaml", "parquet", "jsonl.gz", "csv.gz", "md", "npz", "json")),
+        ]
     },
 )
