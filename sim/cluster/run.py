@@ -24,6 +24,7 @@ from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch
+from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
 from kvsim.results.recorder import Recorder
@@ -135,8 +136,10 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
         max_model_len=memory.max_model_len,
         async_scheduling=scenario.engine.async_scheduling,
+        gpu=gpu.name,
     )
     tiers = build_tiers(scenario)
+    host_link = _per_replica(load_link(gpu.host_link), tensor_parallel, 0)
     bytes_per_token = memory.block_bytes * memory.num_gpus // memory.block_tokens
     cache = CacheConfig(
         capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,

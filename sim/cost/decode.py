@@ -5,6 +5,8 @@ sum of contexts: straight between grid contexts, and between two grid batches we
 context. Beyond a batch's longest context the last line goes on (KV is read at the same rate), *derived*
 while some batch of the table read as much KV, else *extrapolated*; beyond the largest batch time grows with
 the batch, *extrapolated*.
+
+Where the rate is known at which a running engine reads KV, it stands in place of the table: *measured*.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
 from kvsim.cost.work import Column, column
+from kvsim.model.spec import DTYPE_BYTES
 
 Array = np.ndarray[Any, Any]
+NEVER = float("inf")
 
 
 class DecodeCurve(NamedTuple):
@@ -44,7 +48,8 @@ class DecodeCurve(NamedTuple):
 class DecodeAttention(Pricer):
     """Args ``num_seqs``, ``sum_context``: sequences and cached tokens of all of them together."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, bytes_per_s: float = 0.0) -> None:
+        """``bytes_per_s``: KV read on each GPU, as measured; 0 = by the table."""
         rows = head_rows(setting.profile.table("decode_attention"), setting, fold=True)
         model, roofline = setting.model, setting.roofline
         self._layers = model.num_layers
@@ -61,6 +66,8 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
+        per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
+        self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
 
     def curve(self, num_seqs: float) -> DecodeCurve:
         """The price of ``num_seqs`` > 0 sequences as a function of their sum of contexts; cached."""
@@ -92,6 +99,8 @@ class DecodeAttention(Pricer):
         return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
 
     def _make(self, num_seqs: float) -> DecodeCurve:
+        if self._measured_ns_per_token:
+            return DecodeCurve([0], [0.0], [self._measured_ns_per_token], "measured", NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
         low, high = bracket(self._batches, rows)
         weight = (rows - low) / (high - low) if high > low else 0.0

@@ -61,7 +61,7 @@ class KernelCostModel(CostModel):
         self.terms = terms or EngineTerms()
         self.strict = strict
         self._linear = LinearPart(self.setting)
-        self._decode = DecodeAttention(self.setting)
+        self._decode = DecodeAttention(self.setting, self.terms.kv_read_bytes_per_s)
         self._prefill = PrefillAttention(self.setting)
         self._pricers: dict[str, Pricer] = {
             "decode_attention": self._decode,
@@ -224,8 +224,7 @@ class KernelCostModel(CostModel):
             for (name, provenance), _ in priced.parts:
                 if provenance == "extrapolated":
                     self.refuse(name, sizes)
-        factor = self.terms.prefill_factor if prefills else self.terms.graph_factor(next(iter(sizes.values())))
-        return priced if factor == 1 else scaled(priced, factor)
+        return scaled(priced, self.terms.prefill_factor) if prefills else priced
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:

@@ -12,10 +12,10 @@ import yaml
 from kvsim.cost.terms import EngineTerms
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
-from kvsim.scenario.units import UnitError, parse_time
+from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
-HOST = ("launch", "cpu", "cpu_request", "eager", "front_in", "front_out")
-DEVICE_TIMES = ("step", "token", "piecewise")
+HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
+DEVICE_TIMES = ("step", "token")
 DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
 
 
@@ -35,8 +35,11 @@ def load_engine(
     max_num_batched_tokens: int,
     max_model_len: int,
     async_scheduling: bool | None = None,
+    gpu: str = "",
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
+
+    On another GPU than the profile's own its device terms count as derived, and attention is priced by the table.
 
     Raises:
         ScenarioError: no such profile, or a key or value in it that cannot be.
@@ -57,9 +60,11 @@ def load_engine(
                 f"engine.profile: no engine profile is called '{name}'{did_you_mean(name, engine_profiles())}"
             )
         data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
-    take = partial(_take, where=f"engine profile {name}")
+    where = f"engine profile {name}"
+    take = partial(_take, where=where)
+    at_home = take(data, "gpu", "") in ("", gpu)
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
-    times = {f"{key}_ns": _time(take(host, key, "0 s"), f"engine profile {name}: host.{key}") for key in HOST}
+    times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
     spec = EngineSpec(
         name=take(data, "name", name),
         max_num_seqs=max_num_seqs,
@@ -69,23 +74,28 @@ def load_engine(
         if async_scheduling is None
         else async_scheduling,
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
+        load_decisions=int(take(host, "load_decisions", 0)),
         **times,
     )
     data.pop("async_scheduling", None)
+    rate = take(device, "kv_read", None)
     terms = EngineTerms(
         **{
-            f"{key}_ns": float(_time(take(device, key, "0 s"), f"engine profile {name}: device.{key}"))
+            f"{key}_ns": float(_time(take(device, key, "0 s"), f"{where}: device.{key}"))
             for key in DEVICE_TIMES
         },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
-        graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in take(device, "graph_factors", [])),
-        piecewise_tokens=spec.graph_tokens,
-        provenance=take(device, "provenance", "measured"),
+        graph_ns=tuple(
+            (int(tokens), float(_time(time, f"{where}: device.graphs")))
+            for tokens, time in take(device, "graphs", [])
+        ),
+        kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read")) if at_home and rate else 0.0,
+        provenance="measured" if at_home else "derived",
     )
     for part, left in (("", data), ("host.", host), ("device.", device)):
         if left:
             key = next(iter(left))
-            raise ScenarioError(f"engine profile {name}: {part}{key}: unknown key")
+            raise ScenarioError(f"{where}: {part}{key}: unknown key")
     return spec, terms
 
 
@@ -93,6 +103,13 @@ def _take(data: Any, key: str, default: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ScenarioError(f"{where}: expected keys and values, found {type(data).__name__}")
     return data.pop(key, default)
+
+
+def _rate(value: Any, where: str) -> int:
+    try:
+        return parse_rate(value)
+    except UnitError as error:
+        raise ScenarioError(f"{where}: {error}") from error
 
 
 def _time(value: Any, where: str) -> int:

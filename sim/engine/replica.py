@@ -76,7 +76,8 @@ class Replica(Services):
         ] = {}  # by admission; finishing requests stay until their output is taken
         self.partial: Request | None = None  # the request whose prompt is prefilled in part
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
-        self.loaded: deque[Request] = deque()  # those whose load has ended
+        self.polled: deque[tuple[int, Request]] = deque()  # load ended; (decisions until the engine knows, request)
+        self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.finishing: dict[Request, None] = {}
 
         self._effects: deque[Effects | None] = deque([None] * (1 if engine.async_scheduling else 0))
@@ -133,7 +134,7 @@ class Replica(Services):
 
     @property
     def num_waiting(self) -> int:
-        return len(self.waiting) + len(self.loading) + len(self.loaded)
+        return len(self.waiting) + len(self.loading) + len(self.polled) + len(self.loaded)
 
     # ---- runs and the clock
 
@@ -174,6 +175,8 @@ class Replica(Services):
         effects = self._effects.popleft()
         if effects is not None:
             self._apply(effects)
+        if self.polled:
+            self._poll()
         self._decide()
         if self.check:
             self._check_integrity()
@@ -224,12 +227,10 @@ class Replica(Services):
         for request in effects.first_tokens:
             if request.first_token_ns < 0:
                 request.first_token_ns = now
-            if request in self.running and request not in self.finishing:
+            if request in self.running:
                 self._start(self.manager.prefilled(request))
         for request in effects.finished:
             if request in self.finishing:
-                if request in effects.first_tokens:
-                    self._start(self.manager.prefilled(request))
                 del self.finishing[request]
                 del self.running[request]
                 self._blocked = False
@@ -255,11 +256,21 @@ class Replica(Services):
             self.loading[request] -= 1
             if not self.loading[request]:
                 del self.loading[request]
-                self.loaded.append(request)
+                self.polled.append((self.engine.load_decisions, request))
         if self._alarm is None:
             self._ring_at(self.env.now)
-        elif self.waiting or self.loaded or self._uses_links:
+        elif self.waiting or self.loaded or self.polled or self._uses_links:
             self._cut()
+
+    def _poll(self) -> None:
+        """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""
+        idle = not self.batch.requests and self.partial is None and self._device_end <= self.env.now
+        polled, self.polled = self.polled, deque()
+        for decisions, request in polled:
+            if decisions == 0 or idle:
+                self.loaded.append(request)
+            else:
+                self.polled.append((decisions - 1, request))
 
     # ---- decisions
 
@@ -293,7 +304,7 @@ class Replica(Services):
 
     def _decode_run(self, preempted: bool) -> None:
         batch = self.batch
-        waits = preempted or (self.engine.async_scheduling and self._effects[0] is not None)
+        waits = preempted or bool(self.polled) or (self.engine.async_scheduling and self._effects[0] is not None)
         steps = 1 if waits else min(batch.steps_to_finish(), self._horizon, LONGEST_RUN)
         steps = self.manager.decode_steps(batch, steps)
         num = len(batch)
@@ -352,9 +363,7 @@ class Replica(Services):
         if not tokens:
             self._nothing()
             return
-        cpu = engine.cpu_ns + started * engine.cpu_request_ns
-        if tokens > engine.graph_tokens:
-            cpu += engine.eager_ns
+        cpu = engine.thread_ns(tokens, bool(prefills)) + started * engine.cpu_request_ns
         work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels))
         self._run(work, decodes, engine.launch_ns, cpu, loads)
 
@@ -442,13 +451,11 @@ class Replica(Services):
             start = max(end, now + launch)
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
-            end_of_step = max(
-                layerwise_end_ns(start, int(prices[0]), first_layer, load_end, self.links.num_layers),
-                now + cpu,
-            )
+            step_end = layerwise_end_ns(start, int(prices[0]), first_layer, load_end, self.links.num_layers)
+            end_of_step = max(step_end, now + cpu + self.engine.tail_ns)
             boundaries, ends = [max(end if deep else end_of_step, now + cpu)], [end_of_step]
         else:
-            boundaries, ends = lay_out(now, end, prices, launch, cpu, deep)
+            boundaries, ends = lay_out(now, end, prices, launch, cpu, self.engine.tail_ns, deep)
         self._priced, self._steps, self._done = priced, work.steps, 0
         self._boundaries, self._ends = boundaries, ends
         self.step_tokens, self._decodes, self._began = work.tokens, decodes, now
@@ -459,15 +466,17 @@ class Replica(Services):
 
 
 def lay_out(
-    now: int, device_end: int, prices: Sequence[int] | Array, launch: int, cpu: int, deep: bool
+    now: int, device_end: int, prices: Sequence[int] | Array, launch: int, cpu: int, tail: int, deep: bool
 ) -> tuple[Sequence[int] | Array, Sequence[int] | Array]:
     """Times of a run: (boundary after each step's decision, device end of each step), in nanoseconds.
 
     Step i is decided at b[i - 1] (the first one now), starts on the device when the step before has ended and its
-    launch is through, and cannot end before the thread has launched all of it. The next decision waits for the
-    thread and for the output of the step before (deep) or of this one. An array of prices gives arrays.
+    launch is through, and cannot end until ``tail`` after the thread has launched all of it. The next decision
+    waits for the thread and for the output of the step before (deep) or of this one. An array of prices gives
+    arrays.
     """
-    if deep and launch <= cpu and now + cpu <= device_end and cpu <= min_of(prices):
+    fastest = min_of(prices)
+    if deep and launch <= cpu <= fastest and tail <= fastest and now + cpu <= device_end:
         if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
             times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
             return times[:-1], times[1:]
@@ -479,7 +488,7 @@ def lay_out(
     for price in prices.tolist() if isinstance(prices, np.ndarray) else prices:
         free = at + cpu
         before = end
-        end = max(max(end, at + launch) + price, free)
+        end = max(max(end, at + launch) + price, free + tail)
         at = max(before if deep else end, free)
         boundaries.append(at)
         ends.append(end)

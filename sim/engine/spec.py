@@ -9,9 +9,11 @@ from dataclasses import dataclass
 class EngineSpec:
     """Limits and host times of one engine version. All times in integer nanoseconds.
 
-    A step is launched ``launch_ns`` after its scheduling began; the engine's thread is busy for ``cpu_ns`` (plus
-    ``cpu_request_ns`` for each request that it starts). Steps of more than ``graph_tokens`` tokens have no CUDA graph:
-    their launch keeps the thread busy for ``eager_ns``, while the device already runs.
+    A step's first kernel starts ``launch_ns`` after its scheduling began; the engine's thread is busy with it for
+    ``cpu_ns``, plus ``cpu_request_ns`` for each request that it starts. Steps with prefill are launched kernel by
+    kernel, or piece by piece up to ``graph_tokens`` tokens: that holds the thread for ``eager_cpu_ns`` or
+    ``piecewise_cpu_ns`` in place of ``cpu_ns``, while the device already runs. No step ends sooner than
+    ``tail_ns`` after its launch.
     """
 
     name: str
@@ -23,6 +25,15 @@ class EngineSpec:
     cpu_ns: int = 0
     cpu_request_ns: int = 0
     graph_tokens: int = 0
-    eager_ns: int = 0
+    piecewise_cpu_ns: int = 0
+    eager_cpu_ns: int = 0
+    tail_ns: int = 0
+    load_decisions: int = 0  # scheduling decisions between the end of a KV load and the one that knows of it
     front_in_ns: int = 0
     front_out_ns: int = 0
+
+    def thread_ns(self, tokens: int, prefills: bool) -> int:
+        """How long a step of ``tokens`` tokens holds the engine's thread."""
+        if not prefills:
+            return self.cpu_ns
+        return self.piecewise_cpu_ns if tokens <= self.graph_tokens else self.eager_cpu_ns

@@ -71,6 +71,7 @@ def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, Engin
         max_num_seqs=setup.meta.max_num_seqs,
         max_num_batched_tokens=setup.meta.max_num_batched_tokens,
         max_model_len=setup.meta.engine.max_model_len,
+        gpu=setup.gpu,
     )
 
 

@@ -41,7 +41,9 @@ class Settings:
     cpu: int
     cpu_request: int
     graph_tokens: int
+    piecewise: int
     eager: int
+    tail: int
     reuse: bool
 
 
@@ -213,9 +215,11 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
         # ---- launch it
         tokens = s.budget - budget
         if tokens:
-            cpu = s.cpu + started * s.cpu_request + (s.eager if prefills and tokens > s.graph_tokens else 0)
+            cpu = started * s.cpu_request + (
+                s.cpu if not prefills else s.eager if tokens > s.graph_tokens else s.piecewise
+            )
             free = at + cpu
-            device_end = max(max(device_end, at + s.launch) + price(decodes, prefills), free)
+            device_end = max(max(device_end, at + s.launch) + price(decodes, prefills), free + s.tail)
             in_flight.append((device_end, tokens_out))
         elif not in_flight:
             if not pending:

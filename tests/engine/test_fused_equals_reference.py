@@ -49,7 +49,9 @@ def setups(draw: st.DrawFn):  # type: ignore[no-untyped-def]
             "cpu_ns": launch + draw(st.sampled_from([0, 0, 100])),
             "cpu_request_ns": draw(st.sampled_from([0, 30])),
             "graph_tokens": draw(st.sampled_from([10, 10**9])),
-            "eager_ns": draw(st.sampled_from([0, 2_000])),
+            "piecewise_cpu_ns": launch + draw(st.sampled_from([0, 300])),
+            "eager_cpu_ns": launch + draw(st.sampled_from([0, 2_000])),
+            "tail_ns": draw(st.sampled_from([0, 0, 60, 900])),
         },
         draw(st.integers(1, 60)),
         draw(st.booleans()),
@@ -69,8 +71,11 @@ def both(rows, parts, setup, extra_blocks, reuse):  # type: ignore[no-untyped-de
         jobs.append(Job(i, arrival, prompt, [("out", i, k) for k in range(output)]))
     simulate(
         jobs,
-        Settings(blocks, BLOCK, engine.max_num_seqs, engine.max_num_batched_tokens, engine.async_scheduling,
-                 engine.launch_ns, engine.cpu_ns, engine.cpu_request_ns, engine.graph_tokens, engine.eager_ns, reuse),
+        Settings(
+            blocks, BLOCK, engine.max_num_seqs, engine.max_num_batched_tokens, engine.async_scheduling,
+            engine.launch_ns, engine.cpu_ns, engine.cpu_request_ns, engine.graph_tokens, engine.piecewise_cpu_ns,
+            engine.eager_cpu_ns, engine.tail_ns, reuse,
+        ),  # fmt: skip
         reference_price,
     )  # fmt: skip
     return simulation, jobs

@@ -35,7 +35,11 @@ def tier_stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
             )
         )
         rate = draw(st.sampled_from([1e7, 1e9, 1e12]))
-        links.append(LinkSpec(f"link{i}", rate, rate / 2, draw(st.sampled_from([0, 50])), draw(st.sampled_from([0, 200]))))
+        links.append(
+            LinkSpec(
+                f"link{i}", rate, rate / 2, draw(st.sampled_from([0, 50])), draw(st.sampled_from([0, 200]))
+            )
+        )
     return tuple(tiers), tuple(links)
 
 
@@ -56,7 +60,9 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
         assert manager.held_bytes == 0
         assert replica.outstanding_tokens == 0
         assert sum(replica.links.written_bytes[1:]) >= 0
-    assert simulation.cost[0].used_ns()["toy", "measured"] == sum(replica.busy_ns for replica in simulation.replicas)
+    assert simulation.cost[0].used_ns()["toy", "measured"] == sum(
+        replica.busy_ns for replica in simulation.replicas
+    )
 
 
 @settings(max_examples=150, deadline=None)

@@ -53,7 +53,9 @@ def test_two_steps_in_flight() -> None:
 
 def test_host_overhead_adds_to_the_first_step_only_while_the_device_is_busy() -> None:
     trace = toy_trace([(0, 10, 4)])
-    engine = toy_engine(async_scheduling=True, launch_ns=30, cpu_ns=50, front_in_ns=7, front_out_ns=9)
+    engine = toy_engine(
+        async_scheduling=True, launch_ns=30, cpu_ns=50, piecewise_cpu_ns=50, front_in_ns=7, front_out_ns=9
+    )
     simulation = toy_simulation(trace, "paged", engine)
     # the request reaches the queue at 7; step 1 starts at 37: 100 + 100 + 1 = 201 -> 238
     # step 2 (decided at 57) runs back to back: 100 + 10 + 11 = 121 -> 359; step 3 122 -> 481; step 4 123 -> 604
@@ -65,7 +67,7 @@ def test_host_overhead_adds_to_the_first_step_only_while_the_device_is_busy() ->
 def test_slow_thread_sets_the_pace() -> None:
     """One step in flight, 500 ns of thread time a step: the period is launch + step or the thread, if longer."""
     trace = toy_trace([(0, 10, 3)])
-    simulation = toy_simulation(trace, "paged", toy_engine(launch_ns=20, cpu_ns=500))
+    simulation = toy_simulation(trace, "paged", toy_engine(launch_ns=20, cpu_ns=500, piecewise_cpu_ns=500))
     # step 1: device until 221, thread until 500; step 2: 520 + 121 = 641, thread until 1000; step 3: 1020 + 122 = 1142
     # but its output is taken when the thread is free: 1500
     assert times(simulation) == {0: (500, 1500)}
