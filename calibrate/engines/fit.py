@@ -1,0 +1,248 @@
+"""An engine profile from microbenchmarks of the running engine.
+
+In this order, each with what came before held fixed:
+
+1. decode: steady batches over sequences x context. Step time = constant of the batch + KV tokens read x slope.
+2. front end: what the client waits longer than the engine works, from lone prompts.
+3. host: prompts put into running decodes. How late the step before is read tells how long a launch holds the
+   engine's thread, with piecewise graphs and without; how soon after it the step itself is read, the tail.
+4. prefill and mixed attention: least squares over windows around the same prompts, whose sum no launch distorts.
+5. sustained prefill: full steps back to back, the late ones against the first.
+
+Only microbenchmarks are read: a fit that saw a workload could not be checked on it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import StepWork
+from kvsim.engine.spec import EngineSpec
+from kvsim.errors import CalibrationError
+from kvsim.hardware.load import load_gpu
+from kvsim.validate.folder import read_run, run_names
+from kvsim.validate.measured import MeasuredRun
+from kvsim.validate.steps import Step, reconstruct
+from kvsim.validate.teacher import compare_steps
+
+BLOCK_WARM_UP = "warm_up"
+SETTLED = 3  # steps of an unchanged batch before the first that counts
+SUSTAINED_S = 0.7
+"""Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
+
+
+@dataclass(slots=True)
+class Fit:
+    """What a fit found: the profile's values, how far its model is from the runs, what the runs cannot tell."""
+
+    host: dict[str, float]  # ns
+    device: dict[str, Any]
+    residuals: list[tuple[str, int, float, float]]  # (part, points, median |error|, bias)
+    notes: list[str]
+
+
+def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[MeasuredRun]:
+    """All microbenchmarks of a folder that recorded iterations, or those that are ``wanted``.
+
+    Raises:
+        CalibrationError: a wanted run is a workload, or there is nothing to fit on.
+    """
+    runs = []
+    for name in wanted or run_names(folder):
+        run = read_run(folder, name)
+        if not run.is_microbenchmark:
+            if wanted:
+                raise CalibrationError(f"{folder / name}: a workload; engines are fitted on microbenchmarks only")
+            continue
+        if run.iterations is not None and BLOCK_WARM_UP not in name:
+            runs.append(run)
+    if not runs:
+        raise CalibrationError(f"{folder}: no microbenchmark (solo*, decode_*, inject*, uneven*, queue_*) with iterations")
+    return runs
+
+
+def fit_engine(runs: Sequence[MeasuredRun], base: EngineSpec) -> Fit:
+    """Fit on runs of one set-up; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads)."""
+    setups = {(run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu) for run in runs}
+    if len(setups) > 1:
+        raise CalibrationError(f"runs of {len(setups)} set-ups ({', '.join(map(str, sorted(setups)))}); fit one at a time")
+    setup = runs[0].setup
+    gpu = load_gpu(setup.gpu)
+    profile = load_profile(profile_for_gpu(gpu.name))
+
+    def cost(terms: EngineTerms) -> KernelCostModel:
+        return KernelCostModel(profile, setup.model, gpu, setup.meta.engine.tensor_parallel_size, terms)
+
+    plain = cost(EngineTerms())
+    steps = {run.name: reconstruct(run) for run in runs}
+    notes: list[str] = []
+    residuals: list[tuple[str, int, float, float]] = []
+
+    bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject"))
+    residuals.append(_row("decode step", decode_errors))
+    graphs = [(size, base_ns - _linear_ns(plain, size)) for size, base_ns in sorted(bases.items())]
+    rate = setup.model.kv_bytes_per_token / slope_ns * 1e9
+    front_ns = _front_end(runs, notes)
+    host = _host(_of(steps, "inject"), base, bases, notes)
+    engine = replace(
+        base,
+        piecewise_cpu_ns=round(host["piecewise_cpu"]),
+        eager_cpu_ns=round(host["eager_cpu"]),
+        tail_ns=round(host["tail"]),
+    )
+    known = EngineTerms(graph_ns=tuple(graphs), kv_read_bytes_per_s=rate)
+    prefill, errors = _prefill(_of(steps, "inject"), engine, known, cost)
+    residuals.append(_row("window around a prompt", errors))
+    sustained, errors = _sustained(_of(steps, "queue_"), notes)
+    residuals.append(_row("sustained prefill step", errors))
+    if front_ns is not None:
+        host["front_in"] = host["front_out"] = front_ns / 2
+    notes.append("not identifiable: how the front end's latency divides into in and out (halved), and launch, which a "
+                 "busy device hides (kept)")  # fmt: skip
+    device = {"kv_read_bytes_per_s": rate, "graphs": graphs, **prefill, "sustained_factor": sustained}
+    return Fit(host, device, residuals, notes)
+
+
+def _of(steps: dict[str, list[Step]], *kinds: str) -> list[list[Step]]:
+    return [run for name, run in steps.items() if name.split(".", 1)[1].startswith(kinds)]
+
+
+def _row(part: str, errors: Iterable[float]) -> tuple[str, int, float, float]:
+    values = np.array(list(errors))
+    if not len(values):
+        return part, 0, float("nan"), float("nan")
+    return part, len(values), float(np.median(np.abs(values))), float(np.mean(values))
+
+
+def _linear_ns(plain: KernelCostModel, tokens: int) -> float:
+    return float(plain.price(StepWork(1, tokens, tokens, ())).step_ns[0])
+
+
+def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
+    """(sequences, KV tokens read, seconds) of stretches in which nothing but one batch decodes, by their medians."""
+    begin = 0
+    for i in range(1, len(run) + 1):
+        plain = i < len(run) and not run[i].prefills and not run[i - 1].ends_busy
+        if plain and run[i].decodes == run[begin].decodes:
+            continue
+        inside = run[begin + SETTLED : i]
+        if len(inside) > 12 and not any(step.prefills for step in inside) and all(step.is_sure for step in inside):
+            gaps = np.diff([step.seen_s for step in inside])
+            yield inside[0].decodes, float(np.mean([step.sum_context for step in inside[1:]])), float(np.median(gaps))
+        begin = i
+
+
+def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float]]:
+    """(constant by batch, ns; ns per KV token; relative errors). One slope for all batches, relative errors."""
+    points = [point for run in runs for point in _steady(run)]
+    counts: dict[int, int] = defaultdict(int)
+    for sequences, _, _ in points:
+        counts[sequences] += 1
+    points = [point for point in points if counts[point[0]] >= 2]
+    sizes = sorted({sequences for sequences, _, _ in points})
+    if len(sizes) < 2:
+        raise CalibrationError("too few steady decode batches to fit: at least two batch sizes over two contexts")
+    matrix = np.zeros((len(points), len(sizes) + 1))
+    times = np.array([seconds * 1e9 for _, _, seconds in points])
+    for row, (sequences, read, _) in enumerate(points):
+        matrix[row, sizes.index(sequences)] = 1
+        matrix[row, -1] = read
+    weights = 1 / times
+    found, *_ = np.linalg.lstsq(matrix * weights[:, None], times * weights, rcond=None)
+    errors = (matrix @ found / times - 1).tolist()
+    return dict(zip(sizes, found[:-1].tolist(), strict=True)), float(found[-1]), errors
+
+
+def _front_end(runs: Sequence[MeasuredRun], notes: list[str]) -> float | None:
+    """Client latency less the engine's own, nanoseconds, from lone prompts."""
+    found = []
+    for run in runs:
+        own = run.requests.engine_s
+        if "solo" in run.name and own is not None:
+            found += (run.requests.ttft_s - own).tolist()
+    if not found:
+        notes.append("not identifiable: the front end's latency (no engine_queue_s and engine_prefill_s columns); kept")
+        return None
+    return float(np.median(found)) * 1e9
+
+
+def _host(runs: list[list[Step]], base: EngineSpec, bases: dict[int, float], notes: list[str]) -> dict[str, float]:
+    """How long launches hold the thread. The step before a prompt's is read when the launch is through."""
+    before: dict[str, list[float]] = {"piecewise_cpu": [], "eager_cpu": []}
+    after: list[float] = []
+    for run in runs:
+        for i in range(4, len(run) - 1):
+            step = run[i]
+            if len(step.prefills) != 1 or run[i - 1].prefills or run[i - 2].prefills or step.ends_busy:
+                continue
+            hold = step.seen_s - 0.0 if False else run[i - 1].seen_s - run[i - 2].seen_s
+            usual = run[i - 2].seen_s - run[i - 3].seen_s
+            own = step.seen_s - run[i - 1].seen_s
+            if hold > 1.25 * usual and step.tokens <= 1200:  # longer prompts are not bound by their launch
+                before["piecewise_cpu" if step.tokens <= base.graph_tokens else "eager_cpu"].append(hold)
+                if own < 0.75 * usual:
+                    after.append(own)
+    found = {}
+    for key, holds in before.items():
+        if len(holds) < 3:
+            notes.append(f"not identifiable: {key} (no prompt that its launch delays); kept")
+            found[key] = float(getattr(base, f"{key}_ns"))
+        else:
+            found[key] = float(np.median(holds)) * 1e9
+            low, high = np.percentile(holds, [10, 90]) * 1e3
+            notes.append(f"{key}: {len(holds)} launches, 10 % to 90 %: {low:.1f} to {high:.1f} ms")
+    if len(after) < 3:
+        notes.append("not identifiable: tail (no step that its launch delays); kept")
+    found["tail"] = float(np.median(after)) * 1e9 if len(after) >= 3 else float(base.tail_ns)
+    return found
+
+
+def _prefill(runs: list[list[Step]], engine: EngineSpec, known: EngineTerms, cost: Any) -> tuple[dict[str, float], list[float]]:
+    """Constant and per-token time of steps with prefill and the factor on their decode attention."""
+    from scipy.optimize import least_squares
+
+    def errors(values: Sequence[float]) -> list[float]:
+        terms = replace(known, step_ns=values[0] * 1e6, token_ns=values[1] * 1e3, mixed_attention_factor=values[2])
+        model = cost(terms)
+        return [
+            window.predicted_s / window.measured_s - 1
+            for run in runs
+            for window in compare_steps(run, model, engine)
+            if window.kind != "decode"
+        ]
+
+    found = least_squares(errors, [0.5, 2.5, 1.1], bounds=([0, 0, 0.8], [5, 10, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.02)
+    step_ms, token_us, mixed = found.x.tolist()
+    return (
+        {"step": step_ms * 1e6, "token": token_us * 1e3, "mixed_attention_factor": mixed},
+        errors(found.x.tolist()),
+    )
+
+
+def _sustained(runs: list[list[Step]], notes: list[str]) -> tuple[float, list[float]]:
+    """Full-budget steps after SUSTAINED_S of them against those before."""
+    ratios = []
+    errors: list[float] = []
+    for run in runs:
+        full = [step for step in run if step.prefills and step.decodes < 8]
+        if len(full) < 12:
+            continue
+        gaps = np.diff([step.seen_s for step in full])[1:-1]
+        at = np.cumsum(gaps)
+        early, late = gaps[at < SUSTAINED_S], gaps[at > 2 * SUSTAINED_S]
+        if len(early) >= 2 and len(late) >= 5:
+            ratios.append(float(np.median(late) / np.median(early)))
+            errors += (np.median(late) / late - 1).tolist()
+    if not ratios:
+        notes.append("not identifiable: sustained_factor (no queue of full prefill steps); 1")
+        return 1.0, []
+    return float(np.mean(ratios)), errors

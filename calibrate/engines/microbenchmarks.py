@@ -1,0 +1,161 @@
+"""Workloads that tell an engine's cost terms apart: the input of a fit.
+
+Each function gives the rows of one workload. Content that should be in the prefix cache is named by segment ids
+and computed by an earlier row of the same workload; all other prompts are unique. ``group`` orders the rows where
+one batch has to end before the next starts (``measure_vllm.py``, order ``groups``).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+
+PREFILL_TOKENS_PER_S = 40_000
+"""Rough rate of the measured engine; only spaces arrivals."""
+
+
+def row(arrival_s: float, input_tokens: int, output_tokens: int, **more: Any) -> Row:
+    return {
+        "arrival_s": round(arrival_s, 4),
+        "input_tokens": input_tokens,
+        "output_tokens": output_tokens,
+        **more,
+    }
+
+
+def solo(lengths: Sequence[int], repeats: int, output_tokens: int = 8) -> list[Row]:
+    """One request at a time; the lengths are interleaved so that a slow spell of the host hits all of them."""
+    rows, at_s = [], 0.0
+    for _ in range(repeats):
+        for length in lengths:
+            rows.append(row(at_s, length, output_tokens))
+            at_s += length / PREFILL_TOKENS_PER_S * (1 + length / 40_000) + 0.01 * output_tokens + 0.05
+    return rows
+
+
+class Groups:
+    """Rows of groups; each group's arrivals lie well behind the expected end of the one before."""
+
+    def __init__(self, first_content: int) -> None:
+        self.rows: list[Row] = []
+        self.number = 0
+        self.at_s = 0.0
+        self.next_content = first_content
+
+    def contents(self, lengths: Iterable[int]) -> list[tuple[int, int]]:
+        """A new content id for each prompt length."""
+        made = []
+        for length in lengths:
+            made.append((self.next_content, length))
+            self.next_content += 1
+        return made
+
+    def add(self, members: Iterable[Row], lasts_s: float) -> None:
+        """Append a group whose members' ``arrival_s`` count from its start."""
+        for member in members:
+            self.rows.append(
+                {**member, "arrival_s": round(self.at_s + member["arrival_s"], 4), "group": self.number}
+            )
+        self.number += 1
+        self.at_s += lasts_s
+
+    def compute(self, contents: Sequence[tuple[int, int]]) -> None:
+        """A group that puts the contents into the prefix cache: all at once, one output token."""
+        tokens = sum(length for _, length in contents)
+        longest = max(length for _, length in contents)
+        members = [row(0.0, length, 1, segments=[[content, length]]) for content, length in contents]
+        self.add(members, 0.2 + tokens / PREFILL_TOKENS_PER_S * (1 + longest / 40_000))
+
+    def decode(self, contents: Sequence[tuple[int, int]], output_tokens: int) -> None:
+        """A group that decodes after cached prompts: each prefills its last block only."""
+        members = [
+            row(0.0, length, output_tokens, segments=[[content, length]]) for content, length in contents
+        ]
+        tokens = sum(length for _, length in contents)
+        self.add(members, 0.3 + 0.003 * len(members) + output_tokens * (0.007 + tokens * 5e-8))
+
+
+def steady_decode(context: int, batches: Sequence[int], steps: int, first_content: int) -> list[Row]:
+    """Batches of equal contexts. The requests of a batch start one after another (about 1 ms of host time each),
+    so large batches decode longer: ``steps`` and a quarter of the batch."""
+    groups = Groups(first_content)
+    contents = groups.contents([context] * max(batches))
+    groups.compute(contents)
+    for batch in batches:
+        groups.decode(contents[:batch], steps + batch // 4)
+    return groups.rows
+
+
+def uneven_decode(compositions: Sequence[Sequence[int]], steps: int, first_content: int) -> list[Row]:
+    """Batches of the given contexts, each computed right before it is decoded."""
+    groups = Groups(first_content)
+    for lengths in compositions:
+        contents = groups.contents(lengths)
+        groups.compute(contents)
+        groups.decode(contents, steps + len(lengths) // 4)
+    return groups.rows
+
+
+def injections(
+    batch: int, context: int, lengths: Sequence[int], repeats: int, first_content: int, seed: int
+) -> list[Row]:
+    """Prompts put one by one, in random order, into ``batch`` running decodes.
+
+    The decodes' output is long enough to outlast the last injection at the fastest step to be expected.
+    """
+    groups = Groups(first_content)
+    contents = groups.contents([context] * batch)
+    groups.compute(contents)
+    order = random.Random(seed)
+    fastest_step_s = 0.0063 + batch * 43e-6
+    settled_s = 0.15 + 0.0025 * batch
+    for _ in range(repeats):
+        at_s, steps = settled_s, settled_s / fastest_step_s
+        members = []
+        for length in order.sample(list(lengths), len(lengths)):
+            members.append(row(at_s, length, 4))
+            idle_s = 12 * 1.15 * fastest_step_s + 0.02
+            at_s += idle_s + length / PREFILL_TOKENS_PER_S
+            steps += idle_s / fastest_step_s + 4
+        output_tokens = int(1.05 * steps) + 10
+        running = [
+            row(0.0, length, output_tokens, segments=[[content, length]]) for content, length in contents
+        ]
+        groups.add(running + members, at_s + 0.5)
+    return groups.rows
+
+
+def prefill_over_past(
+    pasts: Sequence[int], lengths: Sequence[int], repeats: int, first_content: int
+) -> list[Row]:
+    """New tokens after a cached past, one request at a time."""
+    groups = Groups(first_content)
+    for past in pasts:
+        contents = groups.contents([past])
+        groups.compute(contents)
+        for _ in range(repeats):
+            for length in lengths:
+                member = row(0.0, past + length, 4, segments=[[contents[0][0], past]])
+                groups.add([member], 0.1 + length / PREFILL_TOKENS_PER_S * (1 + past / 20_000))
+    return groups.rows
+
+
+def queue_over_decodes(
+    batch: int, context: int, output_tokens: int, prompts: int, input_tokens: int, first_content: int
+) -> list[Row]:
+    """A queue of prompts, one output token each, that meets ``batch`` running decodes."""
+    groups = Groups(first_content)
+    contents = groups.contents([context] * batch)
+    groups.compute(contents)
+    running = [row(0.0, length, output_tokens, segments=[[content, length]]) for content, length in contents]
+    arrivals = [row(0.3 + 0.003 * batch, input_tokens, 1) for _ in range(prompts)]
+    groups.add(running + arrivals, 1.0 + prompts * input_tokens / PREFILL_TOKENS_PER_S)
+    return groups.rows
+
+
+def queue(prompts: int, input_tokens: int, output_tokens: int) -> list[Row]:
+    """All prompts at once: every step's token budget is full until the queue is empty."""
+    return [row(0.0, input_tokens, output_tokens) for _ in range(prompts)]

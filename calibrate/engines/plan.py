@@ -1,0 +1,228 @@
+"""The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
+
+Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
+``lmcache_miniswe.jsonl.gz`` and ``azure2023_conv.csv.gz`` (docs/measurements.md names their sources). Same traces,
+same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import random
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kvsim.calibrate.engines import microbenchmarks as micro
+
+ENGINE = {
+    "load_format": "dummy",
+    "skip_tokenizer_init": True,
+    "dtype": "bfloat16",
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 8192,
+    "gpu_memory_utilization": 0.9,
+    "enable_prefix_caching": True,
+    "disable_log_stats": False,
+    "seed": 0,
+}
+SHORT = (64, 128, 256, 512, 1024, 2048)
+LONG = (4096, 8192, 16384, 32768)
+INJECTED = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+PRIVATE_CONTENT = 10_000_000
+"""First id for prompt tokens that a trace counts and does not name."""
+
+
+def log_uniform(count: int, low: int, high: int, seed: int) -> list[int]:
+    draw = random.Random(seed)
+    return [int(low * (high / low) ** draw.random()) for _ in range(count)]
+
+
+UNEVEN = (
+    [4352] * 32,  # even, for comparison: the mean of the next
+    [512, 8192] * 16,
+    [1024, 2048, 4096, 8192, 16384, 32768] * 2,
+    [60000],
+    [60000] + [512] * 31,
+    [32768] + [1024] * 7,
+    log_uniform(64, 256, 16384, seed=1),
+    [256, 2048] * 64,
+)
+
+
+def ragpulse(path: Path, first: int, requests: int, requests_per_s: float) -> list[micro.Row]:
+    """Consecutive rows of the trace, time compressed by one factor to the given mean rate."""
+    with gzip.open(path, "rt") as lines:
+        source = [json.loads(line) for line in lines][first : first + requests]
+    begin, end = source[0]["timestamp"], source[-1]["timestamp"]
+    scale = (requests / requests_per_s) / (end - begin)
+    kinds = {"sys": "system", "passages": "chunk", "history": "history", "web": "chunk", "user": "user"}
+    rows = []
+    for number, record in enumerate(source):
+        segments = [[i, n, kind] for part, kind in kinds.items() for i, n in record[part] if n]
+        named = sum(segment[1] for segment in segments)
+        if record["input_length"] > named:
+            segments.append([PRIVATE_CONTENT + number, record["input_length"] - named, "user"])
+        tokens = max(named, record["input_length"])
+        at_s = (record["timestamp"] - begin) * scale
+        rows.append(micro.row(at_s, tokens, record["output_length"], segments=segments))
+    return rows
+
+
+def agents(
+    path: Path, sessions: int, most_tokens: int, start_gap_s: float, scale: float, seed: int
+) -> list[micro.Row]:
+    """Agent sessions that run side by side: each keeps its own pace, ``scale`` times as fast, and starts at a
+    Poisson time instead of when the trace's machine had room for it."""
+    with gzip.open(path, "rt") as lines:
+        source = [json.loads(line) for line in lines]
+    by_session: dict[str, list[dict[str, Any]]] = {}
+    for record in source:
+        by_session.setdefault(record["session"], []).append(record)
+    draw = random.Random(seed)
+    rows, start_s = [], 0.0
+    for records in list(by_session.values())[:sessions]:
+        for record in records:
+            if record["input_length"] + record["output_length"] > most_tokens:
+                break
+            at_s = start_s + (record["timestamp"] - records[0]["timestamp"]) / 1000 / scale
+            more = {"block_tokens": 16, "hash_ids": record["hash_ids"], "session": record["session"]}
+            rows.append(micro.row(at_s, record["input_length"], record["output_length"], **more))
+        start_s += draw.expovariate(1 / start_gap_s)
+    return sorted(rows, key=lambda row: row["arrival_s"])
+
+
+def azure(path: Path, first: int, requests: int, requests_per_s: float, most_tokens: int) -> list[micro.Row]:
+    """Consecutive rows of the trace that fit the model's context, time compressed to the given mean rate."""
+    rows: list[tuple[float, int, int]] = []
+    with gzip.open(path, "rt") as file:
+        for number, record in enumerate(csv.DictReader(file)):
+            tokens, output = int(record["ContextTokens"]), int(record["GeneratedTokens"])
+            if number < first or tokens + output > most_tokens or output < 1:
+                continue
+            at_s = datetime.fromisoformat(record["TIMESTAMP"][:26]).timestamp()
+            rows.append((at_s, tokens, output))
+            if len(rows) == requests:
+                break
+    begin, end = rows[0][0], rows[-1][0]
+    scale = (requests / requests_per_s) / (end - begin)
+    return [micro.row((at_s - begin) * scale, tokens, output) for at_s, tokens, output in rows]
+
+
+class Plan:
+    """Phases and the workload files they name."""
+
+    def __init__(self, out: Path, models: str) -> None:
+        self.out, self.models = out, models
+        self.phases: list[dict[str, Any]] = []
+        (out / "workloads").mkdir(parents=True, exist_ok=True)
+
+    def phase(self, name: str, model: str, max_model_len: int, **more: Any) -> None:
+        engine = {"model": f"{self.models}/{model}", **ENGINE, "max_model_len": max_model_len}
+        engine.update(more.pop("engine", {}))
+        label = f"{model} (random weights)"
+        self.phases.append({"name": name, "model_label": label, "engine": engine, **more, "workloads": []})
+
+    def workload(
+        self, name: str, rows: list[micro.Row], order: str, limit_s: float, use: str = "fit", **more: Any
+    ) -> None:
+        """Add a workload to the last phase; the same name in two phases has to mean the same rows."""
+        path = self.out / "workloads" / f"{name}.jsonl.gz"
+        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        data = gzip.compress(text.encode(), 9, mtime=0)
+        if any(w["name"] == name for phase in self.phases for w in phase["workloads"]):
+            assert path.read_bytes() == data, f"two workloads are called {name}"
+        path.write_bytes(data)
+        entry = {"name": name, "file": f"workloads/{name}.jsonl.gz", "order": order, "limit_s": limit_s}
+        self.phases[-1]["workloads"].append({**entry, "use": use, **more})
+
+    def write(self) -> None:
+        (self.out / "plan.json").write_text(json.dumps({"phases": self.phases}, indent=1) + "\n")
+
+
+def build(out: Path, traces: Path, models: str) -> None:
+    """Write the plan, one phase an engine start."""
+    plan = Plan(out, models)
+    warm_up = micro.solo((128, 512, 2048, 8192), 2)
+
+    plan.phase("bf16", "llama-3.1-8b", 66000)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("solo_short", micro.solo(SHORT, 20), "sequential", 40)
+    plan.workload("solo_long", micro.solo(LONG, 3), "sequential", 40)
+    batches = (1, 4, 8, 16, 32, 64, 128, 256)
+    for number, (context, most) in enumerate(((256, 256), (1024, 256), (2048, 128), (4096, 64), (8192, 32))):
+        rows = micro.steady_decode(context, [b for b in batches if b <= most], 64, 20_000_000 + 1000 * number)
+        plan.workload(f"decode_c{context}", rows, "groups", 40)
+    for number, batch in enumerate((1, 8, 32, 64, 128)):
+        rows = micro.injections(batch, 1024, INJECTED, 5, 21_000_000 + 1000 * number, seed=number)
+        plan.workload(f"inject_b{batch}", rows, "groups", 40)
+    plan.workload("uneven", micro.uneven_decode(UNEVEN, 80, 22_000_000), "groups", 60)
+    for tokens, output, prompts in ((8192, 1, 56), (2048, 1, 160), (8192, 16, 32), (2048, 16, 96)):
+        rows = micro.queue(prompts, tokens, output)
+        plan.workload(f"queue_{tokens}_o{output}", rows, "open", 30, gpu_log=True)
+    rows = ragpulse(traces / "ragpulse_days0-2.jsonl.gz", first=RAG_FIRST, requests=400, requests_per_s=6.0)
+    plan.workload("ragpulse_q6", rows, "open", 100, "check")
+
+    tier = {"num_gpu_blocks_override": AGENT_GPU_BLOCKS, "kv_offloading_size": AGENT_HOST_GIB}
+    plan.phase("agent_ddr", "llama-3.1-8b", 32000, engine={**tier, "kv_offloading_backend": "native"})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    rows = agents(traces / "lmcache_miniswe.jsonl.gz", **AGENTS)
+    plan.workload("miniswe_x20", rows, "open", 110, "check")
+
+    plan.phase("llama2", "llama-2-7b", 4096, token_ids=(1000, 31000))
+    plan.workload("warm_up_short", micro.solo((128, 512, 2048), 2), "sequential", 20, "warm_up")
+    rows = azure(traces / "azure2023_conv.csv.gz", 2000, 300, 4.0, 4095)
+    plan.workload("azure_conv_q4_4k", rows, "open", 100, "check")
+
+    plan.phase("fp8kv", "llama-3.1-8b", 66000, engine={"kv_cache_dtype": "fp8"})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("solo_short_x10", micro.solo(SHORT, 10), "sequential", 20)
+    plan.workload("solo_long_x2", micro.solo(LONG, 2), "sequential", 20)
+    for number, (context, most) in enumerate(((256, 256), (2048, 128), (8192, 32))):
+        rows = micro.steady_decode(
+            context, [b for b in (1, 8, 32, 64, 128, 256) if b <= most], 64, 23_000_000 + 1000 * number
+        )
+        plan.workload(f"decode_c{context}_few", rows, "groups", 40)
+    for number, batch in enumerate((32, 128)):
+        rows = micro.injections(batch, 1024, INJECTED, 3, 24_000_000 + 1000 * number, seed=10 + number)
+        plan.workload(f"inject_b{batch}_x3", rows, "groups", 30)
+    plan.workload("queue_8192_o1_few", micro.queue(24, 8192, 1), "open", 30, gpu_log=True)
+
+    # added when the first four had run: less host memory, sizes between the first ones, a repeat
+    tier["kv_offloading_size"] = AGENT_HOST_GIB / 2
+    plan.phase("agent_ddr_4g", "llama-3.1-8b", 32000, engine={**tier, "kv_offloading_backend": "native"})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    rows = agents(traces / "lmcache_miniswe.jsonl.gz", **AGENTS)
+    plan.workload("miniswe_x20", rows, "open", 130, "check")
+
+    plan.phase("bf16_more", "llama-3.1-8b", 66000)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    between = (384, 448, 504, 520, 640, 768, 896, 1280, 1536, 3072, 6144)
+    plan.workload("solo_between", micro.solo(between, 10), "sequential", 25)
+    rows = micro.injections(32, 1024, (384, 464, 496, 640, 768, 896, 1536, 3072), 4, 25_000_000, seed=20)
+    plan.workload("inject_b32_between", rows, "groups", 25)
+    rows = micro.injections(256, 512, INJECTED, 3, 25_001_000, seed=21)
+    # 256 decodes take every seat (max_num_seqs): these prompts wait for one, which checks that rule
+    plan.workload("inject_b256", rows, "groups", 30, "check")
+    rows = micro.prefill_over_past((4096, 16384, 49152), (128, 512, 2048, 8192), 3, 25_002_000)
+    plan.workload("past", rows, "groups", 25)
+    rows = micro.queue_over_decodes(64, 1024, 120, 48, 2048, 25_003_000)
+    plan.workload("queue_2048_over_b64", rows, "groups", 20)
+    plan.write()
+
+
+RAG_FIRST = 1400
+AGENT_GPU_BLOCKS = 3000
+AGENT_HOST_GIB = 8.0
+AGENTS: dict[str, Any] = {"sessions": 20, "most_tokens": 31900, "start_gap_s": 2.0, "scale": 1.0, "seed": 5}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("traces", type=Path)
+    parser.add_argument("--models", default=str(Path(__file__).parent / "models"))
+    arguments = parser.parse_args()
+    build(arguments.out, arguments.traces, arguments.models)
