@@ -34,7 +34,8 @@ from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.steps import Step, reconstruct
 from kvsim.validate.teacher import compare_steps
 
-BLOCK_WARM_UP = "warm_up"
+SHORTEST, LONGEST = 48, 1200  # tokens of a prompt whose step is bound by its launch
+CHUNK_S = 0.1  # longer: the prompt had more chunks than the tables tell
 SETTLED = 3  # steps of an unchanged batch before the first that counts
 SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
@@ -63,18 +64,25 @@ def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[Measu
             if wanted:
                 raise CalibrationError(f"{folder / name}: a workload; engines are fitted on microbenchmarks only")
             continue
-        if run.iterations is not None and BLOCK_WARM_UP not in name:
+        if run.iterations is not None and "warm_up" not in name:
             runs.append(run)
     if not runs:
         raise CalibrationError(f"{folder}: no microbenchmark (solo*, decode_*, inject*, uneven*, queue_*) with iterations")
     return runs
 
 
-def fit_engine(runs: Sequence[MeasuredRun], base: EngineSpec) -> Fit:
-    """Fit on runs of one set-up; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads)."""
-    setups = {(run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu) for run in runs}
-    if len(setups) > 1:
-        raise CalibrationError(f"runs of {len(setups)} set-ups ({', '.join(map(str, sorted(setups)))}); fit one at a time")
+def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fit:
+    """Fit on one set-up; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads).
+
+    Device times are fitted on all folders together. Host times differ from machine to machine, so each folder
+    gives a median of its own and the profile has their mean.
+
+    Raises:
+        CalibrationError: the runs do not tell what a profile needs.
+    """
+    notes: list[str] = []
+    folders = _one_setup(folders, notes)
+    runs = [run for folder in folders for run in folder]
     setup = runs[0].setup
     gpu = load_gpu(setup.gpu)
     profile = load_profile(profile_for_gpu(gpu.name))
@@ -83,16 +91,15 @@ def fit_engine(runs: Sequence[MeasuredRun], base: EngineSpec) -> Fit:
         return KernelCostModel(profile, setup.model, gpu, setup.meta.engine.tensor_parallel_size, terms)
 
     plain = cost(EngineTerms())
-    steps = {run.name: reconstruct(run) for run in runs}
-    notes: list[str] = []
+    steps = [(run.name, reconstruct(run)) for run in runs]
     residuals: list[tuple[str, int, float, float]] = []
 
     bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject"))
     residuals.append(_row("decode step", decode_errors))
-    graphs = [(size, base_ns - _linear_ns(plain, size)) for size, base_ns in sorted(bases.items())]
+    graphs = [(size, max(0.0, base_ns - _linear_ns(plain, size))) for size, base_ns in sorted(bases.items())]
     rate = setup.model.kv_bytes_per_token / slope_ns * 1e9
     front_ns = _front_end(runs, notes)
-    host = _host(_of(steps, "inject"), base, bases, notes)
+    host = _host(folders, base, front_ns, notes)
     engine = replace(
         base,
         piecewise_cpu_ns=round(host["piecewise_cpu"]),
@@ -104,16 +111,34 @@ def fit_engine(runs: Sequence[MeasuredRun], base: EngineSpec) -> Fit:
     residuals.append(_row("window around a prompt", errors))
     sustained, errors = _sustained(_of(steps, "queue_"), notes)
     residuals.append(_row("sustained prefill step", errors))
-    if front_ns is not None:
-        host["front_in"] = host["front_out"] = front_ns / 2
-    notes.append("not identifiable: how the front end's latency divides into in and out (halved), and launch, which a "
-                 "busy device hides (kept)")  # fmt: skip
+    host["front_in"] = host["front_out"] = front_ns / 2
+    notes.append(
+        "not identifiable: how the front end's latency divides into in and out (halved), and launch, which a busy "
+        "device hides (kept)"
+    )
     device = {"kv_read_bytes_per_s": rate, "graphs": graphs, **prefill, "sustained_factor": sustained}
     return Fit(host, device, residuals, notes)
 
 
-def _of(steps: dict[str, list[Step]], *kinds: str) -> list[list[Step]]:
-    return [run for name, run in steps.items() if name.split(".", 1)[1].startswith(kinds)]
+def _one_setup(folders: Sequence[Sequence[MeasuredRun]], notes: list[str]) -> list[list[MeasuredRun]]:
+    """The runs of the set-up that has most of them."""
+    counts: dict[tuple[str, str, str], int] = defaultdict(int)
+    for folder in folders:
+        for run in folder:
+            counts[run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu] += 1
+    most = max(counts, key=counts.__getitem__)
+    for setup, count in counts.items():
+        if setup != most:
+            notes.append(f"left out: {count} runs of another set-up ({', '.join(setup)})")
+    kept = [
+        [run for run in folder if (run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu) == most]
+        for folder in folders
+    ]
+    return [folder for folder in kept if folder]
+
+
+def _of(steps: Iterable[tuple[str, list[Step]]], *kinds: str) -> list[list[Step]]:
+    return [run for name, run in steps if name.split(".", 1)[1].startswith(kinds)]
 
 
 def _row(part: str, errors: Iterable[float]) -> tuple[str, int, float, float]:
@@ -162,47 +187,82 @@ def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float
     return dict(zip(sizes, found[:-1].tolist(), strict=True)), float(found[-1]), errors
 
 
-def _front_end(runs: Sequence[MeasuredRun], notes: list[str]) -> float | None:
+def _front_end(runs: Sequence[MeasuredRun], notes: list[str]) -> float:
     """Client latency less the engine's own, nanoseconds, from lone prompts."""
-    found = []
+    found: list[float] = []
     for run in runs:
         own = run.requests.engine_s
         if "solo" in run.name and own is not None:
             found += (run.requests.ttft_s - own).tolist()
     if not found:
-        notes.append("not identifiable: the front end's latency (no engine_queue_s and engine_prefill_s columns); kept")
-        return None
+        raise CalibrationError("no lone prompts (solo*) with engine_queue_s and engine_prefill_s: no front-end latency")
+    low, high = np.percentile(found, [10, 90]) * 1e3
+    notes.append(f"front end: {len(found)} prompts, 10 % to 90 %: {low:.1f} to {high:.1f} ms")
     return float(np.median(found)) * 1e9
 
 
-def _host(runs: list[list[Step]], base: EngineSpec, bases: dict[int, float], notes: list[str]) -> dict[str, float]:
-    """How long launches hold the thread. The step before a prompt's is read when the launch is through."""
-    before: dict[str, list[float]] = {"piecewise_cpu": [], "eager_cpu": []}
-    after: list[float] = []
-    for run in runs:
-        for i in range(4, len(run) - 1):
-            step = run[i]
-            if len(step.prefills) != 1 or run[i - 1].prefills or run[i - 2].prefills or step.ends_busy:
-                continue
-            hold = step.seen_s - 0.0 if False else run[i - 1].seen_s - run[i - 2].seen_s
-            usual = run[i - 2].seen_s - run[i - 3].seen_s
-            own = step.seen_s - run[i - 1].seen_s
-            if hold > 1.25 * usual and step.tokens <= 1200:  # longer prompts are not bound by their launch
-                before["piecewise_cpu" if step.tokens <= base.graph_tokens else "eager_cpu"].append(hold)
-                if own < 0.75 * usual:
-                    after.append(own)
-    found = {}
-    for key, holds in before.items():
-        if len(holds) < 3:
-            notes.append(f"not identifiable: {key} (no prompt that its launch delays); kept")
-            found[key] = float(getattr(base, f"{key}_ns"))
-        else:
-            found[key] = float(np.median(holds)) * 1e9
-            low, high = np.percentile(holds, [10, 90]) * 1e3
-            notes.append(f"{key}: {len(holds)} launches, 10 % to 90 %: {low:.1f} to {high:.1f} ms")
-    if len(after) < 3:
+def _host(
+    folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec, front_ns: float, notes: list[str]
+) -> dict[str, float]:
+    """How long launches hold the thread, ns: the mean over the folders of their medians."""
+    tails = [tail for runs in folders for tail in _delays(runs, base)["tail"]]
+    if len(tails) < 3:
         notes.append("not identifiable: tail (no step that its launch delays); kept")
-    found["tail"] = float(np.median(after)) * 1e9 if len(after) >= 3 else float(base.tail_ns)
+    tail_ns = float(np.median(tails)) * 1e9 if len(tails) >= 3 else float(base.tail_ns)
+    found = {"tail": tail_ns}
+    for key in ("piecewise_cpu", "eager_cpu"):
+        medians = []
+        for number, runs in enumerate(folders, 1):
+            holds = _delays(runs, base)[key]
+            how = "launches"
+            if len(holds) < 3:
+                holds, how = _from_lone_prompts(runs, key, base, (front_ns + tail_ns) / 1e9), "lone prompts"
+            if len(holds) < 2:
+                continue
+            medians.append(float(np.median(holds)) * 1e9)
+            low, high = np.percentile(holds, [10, 90]) * 1e3
+            notes.append(
+                f"{key}, folder {number}: {len(holds)} {how}, median {medians[-1] / 1e6:.1f} ms, "
+                f"10 % to 90 %: {low:.1f} to {high:.1f} ms"
+            )
+        if not medians:
+            notes.append(f"not identifiable: {key} (no prompt that its launch delays); kept")
+        found[key] = float(np.mean(medians)) if medians else float(getattr(base, f"{key}_ns"))
+    return found
+
+
+def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[float]]:
+    """Prompts put into a quiet batch: the step before is read when the launch is through, the own step a tail later."""
+    found: dict[str, list[float]] = {"piecewise_cpu": [], "eager_cpu": [], "tail": []}
+    for run in runs:
+        if not run.name.split(".", 1)[1].startswith("inject"):
+            continue
+        steps = reconstruct(run)
+        for i in range(4, len(steps)):
+            step, quiet = steps[i], steps[i - 4 : i]
+            if len(step.prefills) != 1 or not SHORTEST <= step.prefills[0][0] <= LONGEST or any(
+                other.prefills or other.ends_busy or other.decodes != step.decodes for other in quiet
+            ):
+                continue
+            hold, usual = (quiet[-1].seen_s - quiet[-2].seen_s), (quiet[-2].seen_s - quiet[-3].seen_s)
+            own = step.seen_s - quiet[-1].seen_s
+            if hold > 1.25 * usual and own < CHUNK_S:
+                found["piecewise_cpu" if step.tokens <= base.graph_tokens else "eager_cpu"].append(hold)
+                if own < 0.75 * usual:
+                    found["tail"].append(own)
+    return found
+
+
+def _from_lone_prompts(runs: Sequence[MeasuredRun], key: str, base: EngineSpec, rest_s: float) -> list[float]:
+    """The hold of a prompt that meets an idle engine: its latency less front end and tail. The first is a warm-up."""
+    found = []
+    for run in runs:
+        if "solo" not in run.name:
+            continue
+        tokens, ttft_s = run.requests.input_tokens[1:], run.requests.ttft_s[1:]
+        small = tokens <= base.graph_tokens
+        wanted = small if key == "piecewise_cpu" else ~small & (tokens <= LONGEST)
+        found += (ttft_s[wanted] - rest_s).tolist()
     return found
 
 

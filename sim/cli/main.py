@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kvsim.cli import explain, profiles, report, run, validate
+from kvsim.cli import calibrate, explain, profiles, report, run, validate
 from kvsim.cli.problems import usage_line
 from kvsim.errors import KvsimError
 from kvsim.version import __version__
@@ -27,6 +27,7 @@ app.command(epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.repl
 )
 app.command(epilog="Example: kvsim report results/rag_mix")(report.report)
 app.command(epilog=f"Example: {validate.EXAMPLE}")(validate.validate)
+app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(explain.app, name="explain")
 app.add_typer(profiles.app, name="profiles")
 

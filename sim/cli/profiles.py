@@ -70,7 +70,8 @@ def show(
 )
 def import_(
     source: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="Whose tables they are: aiconfigurator.", show_default=False)
+        str,
+        typer.Argument(metavar="FORMAT", help="Whose tables they are: aiconfigurator.", show_default=False),
     ],
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="Holds SYSTEM/FAMILY/FRAMEWORK/VERSION/*.parquet.")
@@ -88,7 +89,9 @@ def import_(
 ) -> None:
     """Turn published kernel tables into profiles."""
     if source != "aiconfigurator":
-        raise CalibrationError(f"no table format is called '{source}'{did_you_mean(source, ['aiconfigurator'])}")
+        raise CalibrationError(
+            f"no table format is called '{source}'{did_you_mean(source, ['aiconfigurator'])}"
+        )
     from kvsim.calibrate.importers.aiconfigurator import import_aiconfigurator
 
     out.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,8 @@ class Columns:
     def _factor(self, name: str) -> float:
         """On a GPU kernel of a step that carries prefill."""
         terms = self._model.terms
-        return terms.prefill_factor * (terms.mixed_attention_factor if name == "decode_attention" else 1.0)
+        factor = terms.sustained_factor if self._work.sustained else 1.0
+        return factor * (terms.mixed_attention_factor if name == "decode_attention" else 1.0)
 
     def _any_positive(self, name: str, arg: str, main_only: bool = False) -> Array:
         """Steps in which some kernel ``name`` has ``arg`` > 0: shape (steps,)."""
@@ -124,8 +125,8 @@ class Columns:
         for carries in (False, True):
             steps = prefills == carries
             if steps.any():
-                layers = self._model.layers(self._work.tokens, carries)
-                head = self._model.head(self._work.sampled, carries)
+                layers = self._model.layers(self._work.tokens, carries and self._work.sustained)
+                head = self._model.head(self._work.sampled, carries and self._work.sustained)
                 found += [(layers, steps), (head, steps)]
                 time_ns[steps] = layers.total_ns + head.total_ns
         return found, time_ns

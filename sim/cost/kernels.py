@@ -149,9 +149,10 @@ class KernelCostModel(CostModel):
             elif name == "decode_attention":
                 launched = launched or cast(float, args["num_seqs"]) > 0
         terms = self.terms
-        factor = terms.prefill_factor if prefills else 1.0
+        slow = prefills and work.sustained
+        factor = terms.sustained_factor if slow else 1.0
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
-        layers, head = self.layers(work.tokens, prefills), self.head(work.sampled, prefills)
+        layers, head = self.layers(work.tokens, slow), self.head(work.sampled, slow)
         engine_ns = self.engine_ns(work.tokens, prefills)
         total = layers.total_ns + head.total_ns + engine_ns
         parts: list[tuple[Key, float]] = []
@@ -174,20 +175,20 @@ class KernelCostModel(CostModel):
 
     # -- what all ways share ---------------------------------------------------------------------------------
 
-    def layers(self, tokens: int, prefills: bool) -> LinearPriced:
-        """Linear layers of a step, in a step that carries prefill or not; cached."""
-        found = self._layers.get((tokens, prefills))
+    def layers(self, tokens: int, slow: bool) -> LinearPriced:
+        """Linear layers of a step, in sustained prefill (``slow``) or not; cached."""
+        found = self._layers.get((tokens, slow))
         if found is None:
             priced = self._linear.layers(tokens) if tokens else LinearPriced(0.0, ())
-            found = self._layers[tokens, prefills] = self._checked(priced, prefills, {"tokens": tokens})
+            found = self._layers[tokens, slow] = self._checked(priced, slow, {"tokens": tokens})
         return found
 
-    def head(self, sampled: int, prefills: bool) -> LinearPriced:
+    def head(self, sampled: int, slow: bool) -> LinearPriced:
         """LM head of a step; cached."""
-        found = self._heads.get((sampled, prefills))
+        found = self._heads.get((sampled, slow))
         if found is None:
             priced = self._linear.head(sampled)
-            found = self._heads[sampled, prefills] = self._checked(priced, prefills, {"sampled": sampled})
+            found = self._heads[sampled, slow] = self._checked(priced, slow, {"sampled": sampled})
         return found
 
     def engine_ns(self, tokens: int, prefills: bool) -> float:
@@ -219,12 +220,12 @@ class KernelCostModel(CostModel):
             "which strict calibration refuses; calibrate it, or allow extrapolation"
         )
 
-    def _checked(self, priced: LinearPriced, prefills: bool, sizes: Mapping[str, int]) -> LinearPriced:
+    def _checked(self, priced: LinearPriced, slow: bool, sizes: Mapping[str, int]) -> LinearPriced:
         if self.strict:
             for (name, provenance), _ in priced.parts:
                 if provenance == "extrapolated":
                     self.refuse(name, sizes)
-        return scaled(priced, self.terms.prefill_factor) if prefills else priced
+        return scaled(priced, self.terms.sustained_factor) if slow else priced
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:

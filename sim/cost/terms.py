@@ -19,7 +19,7 @@ class EngineTerms:
 
     step_ns: float = 0.0  # per step
     token_ns: float = 0.0  # per token through the linear layers
-    prefill_factor: float = 1.0  # on the GPU kernels of a step that carries prefill (sustained clocks)
+    sustained_factor: float = 1.0  # on the GPU kernels of a step in sustained prefill (clocks at the power limit)
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
     graph_ns: tuple[tuple[int, float], ...] = ()
     """(tokens, ns) of decode-only steps, in place of step_ns and token_ns; straight between the points, the nearest
@@ -47,5 +47,5 @@ class EngineTerms:
         if list(self.graph_ns) != sorted(self.graph_ns):
             raise CalibrationError(f"engine terms: graph_ns must rise in tokens, found {self.graph_ns}")
         times = [self.step_ns, self.token_ns, self.kv_read_bytes_per_s, *(ns for _, ns in self.graph_ns)]
-        if min(times) < 0 or min(self.prefill_factor, self.mixed_attention_factor) <= 0:
+        if min(times) < 0 or min(self.sustained_factor, self.mixed_attention_factor) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")

@@ -63,3 +63,4 @@ class StepWork(NamedTuple):
     tokens: int
     sampled: int
     kernels: tuple[Kernel, ...]
+    sustained: bool = False  # prefill has run for so long that the GPU's clocks are down

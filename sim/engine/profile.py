@@ -16,7 +16,7 @@ from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
 DEVICE_TIMES = ("step", "token")
-DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
+DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor")
 
 
 def engine_profiles() -> list[str]:
@@ -74,6 +74,7 @@ def load_engine(
         if async_scheduling is None
         else async_scheduling,
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
+        sustained_after_ns=_time(take(device, "sustained_after", "0 s"), f"{where}: device.sustained_after"),
         load_decisions=int(take(host, "load_decisions", 0)),
         **times,
     )

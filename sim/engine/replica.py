@@ -86,6 +86,7 @@ class Replica(Services):
             0  # decodes of the step whose output is taken at the next boundary but one, if deep
         )
         self._device_end = 0  # of the step scheduled last
+        self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._alarm: At | None = None  # None = idle
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
         self._order = 0
@@ -443,6 +444,8 @@ class Replica(Services):
     ) -> None:
         """Price the steps and lay out their boundaries; the alarm is set to the last one."""
         self._uses_links = any(kernel.lane != "gpu" for kernel in work.kernels)
+        if not self._fused and self.engine.sustained_after_ns and work.tokens > decodes:
+            work = self._in_clocks(work, launch)
         priced = self.cost.price(work, self.links.share() if self._uses_links else None)
         now, end = self.env.now, self._device_end
         deep = self.engine.async_scheduling
@@ -456,10 +459,19 @@ class Replica(Services):
             boundaries, ends = [max(end if deep else end_of_step, now + cpu)], [end_of_step]
         else:
             boundaries, ends = lay_out(now, end, prices, launch, cpu, self.engine.tail_ns, deep)
+        if work.tokens > decodes:
+            self._prefill_end = int(ends[-1])
         self._priced, self._steps, self._done = priced, work.steps, 0
         self._boundaries, self._ends = boundaries, ends
         self.step_tokens, self._decodes, self._began = work.tokens, decodes, now
         self._ring_at(int(boundaries[-1]))
+
+    def _in_clocks(self, work: StepWork, launch: int) -> StepWork:
+        """The step with prefill as the GPU's clocks are by then: down, if the steps before it carried prefill too."""
+        start = max(self._device_end, self.env.now + launch)
+        if self._prefill_end < self._device_end or start > self._device_end + launch:
+            self._prefill_began = start
+        return work._replace(sustained=start - self._prefill_began >= self.engine.sustained_after_ns)
 
     def _check_integrity(self) -> None:
         self.manager.check_integrity()

@@ -36,6 +36,7 @@ class Requests:
     cached_tokens: Ints
     ttft_s: Floats
     e2e_s: Floats
+    engine_s: Floats | None = None  # from intake to first token on the engine's own clock; None where not recorded
 
     @property
     def tpot_s(self) -> Floats:
@@ -102,6 +103,7 @@ def read_requests(path: Path) -> Requests:
     def seconds(key: str) -> Floats:
         return np.array([row.time_ns(key) for row in rows]) / 1e9
 
+    own = all(row.fields.get(key) for row in rows for key in ("engine_queue_s", "engine_prefill_s"))
     found = Requests(
         number=np.array(sorted(numbers), dtype=np.int64),
         arrival_s=seconds("arrival_s"),
@@ -111,6 +113,7 @@ def read_requests(path: Path) -> Requests:
         cached_tokens=ints("cached_tokens", 0),
         ttft_s=seconds("ttft_s"),
         e2e_s=seconds("e2e_s"),
+        engine_s=seconds("engine_queue_s") + seconds("engine_prefill_s") if own else None,
     )
     if len(np.unique(found.number)) < len(rows):
         raise TraceError(f"{path}: two rows have the same request number")

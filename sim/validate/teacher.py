@@ -79,11 +79,11 @@ def predicted_s(steps: list[Step], cost: CostModel, engine: EngineSpec) -> list[
     at, end = 0, 0
     ends, decided, busy = [], [], []
     for step in steps:
-        cpu = engine.cpu_ns + step.started * engine.cpu_request_ns
-        if step.tokens > engine.graph_tokens:
-            cpu += engine.eager_ns
+        cpu = engine.thread_ns(step.tokens, bool(step.prefills)) + step.started * engine.cpu_request_ns
         prices = [price_ns(step, cost)]
-        boundaries, device = lay_out(at, end, prices, engine.launch_ns, cpu, engine.async_scheduling)
+        boundaries, device = lay_out(
+            at, end, prices, engine.launch_ns, cpu, engine.tail_ns, engine.async_scheduling
+        )
         decided.append(at)
         busy.append(cpu)
         at, end = int(boundaries[0]), int(device[0])

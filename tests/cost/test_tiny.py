@@ -83,12 +83,23 @@ def test_gemm_rows_between_grid_points(tiny: Make) -> None:
 
 
 def test_engine_terms(tiny: Make) -> None:
-    terms = EngineTerms(step_ns=1_000, token_ns=100.5, prefill_factor=1.5, mixed_attention_factor=2.0)
+    terms = EngineTerms(step_ns=1_000, token_ns=100.5, sustained_factor=1.5, mixed_attention_factor=2.0)
     model = tiny(terms=terms)
     assert times(model, decode(1, 1)) == [LINEAR + 8_000 + 1_101]  # 1100.5 rounds up; decode is not scaled
     mixed = prefill((4, 0), also=decode(1, 1).kernels)
-    # (linear + 2 x (8 - 4) us + 2 x decode) x 1.5
-    assert times(model, mixed) == [1.5 * (LINEAR + 8_000 + 2 * 8_000) + 1_101]
+    # linear + 2 x (8 - 4) us + 2 x decode, in sustained prefill x 1.5
+    assert times(model, mixed) == [LINEAR + 8_000 + 2 * 8_000 + 1_101]
+    assert times(model, mixed._replace(sustained=True)) == [1.5 * (LINEAR + 8_000 + 2 * 8_000) + 1_101]
+    assert times(model, decode(1, 1)._replace(sustained=True)) == times(model, decode(1, 1))
+
+
+def test_measured_decode_terms(tiny: Make) -> None:
+    """A constant by CUDA graph size and a KV read rate stand in for the table's attention."""
+    model = tiny(terms=EngineTerms(step_ns=7, graph_ns=((1, 1_000), (5, 3_000)), kv_read_bytes_per_s=1e9))
+    per_token = times(model, decode(1, 1))[0] - LINEAR - 1_000  # bytes of a token at 1 byte a ns
+    assert per_token > 0
+    assert times(model, decode(1, 100)) == [LINEAR + 1_000 + 100 * per_token]
+    assert times(model, decode(9, 10)) == [times(tiny(), StepWork(1, 9, 9, ()))[0] + 3_000 + 10 * per_token]
     assert model.used_ns() == {}
 
 

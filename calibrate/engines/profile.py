@@ -1,0 +1,61 @@
+"""Writes a fit as an engine profile: the YAML file that ``engine.profile`` of a scenario names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvsim.calibrate.engines.fit import SUSTAINED_S, Fit
+from kvsim.engine.spec import EngineSpec
+
+
+def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, source: Sequence[str]) -> str:
+    """The profile as YAML, with where it comes from and how far its model is off at its head."""
+    head = [f"# Fitted by: kvsim calibrate engine {' '.join('--from ' + part for part in source)}"]
+    head += [f"# {line}" for line in report_lines(fit)]
+    host = {
+        "launch": _time(base.launch_ns),
+        "cpu": _time(base.cpu_ns),
+        "cpu_request": _time(base.cpu_request_ns),
+        "graph_tokens": base.graph_tokens,
+        "piecewise_cpu": _time(fit.host["piecewise_cpu"]),
+        "eager_cpu": _time(fit.host["eager_cpu"]),
+        "tail": _time(fit.host["tail"]),
+        "load_decisions": base.load_decisions,
+        "front_in": _time(fit.host["front_in"]),
+        "front_out": _time(fit.host["front_out"]),
+    }
+    device: dict[str, Any] = {
+        "step": _time(fit.device["step"]),
+        "token": _time(fit.device["token"]),
+        "graphs": [[size, _time(ns)] for size, ns in fit.device["graphs"]],
+        "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
+        "mixed_attention_factor": round(fit.device["mixed_attention_factor"], 3),
+        "sustained_factor": round(fit.device["sustained_factor"], 3),
+        "sustained_after": _time(SUSTAINED_S * 1e9),
+    }
+    data = {"name": name, "gpu": gpu, "async_scheduling": base.async_scheduling, "host": host, "device": device}
+    return "\n".join(head) + "\n" + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+
+
+def report_lines(fit: Fit) -> list[str]:
+    """Residuals and what the runs cannot tell, a line each."""
+    lines = [
+        f"{part}: {points} points, median |error| {median:.1%}, mean {bias:+.1%}"
+        for part, points, median, bias in fit.residuals
+    ]
+    return lines + fit.notes
+
+
+def write_profile(text: str, path: Path) -> None:
+    """Write the file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _time(ns: float) -> str:
+    return f"{round(ns):d} ns" if ns < 10_000 else f"{round(ns / 1000):d} us"
