@@ -178,6 +178,7 @@ class CacheManager(ABC):
 
     def set_future(self, future: Any) -> None:
         """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""
+        raise NotImplementedError(f"{type(self).__name__} asks for the future and has no use for it")
 
     def evicted_tokens(self) -> tuple[int, ...]:
         """Tokens dropped so far, by tier, HBM first."""

@@ -122,12 +122,14 @@ class PrefixTreeManager(Paged):
         return self._write(request.kv, request, request.prompt_tokens // self.block_tokens)
 
     def _write(self, held: Held, request: Request, full_blocks: int) -> tuple[Transfer, ...]:
-        """Offer full blocks to the tiers; what is on its way stays pinned in HBM."""
+        """Offer full blocks to the tiers; what is on its way to the nearest stays pinned in HBM."""
         if not self.tiers or full_blocks <= held.written:
             return ()
         transfers = self.tiers.store(request.ids, request.ends, held.written, full_blocks)
         held.written = full_blocks
         for transfer in transfers:
+            if transfer.payload.tier:
+                continue  # what goes further than host memory is held there on its way
             last = held.leaf if held.leaf.end > held.leaf.start else held.leaf.parent
             assert last is not None
             transfer.payload.source = self.tree.acquire(last, last.end)

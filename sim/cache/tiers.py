@@ -17,6 +17,7 @@ from kvsim.cache.manager import CacheConfig, Services, Transfer
 from kvsim.cache.tier_tree import TierTree
 from kvsim.cache.tree import Node
 from kvsim.entities import Request
+from kvsim.errors import ScenarioError
 
 HBM = "hbm"
 
@@ -80,6 +81,11 @@ class TierStack:
 
     def __init__(self, config: CacheConfig, block_bytes: int) -> None:
         configs: Sequence[TierConfig] = config.tiers
+        if configs and configs[0].write != "through":
+            raise ScenarioError(
+                f"cache.tiers.0.write: the tier next to HBM ({configs[0].name}) is written through; HBM's blocks are "
+                "gone at once when they are evicted"
+            )
         self.block_bytes = block_bytes
         self.tiers = [
             Tier(

@@ -60,7 +60,15 @@ def engine(
             {"part": part, "points": points, "median_absolute_error": median, "bias": bias}
             for part, points, median, bias in fit.residuals
         ]
-        print_json({"profile": str(out), "host_ns": fit.host, "device": fit.device, "residuals": residuals, "notes": fit.notes})
+        print_json(
+            {
+                "profile": str(out),
+                "host_ns": fit.host,
+                "device": fit.device,
+                "residuals": residuals,
+                "notes": fit.notes,
+            }
+        )
     else:
         typer.echo("\n".join(report_lines(fit)))
         note(f"engine profile: {out}")

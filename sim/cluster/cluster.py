@@ -9,7 +9,7 @@ import simpy
 
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
-from kvsim.engine.replica import Replica
+from kvsim.engine.replica import Array, Replica
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 from kvsim.workloads.trace import Trace
@@ -138,6 +138,10 @@ class Cluster:
                 )
             else:
                 self._release_followers(request.index)
+
+    def gaps(self, gaps_ns: Sequence[int] | Array, tokens: int) -> None:
+        """Call-back of a replica: gaps between output tokens."""
+        self.recorder.itl_run(gaps_ns, tokens)
 
     def sample(self, replica: Replica) -> None:
         """Call-back of a replica: it has decided; note its state if the last note is old enough."""

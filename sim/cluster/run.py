@@ -45,7 +45,7 @@ class Simulation:
     cluster: Cluster
     replicas: list[Replica]
     recorder: Recorder
-    cost: list[CostModel]
+    cost: CostModel  # pure but for its counts: the replicas are alike and share it
 
 
 def build_simulation(
@@ -54,7 +54,7 @@ def build_simulation(
     cache: CacheConfig,
     links: tuple[LinkSpec, ...],
     make_manager: Callable[[CacheConfig], CacheManager],
-    make_cost: Callable[[], CostModel],
+    cost: CostModel,
     router: Router,
     num_replicas: int = 1,
     every_ns: int = 0,
@@ -63,29 +63,16 @@ def build_simulation(
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
     env = simpy.Environment(initial_time=0)
     recorder = Recorder(every_ns)
-    cluster = Cluster(
-        env, trace, router, recorder, engine.max_model_len, engine.front_in_ns, engine.front_out_ns,
-    )  # fmt: skip
-    replicas, costs = [], []
-    cost = make_cost()  # pure but for its counts: the replicas are alike and share it
-    costs.append(cost)
+    front = engine.front_in_ns, engine.front_out_ns
+    cluster = Cluster(env, trace, router, recorder, engine.max_model_len, *front)
+    names = [tier.name for tier in cache.tiers]
+    replicas = []
     for index in range(num_replicas):
         manager = make_manager(cache)
-        replicas.append(
-            Replica(
-                env,
-                index,
-                engine,
-                manager,
-                cost,
-                Links(env, [tier.name for tier in cache.tiers], links, cache.num_layers),
-                Batch(manager.block_tokens),
-                cluster.finish,
-                cluster.sample,
-                recorder.itl_run,
-                check,
-            )  # fmt: skip
-        )
+        batch = Batch(manager.block_tokens)
+        chain = Links(env, names, links, cache.num_layers)
+        replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check)
+        replicas.append(replica)
     if any(replica.manager.needs_kinds for replica in replicas):
         cluster.with_kinds = True
     if any(replica.manager.needs_future for replica in replicas):
@@ -96,7 +83,7 @@ def build_simulation(
         for replica in replicas:
             replica.manager.set_future(future)
     cluster.start(replicas)
-    return Simulation(env, trace, cluster, replicas, recorder, costs)
+    return Simulation(env, trace, cluster, replicas, recorder, cost)
 
 
 def play(simulation: Simulation, progress: Progress | None = None) -> float:
@@ -167,8 +154,8 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         cache,
         tuple(_per_replica(spec.link, tensor_parallel, i) for i, spec in enumerate(tiers)),
         lambda config: load_manager(scenario.cache.manager, config),
-        lambda: KernelCostModel(
-            profile, model, gpu, tensor_parallel, terms, strict=scenario.timings.strict_calibration
+        KernelCostModel(
+            profile, model, gpu, tensor_parallel, terms, scenario.timings.strict_calibration, host_link
         ),
         routers.get(scenario.cluster.router)(),
         scenario.cluster.replicas,
@@ -184,9 +171,12 @@ def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:
     if place or tensor_parallel == 1:
         return link
     return LinkSpec(
-        link.name, link.read_bytes_per_s * tensor_parallel, link.write_bytes_per_s * tensor_parallel,
-        link.operation_ns, link.latency_ns,
-    )  # fmt: skip
+        link.name,
+        link.read_bytes_per_s * tensor_parallel,
+        link.write_bytes_per_s * tensor_parallel,
+        link.operation_ns,
+        link.latency_ns,
+    )
 
 
 def _outcome(
@@ -202,10 +192,6 @@ def _outcome(
     links: list[LinkUse] = [use for replica in replicas for use in replica.links.use(replica.index)]
     by_tier = _sums([replica.manager.evicted_tokens() for replica in replicas])
     by_tier += (0,) * (1 + len(cache.tiers) - len(by_tier))
-    used: dict[tuple[str, str], int] = {}
-    for cost in simulation.cost:
-        for key, ns in cost.used_ns().items():
-            used[key] = used.get(key, 0) + ns
     first = int(trace.arrival_ns.min()) if len(trace) else 0
     return Outcome(
         recorder=recorder,
@@ -221,7 +207,7 @@ def _outcome(
         busy_ns=tuple(replica.busy_ns for replica in replicas),
         num_steps=sum(replica.num_steps for replica in replicas),
         num_events=sum(replica.num_events for replica in replicas),
-        used_ns=used,
+        used_ns=simulation.cost.used_ns(),
         cache=CacheCounts(
             evicted_tokens=by_tier[0],
             recomputed_tokens=sum(replica.recomputed_tokens for replica in replicas),

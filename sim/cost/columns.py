@@ -76,7 +76,7 @@ class Columns:
         work, model = self._work, self._model
         prefills = self._any_positive("prefill_attention", "new")
         launched = self._any_positive("decode_attention", "num_seqs", main_only=True)
-        linear, linear_ns = self._linear(prefills)
+        linear, linear_ns, engine_ns = self._linear(prefills)
         parts = []
         for kernel in work.kernels:
             time_ns, provenance = self._kernel(kernel)
@@ -90,7 +90,6 @@ class Columns:
                 time_ns = np.where(prefills, quantise_array(time_ns * factor), time_ns)
             parts.append(Part((kernel.group, kernel.lane), kernel.name, provenance, time_ns))
         total_ns, waited_for = _join(linear_ns, parts)
-        engine_ns = model.engine_ns(work.tokens, bool(prefills.any()))
         step_ns = (total_ns + engine_ns + 0.5).astype(np.int64)
         return ColumnRun(step_ns, linear, parts, waited_for, engine_ns)
 
@@ -118,18 +117,22 @@ class Columns:
                 found |= column(kernel.args[arg], self._work.steps) > 0
         return found
 
-    def _linear(self, prefills: Array) -> tuple[list[tuple[LinearPriced, Array]], Array]:
-        """Linear layers and LM head: (prices and the steps that have them, nanoseconds of shape (steps,))."""
+    def _linear(self, prefills: Array) -> tuple[list[tuple[LinearPriced, Array]], Array, float]:
+        """Linear layers and LM head: (prices and the steps that have them, nanoseconds of shape (steps,)), and what
+        the engine adds to each step: prompts are in all of them or in none."""
         found: list[tuple[LinearPriced, Array]] = []
         time_ns: Array = np.zeros(self._work.steps)
+        engine_ns = 0.0
         for carries in (False, True):
             steps = prefills == carries
             if steps.any():
-                layers = self._model.layers(self._work.tokens, carries and self._work.sustained)
-                head = self._model.head(self._work.sampled, carries and self._work.sustained)
+                slow = carries and self._work.sustained
+                layers, head, engine_ns = self._model.linear(
+                    self._work.tokens, self._work.sampled, carries, slow
+                )
                 found += [(layers, steps), (head, steps)]
                 time_ns[steps] = layers.total_ns + head.total_ns
-        return found, time_ns
+        return found, time_ns, engine_ns
 
 
 def _join(linear_ns: Array, parts: list[Part]) -> tuple[Array, dict[Place, Array]]:

@@ -48,8 +48,9 @@ class DecodeCurve(NamedTuple):
 class DecodeAttention(Pricer):
     """Args ``num_seqs``, ``sum_context``: sequences and cached tokens of all of them together."""
 
-    def __init__(self, setting: Setting, bytes_per_s: float = 0.0) -> None:
-        """``bytes_per_s``: KV read on each GPU, as measured; 0 = by the table."""
+    def __init__(self, setting: Setting, bytes_per_s: float = 0.0, uneven_factor: float = 1.0) -> None:
+        """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences; 0 = by
+        the table."""
         rows = head_rows(setting.profile.table("decode_attention"), setting, fold=True)
         model, roofline = setting.model, setting.roofline
         self._layers = model.num_layers
@@ -66,6 +67,7 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
+        self._uneven_factor = uneven_factor
         per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
         self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
 
@@ -100,7 +102,10 @@ class DecodeAttention(Pricer):
 
     def _make(self, num_seqs: float) -> DecodeCurve:
         if self._measured_ns_per_token:
-            return DecodeCurve([0], [0.0], [self._measured_ns_per_token], "measured", NEVER, NEVER)
+            slope = self._measured_ns_per_token
+            if num_seqs > 1:
+                slope = quantise(slope * self._uneven_factor)
+            return DecodeCurve([0], [0.0], [slope], "measured", NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
         low, high = bracket(self._batches, rows)
         weight = (rows - low) / (high - low) if high > low else 0.0

@@ -29,7 +29,7 @@ from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
 from kvsim.cost.work import Kernel, Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
-from kvsim.model.spec import ModelSpec
+from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
@@ -61,7 +61,10 @@ class KernelCostModel(CostModel):
         self.terms = terms or EngineTerms()
         self.strict = strict
         self._linear = LinearPart(self.setting)
-        self._decode = DecodeAttention(self.setting, self.terms.kv_read_bytes_per_s)
+        self._decode = DecodeAttention(self.setting, self.terms.kv_read_bytes_per_s, self.terms.uneven_factor)
+        self._graphs = bool(self.terms.graph_factors) and model.moe is None and tensor_parallel == 1
+        self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
+        self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
         self._prefill = PrefillAttention(self.setting)
         self._pricers: dict[str, Pricer] = {
             "decode_attention": self._decode,
@@ -136,8 +139,8 @@ class KernelCostModel(CostModel):
         return DecodeRun(step_ns, plan, start, step)
 
     def _plan(self, tokens: int, sampled: int, num_seqs: int) -> DecodePlan:
-        fixed = [*self.layers(tokens, False).parts, *self.head(sampled, False).parts]
-        return DecodePlan(tuple(fixed), self.engine_ns(tokens, False), self._decode.curve(num_seqs))
+        layers, head, engine_ns = self.linear(tokens, sampled, False, False)
+        return DecodePlan((*layers.parts, *head.parts), engine_ns, self._decode.curve(num_seqs))
 
     # -- one step with scalar sizes --------------------------------------------------------------------------
 
@@ -152,8 +155,7 @@ class KernelCostModel(CostModel):
         slow = prefills and work.sustained
         factor = terms.sustained_factor if slow else 1.0
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
-        layers, head = self.layers(work.tokens, slow), self.head(work.sampled, slow)
-        engine_ns = self.engine_ns(work.tokens, prefills)
+        layers, head, engine_ns = self.linear(work.tokens, work.sampled, prefills, slow)
         total = layers.total_ns + head.total_ns + engine_ns
         parts: list[tuple[Key, float]] = []
         pricers = self._pricers
@@ -191,9 +193,31 @@ class KernelCostModel(CostModel):
             found = self._heads[sampled, slow] = self._checked(priced, slow, {"sampled": sampled})
         return found
 
-    def engine_ns(self, tokens: int, prefills: bool) -> float:
-        """What the engine adds to a step, lattice nanoseconds."""
-        return quantise(self.terms.added_ns(tokens, prefills))
+    def linear(
+        self, tokens: int, sampled: int, prefills: bool, slow: bool
+    ) -> tuple[LinearPriced, LinearPriced, float]:
+        """Linear layers, LM head and what the engine adds (lattice nanoseconds) of a step."""
+        layers, head = self.layers(tokens, slow), self.head(sampled, slow)
+        if prefills or not self._graphs or not tokens:
+            return layers, head, quantise(self.terms.step_ns + self.terms.token_ns * tokens)
+        found = self._decode_linear.get((tokens, sampled))
+        if found is None:
+            floor_ns = self.setting.roofline.time_ns(
+                2.0 * self._weights * tokens, self._weights * DTYPE_BYTES[self.setting.model.weight_dtype]
+            )
+            factor = self.terms.graph_factor(tokens) * floor_ns / (layers.total_ns + head.total_ns)
+            found = self._decode_linear[tokens, sampled] = (
+                self._measured(layers, factor),
+                self._measured(head, factor),
+            )
+        return *found, 0.0
+
+    def _measured(self, priced: LinearPriced, factor: float) -> LinearPriced:
+        """Kernels of a step whose sum is known from the engine: the table only divides it among them."""
+        as_one = scaled(priced, factor)
+        return LinearPriced(
+            as_one.total_ns, tuple(((name, self.terms.provenance), ns) for (name, _), ns in as_one.parts)
+        )
 
     def pricer(self, name: str) -> Pricer:
         """What prices kernel ``name``: its own price function, its table in the profile, or the roofline."""

@@ -13,26 +13,29 @@ from kvsim.errors import CalibrationError
 class EngineTerms:
     """Device time that no kernel table shows (norms, rotary, sampling, launch gaps, clocks under load).
 
-    A step costs ``kernels * factors + step_ns + token_ns * tokens``; a decode-only step, which runs as one CUDA
-    graph, ``kernels + graph_ns(tokens)`` where that is known. The defaults are neutral: kernels only.
+    A step costs ``kernels * factors + step_ns + token_ns * tokens``. A decode-only step runs as one CUDA graph; where
+    that was measured, it costs a multiple of the roofline of its linear layers, which stands for these layers and
+    all that the engine adds, plus reading the KV. The defaults are neutral: kernels only.
     """
 
     step_ns: float = 0.0  # per step
     token_ns: float = 0.0  # per token through the linear layers
-    sustained_factor: float = 1.0  # on the GPU kernels of a step in sustained prefill (clocks at the power limit)
+    sustained_factor: float = (
+        1.0  # on the GPU kernels of a step in sustained prefill (clocks at the power limit)
+    )
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
-    graph_ns: tuple[tuple[int, float], ...] = ()
-    """(tokens, ns) of decode-only steps, in place of step_ns and token_ns; straight between the points, the nearest
-    beyond them."""
+    graph_factors: tuple[tuple[int, float], ...] = ()
+    """(tokens, factor on the roofline of the linear layers) of decode-only steps of a dense model on one GPU, in
+    place of table, step_ns and token_ns; straight between the points, the nearest beyond them."""
     kv_read_bytes_per_s: float = 0.0
     """Rate at which decode attention reads KV, on each GPU; in place of the profile's table. 0 = as the table has it."""
+    uneven_factor: float = 1.0
+    """On that reading, for batches of two sequences and more: contexts of real batches differ."""
     provenance: str = "measured"
 
-    def added_ns(self, tokens: int, prefills: bool) -> float:
-        """What the engine adds to a step of ``tokens`` tokens that does or does not carry prefill."""
-        points = self.graph_ns
-        if prefills or not points:
-            return self.step_ns + self.token_ns * tokens
+    def graph_factor(self, tokens: int) -> float:
+        """Factor on the roofline of the linear layers of a decode-only step."""
+        points = self.graph_factors
         i = bisect_right(points, (tokens, float("inf")))
         if i == 0 or i == len(points):
             return points[max(0, i - 1)][1]
@@ -44,8 +47,11 @@ class EngineTerms:
             raise CalibrationError(
                 f"engine terms: provenance '{self.provenance}' is not one of {', '.join(PROVENANCES)}"
             )
-        if list(self.graph_ns) != sorted(self.graph_ns):
-            raise CalibrationError(f"engine terms: graph_ns must rise in tokens, found {self.graph_ns}")
-        times = [self.step_ns, self.token_ns, self.kv_read_bytes_per_s, *(ns for _, ns in self.graph_ns)]
-        if min(times) < 0 or min(self.sustained_factor, self.mixed_attention_factor) <= 0:
+        if list(self.graph_factors) != sorted(self.graph_factors):
+            raise CalibrationError(
+                f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
+            )
+        factors = [self.sustained_factor, self.mixed_attention_factor, self.uneven_factor]
+        factors += [factor for _, factor in self.graph_factors]
+        if min(self.step_ns, self.token_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")

@@ -16,7 +16,7 @@ from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
 DEVICE_TIMES = ("step", "token")
-DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor")
+DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor", "uneven_factor")
 
 
 def engine_profiles() -> list[str]:
@@ -79,17 +79,14 @@ def load_engine(
         **times,
     )
     data.pop("async_scheduling", None)
-    rate = take(device, "kv_read", None)
+    rate, graphs = take(device, "kv_read", None), take(device, "graphs", [])
     terms = EngineTerms(
         **{
             f"{key}_ns": float(_time(take(device, key, "0 s"), f"{where}: device.{key}"))
             for key in DEVICE_TIMES
         },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
-        graph_ns=tuple(
-            (int(tokens), float(_time(time, f"{where}: device.graphs")))
-            for tokens, time in take(device, "graphs", [])
-        ),
+        graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in graphs) if at_home else (),
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read")) if at_home and rate else 0.0,
         provenance="measured" if at_home else "derived",
     )

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
@@ -34,6 +34,19 @@ Array = np.ndarray[Any, Any]
 LONGEST_RUN = 4096
 
 
+class Owner(Protocol):
+    """What a replica tells whoever put requests into it."""
+
+    def finish(self, replica: Replica, request: Request) -> None:
+        """The last token of ``request`` has been taken; its latency lacks only the front end's way out."""
+
+    def sample(self, replica: Replica) -> None:
+        """The replica has decided."""
+
+    def gaps(self, gaps_ns: Sequence[int] | Array, tokens: int) -> None:
+        """In each of some steps ``tokens`` output tokens came so long after the token before them."""
+
+
 class Effects:
     """What becomes true when a step's output is taken."""
 
@@ -45,10 +58,7 @@ class Effects:
 
 
 class Replica(Services):
-    """One SimPy actor. It tells its owner, by call-backs: ``on_finish(replica, request)`` when the last token of a
-    request has been taken; ``on_state(replica)`` after every decision; ``on_gaps(gaps_ns, tokens)`` for output
-    tokens that came that long after the token before them.
-    """
+    """One engine; ``owner`` hears what comes of it."""
 
     def __init__(
         self,
@@ -59,14 +69,12 @@ class Replica(Services):
         cost: CostModel,
         links: Links,
         batch: Batch,
-        on_finish: Callable[[Replica, Request], None],
-        on_state: Callable[[Replica], None],
-        on_gaps: Callable[[Sequence[int] | Array, int], None],
+        owner: Owner,
         check: bool = False,
     ) -> None:
         self.env, self.index, self.engine = env, index, engine
         self.manager, self.cost, self.links, self.batch = manager, cost, links, batch
-        self.on_finish, self.on_state, self.on_gaps = on_finish, on_state, on_gaps
+        self.owner = owner
         self.check = check
         manager.services = self
 
@@ -76,7 +84,9 @@ class Replica(Services):
         ] = {}  # by admission; finishing requests stay until their output is taken
         self.partial: Request | None = None  # the request whose prompt is prefilled in part
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
-        self.polled: deque[tuple[int, Request]] = deque()  # load ended; (decisions until the engine knows, request)
+        self.polled: deque[tuple[int, Request]] = (
+            deque()
+        )  # load ended; (decisions until the engine knows, request)
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.finishing: dict[Request, None] = {}
 
@@ -181,7 +191,7 @@ class Replica(Services):
         self._decide()
         if self.check:
             self._check_integrity()
-        self.on_state(self)
+        self.owner.sample(self)
 
     def _close_run(self, steps: int) -> None:
         """Account for the run that ends here."""
@@ -211,10 +221,10 @@ class Replica(Services):
             gaps = [after - before for before, after in zip([self._began, *times], times, strict=False)]
         if self.engine.async_scheduling:  # the first boundary takes the output of the step before the run
             if self._taken_decodes:
-                self.on_gaps(gaps[:1], self._taken_decodes)
+                self.owner.gaps(gaps[:1], self._taken_decodes)
             gaps = gaps[1:]
         if self._decodes and len(gaps):
-            self.on_gaps(gaps, self._decodes)
+            self.owner.gaps(gaps, self._decodes)
         self._taken_decodes = self._decodes
 
     def _finish_later(self, first_tokens: list[Request], finished: list[Request]) -> None:
@@ -237,7 +247,7 @@ class Replica(Services):
                 self._blocked = False
                 self._start(self.manager.release(request, request.kv_tokens))
             self.outstanding_tokens -= request.input_tokens
-            self.on_finish(self, request)
+            self.owner.finish(self, request)
 
     # ---- transfers
 
@@ -305,7 +315,9 @@ class Replica(Services):
 
     def _decode_run(self, preempted: bool) -> None:
         batch = self.batch
-        waits = preempted or bool(self.polled) or (self.engine.async_scheduling and self._effects[0] is not None)
+        waits = (
+            preempted or bool(self.polled) or (self.engine.async_scheduling and self._effects[0] is not None)
+        )
         steps = 1 if waits else min(batch.steps_to_finish(), self._horizon, LONGEST_RUN)
         steps = self.manager.decode_steps(batch, steps)
         num = len(batch)

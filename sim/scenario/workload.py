@@ -53,12 +53,13 @@ def build_trace(scenario: Scenario) -> Trace:
 
 def _source_trace(scenario: Scenario, source: Source) -> Trace:
     options: dict[str, Any] = dict(source.options)
+    seed = _seed(scenario.seed, source.resolved_name)
     if source.file is not None:
-        return read(scenario.path(source.file), source.reader, **options)
+        return read(scenario.path(source.file), source.reader, draws_seed=seed, **options)
     assert source.generator is not None
     if isinstance(options.get("trace"), str):  # a generator that draws from a trace
         options["trace"] = read(scenario.path(options["trace"]))
-    return generate(source.generator, seed=_seed(scenario.seed, source.resolved_name), **options)
+    return generate(source.generator, seed=seed, **options)
 
 
 def _seed(seed: int, name: str) -> int:

@@ -36,7 +36,9 @@ class Requests:
     cached_tokens: Ints
     ttft_s: Floats
     e2e_s: Floats
-    engine_s: Floats | None = None  # from intake to first token on the engine's own clock; None where not recorded
+    engine_s: Floats | None = (
+        None  # from intake to first token on the engine's own clock; None where not recorded
+    )
 
     @property
     def tpot_s(self) -> Floats:

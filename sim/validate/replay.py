@@ -119,7 +119,7 @@ def replay(run: MeasuredRun, assumptions: Assumptions, step_factor: float = 1.0)
         cache,
         tuple(load_link(load_gpu(setup.gpu).host_link) for _ in cache.tiers),
         lambda config: load_manager(manager, config),
-        lambda: cost,
+        cost,
         RoundRobin(),
     )
     play(simulation)

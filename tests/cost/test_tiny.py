@@ -94,13 +94,20 @@ def test_engine_terms(tiny: Make) -> None:
 
 
 def test_measured_decode_terms(tiny: Make) -> None:
-    """A constant by CUDA graph size and a KV read rate stand in for the table's attention."""
-    model = tiny(terms=EngineTerms(step_ns=7, graph_ns=((1, 1_000), (5, 3_000)), kv_read_bytes_per_s=1e9))
-    per_token = times(model, decode(1, 1))[0] - LINEAR - 1_000  # bytes of a token at 1 byte a ns
-    assert per_token > 0
-    assert times(model, decode(1, 100)) == [LINEAR + 1_000 + 100 * per_token]
-    assert times(model, decode(9, 10)) == [times(tiny(), StepWork(1, 9, 9, ()))[0] + 3_000 + 10 * per_token]
-    assert model.used_ns() == {}
+    """A multiple of the roofline by CUDA graph size and a KV read rate stand in for the table."""
+    terms = EngineTerms(
+        step_ns=7, graph_factors=((1, 2.0), (5, 4.0)), kv_read_bytes_per_s=1e9, uneven_factor=1.5
+    )
+    model = tiny(terms=terms)
+    floor = model.setting.roofline.time_ns(0, 2 * model._weights)
+    (first,), (second,) = times(model, decode(1, 0)), times(model, decode(1, 100))
+    assert first == pytest.approx(2 * floor, abs=1)
+    per_token = (second - first) / 100  # bytes of a token at 1 byte a ns
+    assert times(model, decode(3, 100)) == pytest.approx([3 * floor + 150 * per_token], abs=1)
+    assert times(model, decode(9, 0)) == pytest.approx([4 * floor], abs=1)
+    mixed = prefill((4, 0), also=decode(1, 1).kernels)
+    table = tiny(terms=EngineTerms(step_ns=7, kv_read_bytes_per_s=1e9))
+    assert times(model, mixed) == times(table, mixed)  # not one graph
 
 
 def test_lanes_run_side_by_side_and_groups_in_turn(tiny: Make) -> None:

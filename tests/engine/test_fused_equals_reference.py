@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import sys
-from pathlib import Path
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parent))
-from reference import Job, Settings, simulate  # noqa: E402
-from toys import reference_price, toy_cache, toy_engine, toy_simulation, toy_trace  # noqa: E402
+from reference import Job, Settings, simulate
+from toys import reference_price, toy_cache, toy_engine, toy_simulation, toy_trace
 
 BLOCK = 4
 
@@ -72,12 +65,22 @@ def both(rows, parts, setup, extra_blocks, reuse):  # type: ignore[no-untyped-de
     simulate(
         jobs,
         Settings(
-            blocks, BLOCK, engine.max_num_seqs, engine.max_num_batched_tokens, engine.async_scheduling,
-            engine.launch_ns, engine.cpu_ns, engine.cpu_request_ns, engine.graph_tokens, engine.piecewise_cpu_ns,
-            engine.eager_cpu_ns, engine.tail_ns, reuse,
-        ),  # fmt: skip
+            blocks,
+            BLOCK,
+            engine.max_num_seqs,
+            engine.max_num_batched_tokens,
+            engine.async_scheduling,
+            engine.launch_ns,
+            engine.cpu_ns,
+            engine.cpu_request_ns,
+            engine.graph_tokens,
+            engine.piecewise_cpu_ns,
+            engine.eager_cpu_ns,
+            engine.tail_ns,
+            reuse,
+        ),
         reference_price,
-    )  # fmt: skip
+    )
     return simulation, jobs
 
 

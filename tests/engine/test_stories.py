@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import toy_cache, toy_engine, toy_simulation, toy_trace  # noqa: E402
-
-from kvsim.cache.tiers import TierConfig  # noqa: E402
-from kvsim.cluster.run import Simulation  # noqa: E402
-from kvsim.engine.link import layerwise_end_ns  # noqa: E402
-from kvsim.hardware.spec import LinkSpec  # noqa: E402
+from kvsim.cache.tiers import TierConfig
+from kvsim.cluster.run import Simulation
+from kvsim.engine.link import layerwise_end_ns
+from kvsim.hardware.spec import LinkSpec
 
 
 def times(simulation: Simulation) -> dict[int, tuple[int, int]]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toys import toy_cache, toy_engine, toy_simulation, toy_trace  # noqa: E402
+from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
 
 def mean_wait_ns(seed: int, utilisation: float, requests: int) -> float:

@@ -129,7 +129,7 @@ def toy_simulation(
         cache or toy_cache(1000),
         links,
         make_manager,  # type: ignore[arg-type]
-        ToyCost,
+        ToyCost(),
         **options,  # type: ignore[arg-type]
     )
     play(simulation)

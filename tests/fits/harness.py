@@ -99,7 +99,7 @@ def simulate(
 ) -> Simulation:
     """Run to the end, integrity checked after every event and nothing left behind."""
     simulation = build_simulation(
-        trace, engine or toy_engine(), cache, (link,), make, ToyCost, RoundRobin(), check=True  # type: ignore[arg-type]
+        trace, engine or toy_engine(), cache, (link,), make, ToyCost(), RoundRobin(), check=True  # type: ignore[arg-type]
     )  # fmt: skip
     longest = replica_module.LONGEST_RUN
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,12 @@ def register(name: str, recognises: Callable[[frozenset[str]], bool]) -> Callabl
     return add
 
 
-def read(path: str | Path, reader: str | None = None, **options: Any) -> Trace:
+def read(
+    path: str | Path, reader: str | None = None, *, draws_seed: int | None = None, **options: Any
+) -> Trace:
     """Read a trace file; without ``reader`` its format is told by the fields of the first record.
+
+    ``draws_seed``: for a reader that draws starts or think times and is given no ``seed`` of its own.
 
     Raises:
         TraceError: no such file, unknown format, reader or option, or a line that cannot be used.
@@ -44,5 +49,7 @@ def read(path: str | Path, reader: str | None = None, **options: Any) -> Trace:
                 f"name one of the readers {', '.join(sorted(readers))}"
             )
         reader = fitting[0]
+    if draws_seed is not None and "seed" in inspect.signature(readers[reader]).parameters:
+        options.setdefault("seed", draws_seed)
     trace: Trace = readers.call(reader, (path, file_source(path, reader)), options)
     return trace
