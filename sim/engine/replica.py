@@ -150,7 +150,8 @@ class Replica(Services):
     # ---- runs and the clock
 
     def _ring_at(self, at_ns: int) -> None:
-        self._alarm = At(self.env, at_ns - self.env.now, PRIORITY_BOUNDARY, self._boundary)
+        priority = PRIORITY_BOUNDARY + self.index  # of replicas that decide at the same moment the first goes first
+        self._alarm = At(self.env, at_ns - self.env.now, priority, self._boundary)
 
     def _scheduled_by_now(self) -> int:
         """Steps of the current run whose decision lies before now; the first one always does."""

@@ -84,7 +84,7 @@ def both(rows, parts, setup, extra_blocks, reuse):  # type: ignore[no-untyped-de
     return simulation, jobs
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(workloads(), setups())
 def test_same_as_the_naive_engine(workload, setup) -> None:  # type: ignore[no-untyped-def]
     (rows, parts), (engine, extra, reuse) = workload, setup

@@ -60,7 +60,7 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     workloads(),
     setups(),
@@ -92,7 +92,7 @@ def test_invariants_with_tiers(workload, setup, stack, eviction, policy, router,
     assert fused.replicas[0].num_steps == unfused.replicas[0].num_steps
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(workloads(), setups(), st.sampled_from(["none", "contiguous", "paged"]))
 def test_invariants_of_the_plain_managers(workload, setup, manager) -> None:  # type: ignore[no-untyped-def]
     (rows, parts), (engine, extra, _) = workload, setup
@@ -101,7 +101,7 @@ def test_invariants_of_the_plain_managers(workload, setup, manager) -> None:  # 
     check(toy_simulation(toy_trace(rows, parts), manager, toy_engine(**engine), cache), rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(workloads(), setups())
 def test_unlimited_memory_makes_the_allocators_equal(workload, setup) -> None:  # type: ignore[no-untyped-def]
     """Neutral setting: with room for everything, none, paged and contiguous give the same run."""
