@@ -236,6 +236,7 @@ def cost(results: Results) -> str:
         ("GPU-hours", number(found["gpu_hours"])),
         ("price of a GPU-hour", usd(found["usd_per_gpu_hour"])),
         ("source of the price", found["price_source"] or "not given"),
+        ("tiers below HBM", usd(found["tiers_usd"])),
         ("total", usd(found["usd"])),
         ("per million output tokens", usd(found["usd_per_million_output_tokens"])),
     )

@@ -91,12 +91,14 @@ class CacheConfig:
 class CacheManager(ABC):
     """See the module's text. ``services`` is set by the replica before the first call.
 
-    ``block_tokens``: the batch counts block boundaries for this size. ``needs_kinds``: requests come with the kinds
+    ``block_tokens``: the batch counts block boundaries for this size. ``uses_tiers``: KV goes to the tiers below HBM,
+    and :attr:`used_bytes` has an entry for each. ``needs_kinds``: requests come with the kinds
     of their segments. ``needs_future``: :meth:`set_future` is called before the run.
     """
 
     services: Services
     block_tokens: int = 1
+    uses_tiers: bool = False
     needs_kinds: bool = False
     needs_future: bool = False
 

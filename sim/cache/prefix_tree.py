@@ -40,6 +40,8 @@ class Found:
 
 @cache_managers.register("prefix_tree")
 class PrefixTreeManager(Paged):
+    uses_tiers = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         policy = eviction_policy(config.eviction)

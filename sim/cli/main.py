@@ -17,7 +17,7 @@ from kvsim.version import __version__
 app = typer.Typer(
     name="kvsim",
     help="Simulates LLM serving clusters: how many GPUs, which memory tiers, which KV-cache policy, and why.",
-    epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.replicas=4",
+    epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.replicas=4 --out results/four",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -13,7 +13,7 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override any key of the scenario, e.g. --set cache.tiers.0.capacity='32 GB'. May be repeated.",
+        help="Override any key of the scenario, e.g. --set cluster.replicas=4. May be repeated.",
         default_factory=list,
         show_default=False,
     ),

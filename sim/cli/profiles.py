@@ -46,7 +46,7 @@ def list_(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: kvsim profiles show h100-sxm")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A profile's name, or the path of its YAML file.")
+        str, typer.Argument(metavar="NAME", help="A profile's name, a GPU's (its default profile), or the path of a YAML file.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -54,9 +54,10 @@ def show(
     from dataclasses import asdict
 
     from kvsim.cost.describe import coverage, describe_profile
-    from kvsim.cost.profile import load_profile
+    from kvsim.cost.profile import load_profile, profile_for_gpu
+    from kvsim.hardware.load import gpu_presets
 
-    profile = load_profile(name)
+    profile = load_profile(profile_for_gpu(name) if name in gpu_presets() else name)
     if as_json:
         covered = [_plain(asdict(row)) for row in coverage(profile)]
         print_json({**_plain(profile.header), **_facts(profile), "coverage": covered})

@@ -7,11 +7,12 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import simpy
 
-from kvsim.cache.load import load_manager
+from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.load import cache_managers, load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.cluster import Cluster
@@ -24,6 +25,7 @@ from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch
+from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
@@ -153,17 +155,41 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         engine,
         cache,
         tuple(_per_replica(spec.link, tensor_parallel, i) for i, spec in enumerate(tiers)),
-        lambda config: load_manager(scenario.cache.manager, config),
+        lambda config: _manager(scenario.cache.manager, config),
         KernelCostModel(
             profile, model, gpu, tensor_parallel, terms, scenario.timings.strict_calibration, host_link
         ),
-        routers.get(scenario.cluster.router)(),
+        _named("cluster.router", routers.get, scenario.cluster.router)(),
         scenario.cluster.replicas,
         scenario.output.timeline_interval,
         check,
     )
     loop_wall_s = play(simulation, progress)
     return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
+
+
+T = TypeVar("T")
+
+
+def _named(key: str, find: Callable[[str], T], name: str) -> T:
+    """``find(name)``; what it has against the name is said of the scenario's ``key``."""
+    try:
+        return find(name)
+    except ScenarioError as error:
+        raise ScenarioError(f"{key}: {error}") from None
+
+
+def _manager(name: str, config: CacheConfig) -> CacheManager:
+    _named("cache.manager", cache_managers.get, name)
+    _named("cache.eviction", eviction_policy, config.eviction)
+    for number, tier in enumerate(config.tiers):
+        _named(f"cache.tiers.{number}.eviction", eviction_policy, tier.eviction)
+    manager = load_manager(name, config)
+    if config.tiers and not manager.uses_tiers:
+        raise ScenarioError(
+            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or set tiers to []"
+        )
+    return manager
 
 
 def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:
@@ -219,6 +245,8 @@ def _outcome(
         gpu_name=gpu.name,
         usd_per_gpu_hour=gpu.usd_per_hour,
         price_source=gpu.sources.get("usd_per_hour", ""),
+        tier_usd_per_hour=_tier_usd_per_hour(scenario),
+        names_content=bool(len(trace.segment_id) or (trace.output_id >= 0).any()),
         kv_bytes_per_token=bytes_per_token,
         scenario=scenario.resolved(),
         hashes={
@@ -233,6 +261,14 @@ def _outcome(
         seed=scenario.seed,
         loop_wall_s=loop_wall_s,
     )
+
+
+def _tier_usd_per_hour(scenario: Scenario) -> float:
+    """Price of the tiers of all replicas; a month is 730 hours."""
+    of_one = sum(
+        (spec.usd_per_gb_month or 0.0) * spec.capacity_bytes / 1e9 / 730 for spec in build_tiers(scenario)
+    )
+    return of_one * scenario.cluster.replicas
 
 
 def _sums(columns: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -102,10 +102,9 @@ class DecodeAttention(Pricer):
 
     def _make(self, num_seqs: float) -> DecodeCurve:
         if self._measured_ns_per_token:
-            slope = self._measured_ns_per_token
-            if num_seqs > 1:
-                slope = quantise(slope * self._uneven_factor)
-            return DecodeCurve([0], [0.0], [slope], "measured", NEVER, NEVER)
+            factor = self._uneven_factor if num_seqs > 1 else 1.0
+            per_token_ns = quantise(self._measured_ns_per_token * factor)
+            return DecodeCurve([0], [0.0], [per_token_ns], "measured", NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
         low, high = bracket(self._batches, rows)
         weight = (rows - low) / (high - low) if high > low else 0.0

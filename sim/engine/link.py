@@ -89,7 +89,7 @@ class Links:
     def estimate_ns(self, src: str, dst: str, num_bytes: int, num_extents: int) -> int:
         """Look. Nanoseconds until a transfer that started now would have ended."""
         start, duration = self._times(self._path(src, dst), num_bytes, num_extents)[-1]
-        return start + duration - self.env.now
+        return start + duration - int(self.env.now)
 
     def submit(self, transfer: Transfer, ended: Callable[[Transfer], None]) -> None:
         """Change. Queue the transfer; its times are set, and ``ended`` is called when it is through."""

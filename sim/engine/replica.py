@@ -150,7 +150,9 @@ class Replica(Services):
     # ---- runs and the clock
 
     def _ring_at(self, at_ns: int) -> None:
-        priority = PRIORITY_BOUNDARY + self.index  # of replicas that decide at the same moment the first goes first
+        priority = (
+            PRIORITY_BOUNDARY + self.index
+        )  # of replicas that decide at the same moment the first goes first
         self._alarm = At(self.env, at_ns - self.env.now, priority, self._boundary)
 
     def _scheduled_by_now(self) -> int:
@@ -463,6 +465,8 @@ class Replica(Services):
         now, end = self.env.now, self._device_end
         deep = self.engine.async_scheduling
         prices = priced.step_ns
+        boundaries: Sequence[int] | Array
+        ends: Sequence[int] | Array
         if loads:
             start = max(end, now + launch)
             first_layer = max(t.first_layer_ns for t in loads)

@@ -55,6 +55,8 @@ class Outcome:
     gpu_name: str
     usd_per_gpu_hour: float
     price_source: str
+    tier_usd_per_hour: float  # of the tiers below HBM, all replicas together
+    names_content: bool  # some prompt says what it contains; else nothing can be reused
     kv_bytes_per_token: int
     scenario: Mapping[str, Any]  # resolved, as it is written to scenario.resolved.yaml
     hashes: Mapping[str, str]  # sha256 by "scenario", "profile", "traces" (of all trace files together)

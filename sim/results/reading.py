@@ -46,6 +46,8 @@ def warnings_of(summary: Summary) -> list[str]:
         found.append(
             f"{number(summary['preemptions'])} preemptions: KV memory runs out while requests decode."
         )
+    if done and not summary["cache"]["prompts_name_content"]:
+        found.append("The workload gives lengths only: no prompt says what it contains, so no cache can hit.")
     if _saturated(summary):
         found.append(
             "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."

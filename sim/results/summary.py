@@ -126,6 +126,7 @@ def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
     hits = done.hits_by_tier.sum(axis=0).tolist()
     return {
         "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),
+        "prompts_name_content": outcome.names_content,
         "approximate_token_ratio": _ratio(int(done.approximate_tokens.sum()), input_tokens),
         "hit_token_ratio_by_tier": {
             name: _ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
@@ -156,12 +157,14 @@ def _utilisation(outcome: Outcome) -> dict[str, Any]:
 
 
 def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
-    """Every GPU is paid from the first arrival to the last token, busy or not."""
+    """Every GPU and tier is paid from the first arrival to the last token, busy or not."""
     gpu_hours = outcome.num_replicas * outcome.gpus_per_replica * outcome.makespan_ns / 3.6e12
-    usd = gpu_hours * outcome.usd_per_gpu_hour
+    tiers_usd = outcome.makespan_ns / 3.6e12 * outcome.tier_usd_per_hour
+    usd = gpu_hours * outcome.usd_per_gpu_hour + tiers_usd
     return {
         "gpu_hours": gpu_hours,
         "usd": usd,
+        "tiers_usd": tiers_usd,
         "usd_per_million_output_tokens": _ratio(usd * 1e6, output_tokens),
         "usd_per_gpu_hour": outcome.usd_per_gpu_hour,
         "price_source": outcome.price_source,

@@ -27,7 +27,7 @@ Cli = Callable[..., tuple[int, str, str]]
         (["run", "small.yaml", "--seed", "-1"], "--set seed: must be at least 0, found -1"),
         (
             ["run", "small.yaml", "--set", "cache.manager=prefix_tre"],
-            "no cache manager is called 'prefix_tre'; did you mean 'prefix_tree'?",
+            "cache.manager: no cache manager is called 'prefix_tre'; did you mean 'prefix_tree'?",
         ),
         (["profiles", "show", "h100-sxm-vllm-0.24"], None),
         (["report", "nothing"], "nothing: no such result folder"),

@@ -63,6 +63,8 @@ def small_outcome(loop_wall_s: float = 0.5) -> Outcome:
         links=(LinkUse(0, "host", "read", 1 * S, 5 * GB, 7), LinkUse(1, "host", "read", 0, 0, 0)),
         gpu_name="H100 SXM",
         usd_per_gpu_hour=3.6,
+        tier_usd_per_hour=0.0,
+        names_content=True,
         price_source="list price, 2025-06",
         kv_bytes_per_token=131_072,
         scenario={"name": "small", "engine": {"max_num_seqs": 8}, "traces": ("a.jsonl",)},
@@ -142,6 +144,8 @@ def random_outcome(num_requests: int = 5000, num_replicas: int = 4, seed: int = 
         links=links,
         gpu_name="H100 SXM",
         usd_per_gpu_hour=2.5,
+        tier_usd_per_hour=0.0,
+        names_content=True,
         price_source="list price, 2025-06",
         kv_bytes_per_token=131_072,
         scenario={

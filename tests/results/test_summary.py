@@ -83,6 +83,7 @@ def test_throughput_and_cost(summary):
     assert summary["cost"] == pytest.approx(
         {
             "gpu_hours": 80 / 3600,
+            "tiers_usd": 0.0,
             "usd": 0.08,
             "usd_per_million_output_tokens": 8000,
             "usd_per_gpu_hour": 3.6,
@@ -94,6 +95,7 @@ def test_throughput_and_cost(summary):
 def test_cache(summary):
     assert summary["cache"] == {
         "hit_token_ratio": 0.15,  # 150 of 1000 prompt tokens
+        "prompts_name_content": True,
         "approximate_token_ratio": 0.025,
         "hit_token_ratio_by_tier": {"hbm": 0.04, "ddr": 0.11},
         "evicted_tokens": 300,
