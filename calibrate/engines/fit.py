@@ -6,7 +6,8 @@ In this order, each with what came before held fixed:
 2. front end: what the client waits longer than the engine works, from lone prompts.
 3. host: prompts put into running decodes. How late the step before is read tells how long a launch holds the
    engine's thread, with piecewise graphs and without; how soon after it the step itself is read, the tail.
-4. prefill and mixed attention: least squares over windows around the same prompts, whose sum no launch distorts.
+4. prefill and mixed attention: least squares over windows around the longer of these prompts, whose time is the
+   device's.
 5. sustained prefill: full steps back to back, the late ones against the first.
 
 Only microbenchmarks are read: a fit that saw a workload could not be checked on it.
@@ -24,11 +25,12 @@ import numpy as np
 
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.roofline import Roofline
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.work import StepWork
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
+from kvsim.model.spec import DTYPE_BYTES
 from kvsim.validate.folder import read_run, run_names
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.steps import Step, reconstruct
@@ -36,6 +38,7 @@ from kvsim.validate.teacher import compare_steps
 
 SHORTEST, LONGEST = 48, 1200  # tokens of a prompt whose step is bound by its launch
 CHUNK_S = 0.1  # longer: the prompt had more chunks than the tables tell
+LAUNCH_FREE = 1.5  # windows of this many launches' holds are bound by the device
 SETTLED = 3  # steps of an unchanged batch before the first that counts
 SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
@@ -62,12 +65,16 @@ def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[Measu
         run = read_run(folder, name)
         if not run.is_microbenchmark:
             if wanted:
-                raise CalibrationError(f"{folder / name}: a workload; engines are fitted on microbenchmarks only")
+                raise CalibrationError(
+                    f"{folder / name}: a workload; engines are fitted on microbenchmarks only"
+                )
             continue
         if run.iterations is not None and "warm_up" not in name:
             runs.append(run)
     if not runs:
-        raise CalibrationError(f"{folder}: no microbenchmark (solo*, decode_*, inject*, uneven*, queue_*) with iterations")
+        raise CalibrationError(
+            f"{folder}: no microbenchmark (solo*, decode_*, inject*, uneven*, queue_*) with iterations"
+        )
     return runs
 
 
@@ -90,13 +97,18 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     def cost(terms: EngineTerms) -> KernelCostModel:
         return KernelCostModel(profile, setup.model, gpu, setup.meta.engine.tensor_parallel_size, terms)
 
-    plain = cost(EngineTerms())
+    weights = setup.model.linear_parameters + setup.model.vocab_size * setup.model.hidden_size
+    width = DTYPE_BYTES[setup.model.weight_dtype]
+    roofline = Roofline(gpu.hbm_bytes_per_s, gpu.flops_per_s)
     steps = [(run.name, reconstruct(run)) for run in runs]
     residuals: list[tuple[str, int, float, float]] = []
 
     bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject"))
     residuals.append(_row("decode step", decode_errors))
-    graphs = [(size, max(0.0, base_ns - _linear_ns(plain, size))) for size, base_ns in sorted(bases.items())]
+    graphs = [
+        (size, base_ns / roofline.time_ns(2.0 * weights * size, weights * width))
+        for size, base_ns in sorted(bases.items())
+    ]
     rate = setup.model.kv_bytes_per_token / slope_ns * 1e9
     front_ns = _front_end(runs, notes)
     host = _host(folders, base, front_ns, notes)
@@ -106,7 +118,8 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         eager_cpu_ns=round(host["eager_cpu"]),
         tail_ns=round(host["tail"]),
     )
-    known = EngineTerms(graph_ns=tuple(graphs), kv_read_bytes_per_s=rate)
+    uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, notes)
+    known = EngineTerms(graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factor=uneven)
     prefill, errors = _prefill(_of(steps, "inject"), engine, known, cost)
     residuals.append(_row("window around a prompt", errors))
     sustained, errors = _sustained(_of(steps, "queue_"), notes)
@@ -116,7 +129,13 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         "not identifiable: how the front end's latency divides into in and out (halved), and launch, which a busy "
         "device hides (kept)"
     )
-    device = {"kv_read_bytes_per_s": rate, "graphs": graphs, **prefill, "sustained_factor": sustained}
+    device = {
+        "kv_read_bytes_per_s": rate,
+        "uneven_factor": uneven,
+        "graphs": graphs,
+        **prefill,
+        "sustained_factor": sustained,
+    }
     return Fit(host, device, residuals, notes)
 
 
@@ -148,10 +167,6 @@ def _row(part: str, errors: Iterable[float]) -> tuple[str, int, float, float]:
     return part, len(values), float(np.median(np.abs(values))), float(np.mean(values))
 
 
-def _linear_ns(plain: KernelCostModel, tokens: int) -> float:
-    return float(plain.price(StepWork(1, tokens, tokens, ())).step_ns[0])
-
-
 def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
     """(sequences, KV tokens read, seconds) of stretches in which nothing but one batch decodes, by their medians."""
     begin = 0
@@ -160,9 +175,17 @@ def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
         if plain and run[i].decodes == run[begin].decodes:
             continue
         inside = run[begin + SETTLED : i]
-        if len(inside) > 12 and not any(step.prefills for step in inside) and all(step.is_sure for step in inside):
+        if (
+            len(inside) > 12
+            and not any(step.prefills for step in inside)
+            and all(step.is_sure for step in inside)
+        ):
             gaps = np.diff([step.seen_s for step in inside])
-            yield inside[0].decodes, float(np.mean([step.sum_context for step in inside[1:]])), float(np.median(gaps))
+            yield (
+                inside[0].decodes,
+                float(np.mean([step.sum_context for step in inside[1:]])),
+                float(np.median(gaps)),
+            )
         begin = i
 
 
@@ -175,7 +198,9 @@ def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float
     points = [point for point in points if counts[point[0]] >= 2]
     sizes = sorted({sequences for sequences, _, _ in points})
     if len(sizes) < 2:
-        raise CalibrationError("too few steady decode batches to fit: at least two batch sizes over two contexts")
+        raise CalibrationError(
+            "too few steady decode batches to fit: at least two batch sizes over two contexts"
+        )
     matrix = np.zeros((len(points), len(sizes) + 1))
     times = np.array([seconds * 1e9 for _, _, seconds in points])
     for row, (sequences, read, _) in enumerate(points):
@@ -187,6 +212,27 @@ def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float
     return dict(zip(sizes, found[:-1].tolist(), strict=True)), float(found[-1]), errors
 
 
+def _uneven(runs: list[list[Step]], bases: dict[int, float], slope_ns: float, notes: list[str]) -> float:
+    """How much slower KV is read where contexts differ: median over batches of two sequences and more."""
+    sizes = sorted(bases)
+    ratios = [
+        (seconds * 1e9 - float(np.interp(sequences, sizes, [bases[size] for size in sizes])))
+        / (slope_ns * read)
+        for run in runs
+        for sequences, read, seconds in _steady(run)
+        if sequences > 1
+    ]
+    if not ratios:
+        notes.append("not identifiable: uneven_factor (no batch of uneven contexts); 1")
+        return 1.0
+    notes.append(
+        "uneven contexts: KV is read at "
+        + ", ".join(f"1/{ratio:.2f}" for ratio in ratios)
+        + " of the even rate"
+    )
+    return float(np.median(ratios))
+
+
 def _front_end(runs: Sequence[MeasuredRun], notes: list[str]) -> float:
     """Client latency less the engine's own, nanoseconds, from lone prompts."""
     found: list[float] = []
@@ -195,7 +241,9 @@ def _front_end(runs: Sequence[MeasuredRun], notes: list[str]) -> float:
         if "solo" in run.name and own is not None:
             found += (run.requests.ttft_s - own).tolist()
     if not found:
-        raise CalibrationError("no lone prompts (solo*) with engine_queue_s and engine_prefill_s: no front-end latency")
+        raise CalibrationError(
+            "no lone prompts (solo*) with engine_queue_s and engine_prefill_s: no front-end latency"
+        )
     low, high = np.percentile(found, [10, 90]) * 1e3
     notes.append(f"front end: {len(found)} prompts, 10 % to 90 %: {low:.1f} to {high:.1f} ms")
     return float(np.median(found)) * 1e9
@@ -240,8 +288,10 @@ def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[flo
         steps = reconstruct(run)
         for i in range(4, len(steps)):
             step, quiet = steps[i], steps[i - 4 : i]
-            if len(step.prefills) != 1 or not SHORTEST <= step.prefills[0][0] <= LONGEST or any(
-                other.prefills or other.ends_busy or other.decodes != step.decodes for other in quiet
+            if (
+                len(step.prefills) != 1
+                or not SHORTEST <= step.prefills[0][0] <= LONGEST
+                or any(other.prefills or other.ends_busy or other.decodes != step.decodes for other in quiet)
             ):
                 continue
             hold, usual = (quiet[-1].seen_s - quiet[-2].seen_s), (quiet[-2].seen_s - quiet[-3].seen_s)
@@ -266,21 +316,32 @@ def _from_lone_prompts(runs: Sequence[MeasuredRun], key: str, base: EngineSpec, 
     return found
 
 
-def _prefill(runs: list[list[Step]], engine: EngineSpec, known: EngineTerms, cost: Any) -> tuple[dict[str, float], list[float]]:
+def _prefill(
+    runs: list[list[Step]], engine: EngineSpec, known: EngineTerms, cost: Any
+) -> tuple[dict[str, float], list[float]]:
     """Constant and per-token time of steps with prefill and the factor on their decode attention."""
     from scipy.optimize import least_squares
 
     def errors(values: Sequence[float]) -> list[float]:
-        terms = replace(known, step_ns=values[0] * 1e6, token_ns=values[1] * 1e3, mixed_attention_factor=values[2])
+        terms = replace(
+            known, step_ns=values[0] * 1e6, token_ns=values[1] * 1e3, mixed_attention_factor=values[2]
+        )
         model = cost(terms)
         return [
             window.predicted_s / window.measured_s - 1
             for run in runs
             for window in compare_steps(run, model, engine)
-            if window.kind != "decode"
+            if window.kind != "decode" and window.measured_s > LAUNCH_FREE * engine.eager_cpu_ns / 1e9
         ]
 
-    found = least_squares(errors, [0.5, 2.5, 1.1], bounds=([0, 0, 0.8], [5, 10, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.02)
+    found = least_squares(
+        errors,
+        [0.5, 2.5, 1.1],
+        bounds=([0, 0, 0.8], [5, 10, 3]),
+        loss="soft_l1",
+        f_scale=0.03,
+        diff_step=0.02,
+    )
     step_ms, token_us, mixed = found.x.tolist()
     return (
         {"step": step_ms * 1e6, "token": token_us * 1e3, "mixed_attention_factor": mixed},

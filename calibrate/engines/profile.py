@@ -31,13 +31,20 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, source: Sequen
     device: dict[str, Any] = {
         "step": _time(fit.device["step"]),
         "token": _time(fit.device["token"]),
-        "graphs": [[size, _time(ns)] for size, ns in fit.device["graphs"]],
+        "graphs": [[size, round(factor, 3)] for size, factor in fit.device["graphs"]],
         "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
+        "uneven_factor": round(fit.device["uneven_factor"], 3),
         "mixed_attention_factor": round(fit.device["mixed_attention_factor"], 3),
         "sustained_factor": round(fit.device["sustained_factor"], 3),
         "sustained_after": _time(SUSTAINED_S * 1e9),
     }
-    data = {"name": name, "gpu": gpu, "async_scheduling": base.async_scheduling, "host": host, "device": device}
+    data = {
+        "name": name,
+        "gpu": gpu,
+        "async_scheduling": base.async_scheduling,
+        "host": host,
+        "device": device,
+    }
     return "\n".join(head) + "\n" + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
 
 
