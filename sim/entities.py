@@ -41,6 +41,7 @@ class Request:
     admitted_ns: int = -1  # first admission
     load_started_ns: int = -1  # first wait for a lower tier
     first_token_ns: int = -1
+    last_token_ns: int = -1  # before a preemption
     preemptions: int = 0
 
     @property

@@ -26,6 +26,7 @@ class Held:
     hit_blocks: int  # of the path, attached at admission
     loading: int  # loads that have not ended; the leaf grows only afterwards
     loaded_blocks: int
+    owed_blocks: int  # of the prompt, not taken yet
     written: int = 0  # leading blocks that were offered to the tiers
 
 
@@ -48,6 +49,7 @@ class PrefixTreeManager(Paged):
         self.tree = PrefixTree(config.block_tokens, policy)
         self.tiers = TierStack(config, self.block_bytes)
         self.needs_future = any(tree.policy.needs_future for tree in self._trees())
+        self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
 
     @property
@@ -88,12 +90,14 @@ class PrefixTreeManager(Paged):
     def admit(self, request: Request, plan: Plan) -> bool:
         found: Found = plan.detail
         need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
-        if need > self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks):
-            return False
+        loaded = sum(load.end - load.start for load in found.loads)
+        free = self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks)
+        if need > free or (loaded and loaded > free - self.owed_blocks):
+            return False  # a load leaves the prompts before it the room that they still need (as vLLM does)
         pinned = self.tree.acquire(found.node, found.blocks)
         leaf = self.tree.append(pinned, request.ids, request.ends, found.blocks, found.blocks)
-        loaded = sum(load.end - load.start for load in found.loads)
-        request.kv = Held(leaf, found.blocks, len(found.loads), loaded)
+        request.kv = Held(leaf, found.blocks, len(found.loads), loaded, need - loaded)
+        self.owed_blocks += need - loaded
         if loaded:
             self._take(loaded)
             for load in found.loads:
@@ -108,12 +112,19 @@ class PrefixTreeManager(Paged):
         )
 
     def grow(self, request: Request, tokens: int) -> bool:
+        before = self.private_blocks
         if not super().grow(request, tokens):
             return False
         held: Held = request.kv
+        self._pay(held, self.private_blocks - before)
         if not held.loading:
             self._index(held, (request.cached + request.computed + tokens) // self.block_tokens)
         return True
+
+    def _pay(self, held: Held, blocks: int) -> None:
+        """The request has taken ``blocks`` of what its prompt needs, or needs them no more."""
+        held.owed_blocks -= blocks
+        self.owed_blocks -= blocks
 
     def _index(self, held: Held, full_blocks: int) -> None:
         """Blocks up to ``full_blocks`` have content that others may reuse."""
@@ -121,7 +132,7 @@ class PrefixTreeManager(Paged):
         self.tree.extend(held.leaf, full_blocks)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        return self._write(request.kv, request, request.prompt_tokens // self.block_tokens)
+        return self._write(request.kv, request, (request.cached + request.computed) // self.block_tokens)
 
     def _write(self, held: Held, request: Request, full_blocks: int) -> tuple[Transfer, ...]:
         """Offer full blocks to the tiers; what is on its way to the nearest stays pinned in HBM."""
@@ -134,7 +145,7 @@ class PrefixTreeManager(Paged):
                 continue  # what goes further than host memory is held there on its way
             last = held.leaf if held.leaf.end > held.leaf.start else held.leaf.parent
             assert last is not None
-            transfer.payload.source = self.tree.acquire(last, last.end)
+            transfer.payload.source = self.tree.acquire(last, last.end, is_use=False)
         return transfers
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
@@ -167,6 +178,7 @@ class PrefixTreeManager(Paged):
 
     def _full(self, held: Held, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""
+        self._pay(held, held.owed_blocks)
         held.leaf.live = False
         full = held.leaf.end if held.loading else context // self.block_tokens
         self._index(held, full)
@@ -184,6 +196,7 @@ class PrefixTreeManager(Paged):
         self.tree.check_integrity()
         self.tiers.check_integrity()
         counted = self.free_blocks + self.private_blocks + self.tree.num_blocks
+        assert self.owed_blocks >= 0, f"prompts are owed {self.owed_blocks} blocks"
         assert counted == self.capacity_blocks and min(self.free_blocks, self.private_blocks) >= 0, (
             f"cache integrity: free({self.free_blocks}) + private({self.private_blocks}) + "
             f"tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"

@@ -40,7 +40,7 @@ class TierTree(PrefixTree):
             node, blocks = child, reach
             if reach < child.end:
                 break
-        return self.acquire(node, blocks)
+        return self.acquire(node, blocks, is_use=False)
 
     def missing(self, ids: list[int], ends: list[int], start: int, end: int) -> int:
         """Look. Blocks among start .. end that the tier neither holds nor is about to."""
@@ -100,4 +100,4 @@ class TierTree(PrefixTree):
 
     def _reserve(self, node: Node, runs: list[Node]) -> None:
         node.ready = False
-        runs.append(self.acquire(node, node.end))
+        runs.append(self.acquire(node, node.end, is_use=False))

@@ -124,6 +124,7 @@ class PrefixTree:
         self._heap: list[tuple[Key, int, int, Evictable]] = []
         self._clock = 0
         self._serial = 0
+        self._tidy_at = 1024
 
     # ---- look
 
@@ -169,8 +170,11 @@ class PrefixTree:
 
     # ---- change
 
-    def acquire(self, node: Node, blocks: int) -> Node:
-        """Pin the path to ``node`` up to ``blocks`` blocks; the last pinned node is returned (split if need be)."""
+    def acquire(self, node: Node, blocks: int, is_use: bool = True) -> Node:
+        """Pin the path to ``node`` up to ``blocks`` blocks; the last pinned node is returned (split if need be).
+
+        ``is_use``: a request does; a copy to another tier is no use that a policy should count.
+        """
         if blocks < node.end or node.live:
             node = self._split(node, blocks)
         step: Node | None = node
@@ -178,7 +182,7 @@ class PrefixTree:
             if step.ref == 0 and not step.hole:
                 self.num_evictable -= step.end - step.start
             step.ref += 1
-            step.uses += 1
+            step.uses += is_use
             step = step.parent
         return node
 
@@ -275,7 +279,12 @@ class PrefixTree:
             item.next_use = self.next_use(item if isinstance(item, Node) else item.node)
         self._serial += 1
         item.version = self._serial
-        heapq.heappush(self._heap, (self.policy.key(item), -item.start, item.version, item))
+        heap = self._heap
+        if len(heap) > self._tidy_at:  # entries of runs that were pinned again are dropped now and then
+            heap[:] = [entry for entry in heap if entry[3].version == entry[2]]
+            heapq.heapify(heap)
+            self._tidy_at = 1024 + 2 * len(heap)
+        heapq.heappush(heap, (self.policy.key(item), -item.start, item.version, item))
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
         """Take ``blocks`` evictable blocks away, by the policy; what content went, as (node, from block, to block).

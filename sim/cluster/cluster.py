@@ -93,7 +93,7 @@ class Cluster:
 
     def _release_followers(self, row: int) -> None:
         for follower in self._followers.get(row, ()):
-            think = self.trace.think_ns.item(follower)
+            think = max(1, self.trace.think_ns.item(follower))  # after all that is decided at this moment
             arrival = self.env.now + think
             At(
                 self.env,

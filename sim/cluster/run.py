@@ -128,7 +128,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         gpu=gpu.name,
     )
     tiers = build_tiers(scenario)
-    host_link = _per_replica(load_link(gpu.host_link), tensor_parallel, 0)
+    host_link = load_link(gpu.host_link)  # of one GPU, as the cost model sees it
     bytes_per_token = memory.block_bytes * memory.num_gpus // memory.block_tokens
     cache = CacheConfig(
         capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,

@@ -84,18 +84,16 @@ class Replica(Services):
         ] = {}  # by admission; finishing requests stay until their output is taken
         self.partial: Request | None = None  # the request whose prompt is prefilled in part
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
-        self.polled: deque[tuple[int, Request]] = (
-            deque()
-        )  # load ended; (decisions until the engine knows, request)
+        # whose loads have ended: (decisions until the engine knows, request)
+        self.polled: deque[tuple[int, Request]] = deque()
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.finishing: dict[Request, None] = {}
 
         self._effects: deque[Effects | None] = deque([None] * (1 if engine.async_scheduling else 0))
         self._last: Effects | None = None  # of the step scheduled last
-        self._taken_decodes = (
-            0  # decodes of the step whose output is taken at the next boundary but one, if deep
-        )
+        self._taken_decodes = 0  # of the step whose output the next boundary takes, with two in flight
         self._device_end = 0  # of the step scheduled last
+        self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._alarm: At | None = None  # None = idle
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -184,6 +182,10 @@ class Replica(Services):
         steps = self._steps
         if steps:
             self._close_run(steps)
+        elif self._taken_decodes and self.engine.async_scheduling:  # the last step before there was nothing to do
+            self.owner.gaps([self.env.now - self._decided], self._taken_decodes)
+            self._taken_decodes = 0
+        self._decided = self.env.now
         self._effects.append(self._last)
         self._last = None
         effects = self._effects.popleft()
@@ -241,6 +243,8 @@ class Replica(Services):
         for request in effects.first_tokens:
             if request.first_token_ns < 0:
                 request.first_token_ns = now
+            else:  # its first one since a preemption
+                self.owner.gaps([now - request.last_token_ns], 1)
             if request in self.running:
                 self._start(self.manager.prefilled(request))
         for request in effects.finished:
@@ -266,7 +270,7 @@ class Replica(Services):
         self._start(self.manager.arrived(transfer))
         self._blocked = False
         request = transfer.request
-        if transfer.mode == "before" and request is not None:
+        if request is not None and request in self.loading:
             self.loading[request] -= 1
             if not self.loading[request]:
                 del self.loading[request]
@@ -283,6 +287,7 @@ class Replica(Services):
         for decisions, request in polled:
             if decisions == 0 or idle:
                 self.loaded.append(request)
+                self._blocked = False
             else:
                 self.polled.append((decisions - 1, request))
 
@@ -299,7 +304,7 @@ class Replica(Services):
         elif self.batch.requests:
             self._decode_run(preempted)
         else:
-            self._nothing()
+            self._nothing(preempted)
 
     def _could_admit(self) -> bool:
         return bool(
@@ -309,9 +314,9 @@ class Replica(Services):
             and len(self.batch) < self.engine.max_num_batched_tokens
         )
 
-    def _nothing(self) -> None:
+    def _nothing(self, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
-        if any(self._effects) or self._device_end > self.env.now:
+        if preempted or self.polled or any(self._effects) or self._device_end > self.env.now:
             self._ring_at(max(self.env.now, self._device_end))
         else:
             self._alarm = None
@@ -377,7 +382,7 @@ class Replica(Services):
             self._blocked = False  # the head of the queue may reuse what this step computes
         tokens = decodes + sum(count for _, count in prefills)
         if not tokens:
-            self._nothing()
+            self._nothing(preempted)
             return
         cpu = engine.thread_ns(tokens, bool(prefills)) + started * engine.cpu_request_ns
         work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels))
@@ -402,9 +407,8 @@ class Replica(Services):
                 self.waiting.popleft()
                 self._note_plan(request, plan)
                 self._start(plan.transfers)
-                parked = [t for t in plan.transfers if t.mode == "before"]
-                if parked:
-                    self.loading[request] = len(parked)
+                if any(transfer.mode == "before" for transfer in plan.transfers):
+                    self.loading[request] = len(plan.transfers)  # it waits for all of them
                     if request.load_started_ns < 0 and request.admitted_ns < 0:
                         request.load_started_ns = self.env.now
                     continue
@@ -447,6 +451,7 @@ class Replica(Services):
         else:
             context = self.batch.context(request)
             self.batch.remove(request)
+            request.last_token_ns = max(self.env.now, self._device_end)
             request.generated = context - request.input_tokens + 1
         self.manager.preempt(request, context)
         request.preemptions += 1

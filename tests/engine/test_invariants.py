@@ -38,6 +38,35 @@ def tier_stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     return tuple(tiers), tuple(links)
 
 
+@st.composite
+def sessions(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    """Turns that continue each other's answers, some in a closed loop, and prompts that are big beside HBM."""
+    n = draw(st.integers(3, 14))
+    spread = draw(st.sampled_from([100, 400, 1_500, 6_000]))
+    big, contents = draw(st.sampled_from([12, 24, 40])), draw(st.integers(2, 5))
+    arrivals = sorted(draw(st.lists(st.integers(0, n * spread), min_size=n, max_size=n)))
+    rows, parts, outputs, after, think, history = [], [], [], [], [], {}
+    for i in range(n):
+        parent = draw(st.integers(max(0, i - 4), i - 1)) if i and draw(st.booleans()) else -1
+        segments = list(history[parent]) if parent >= 0 and draw(st.booleans()) else []
+        if not segments or sum(tokens for _, tokens in segments) > 100:
+            segments = [(draw(st.integers(0, contents - 1)), big + draw(st.integers(-3, 2)))]
+        more = draw(st.sampled_from([1, 2, 5, 9, 20]))
+        named = draw(st.booleans())
+        if named:
+            segments.append((200 + i, more))
+        output = draw(st.sampled_from([1, 1, 2, 5, 12, 24, 40]))
+        continued = draw(st.booleans())
+        rows.append((arrivals[i], sum(tokens for _, tokens in segments) + (0 if named else more), output))
+        parts.append(segments)
+        outputs.append(1000 + i if continued else -1)
+        history[i] = segments + ([(1000 + i, output)] if continued and named else [])
+        closed = parent >= 0 and draw(st.booleans())
+        after.append(parent if closed else -1)
+        think.append(draw(st.sampled_from([0, 1, 100, 5_000])) if closed else 0)
+    return rows, toy_trace(rows, parts, outputs, after, think)
+
+
 def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
     """No request lost, clock never back, TTFT adds up, everything given back at the end."""
     recorder = simulation.recorder
@@ -48,6 +77,8 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
         assert 0 <= row.cached_tokens < row.input_tokens
         assert sum(row.hits_by_tier) == row.cached_tokens
         assert row.arrival_ns >= 0
+    itl = recorder.inter_token
+    assert itl.total == sum(row.output_tokens - 1 for row in recorder.requests), "a token without a gap, or two"
     for replica in simulation.replicas:
         manager = replica.manager
         manager.check_integrity()
@@ -60,9 +91,9 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
-    workloads(),
+    sessions(),
     setups(),
     tier_stacks(),
     st.sampled_from(["lru", "lfu", "belady"]),
@@ -70,14 +101,15 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
     st.sampled_from(["round_robin", "least_outstanding_tokens", "prefix_aware"]),
     st.integers(1, 3),
 )
-def test_invariants_with_tiers(workload, setup, stack, eviction, policy, router, num_replicas) -> None:  # type: ignore[no-untyped-def]
-    (rows, parts), (engine, extra, _), (tiers, links) = workload, setup, stack
-    blocks = -(-max(i + o for _, i, o in rows) // 4) + extra
+def test_invariants_with_tiers(session, setup, stack, eviction, policy, router, num_replicas) -> None:  # type: ignore[no-untyped-def]
+    (rows, trace), (engine, extra, _), (tiers, links) = session, setup, stack
+    engine = {**engine, "front_in_ns": 7, "front_out_ns": 9, "load_decisions": extra % 3}
+    blocks = -(-max(i + o for _, i, o in rows) // 4) + extra // 4
     cache = toy_cache(blocks, tiers=tiers, eviction=eviction, load_policy=policy)
 
     def run() -> Simulation:
         return toy_simulation(
-            toy_trace(rows, parts), "prefix_tree", toy_engine(**engine), cache, links,
+            trace, "prefix_tree", toy_engine(**engine), cache, links,
             router=routers.get(router)(), num_replicas=num_replicas,
         )  # fmt: skip
 

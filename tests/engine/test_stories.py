@@ -215,3 +215,22 @@ def test_longer_than_model_or_cache_is_rejected_and_counted() -> None:
     simulation = toy_simulation(trace, "paged", cache=toy_cache(16))
     assert [request for request, _ in simulation.recorder.rejected] == [1, 2]
     assert times(simulation).keys() == {0}
+
+
+def test_two_loads_do_not_take_each_other_s_room() -> None:
+    """10 blocks; prompts of 8 and 7 of which 3 and 4 lie in DDR: the second load waits for the first prompt."""
+    trace = toy_trace(
+        [(0, 21, 1), (1000, 21, 1), (5000, 39, 1), (20000, 31, 1), (20000, 27, 1)],
+        [[(1, 20)], [(2, 20)], [(3, 39)], [(1, 12), (11, 19)], [(2, 16), (12, 11)]],
+    )
+    slow = LinkSpec("bus", read_bytes_per_s=1e7, write_bytes_per_s=1e9, operation_ns=10)
+    simulation = toy_simulation(trace, cache=tiered("before", 10), links=(slow,))
+    assert times(simulation).keys() == {0, 1, 2, 3, 4}
+
+
+def test_gaps_between_tokens_of_lone_requests() -> None:
+    """Two steps in flight: the last token's gap is noted when it comes, not when the next request does."""
+    trace = toy_trace([(0, 10, 4), (100_000, 10, 4)])
+    simulation = toy_simulation(trace, "paged", toy_engine(async_scheduling=True))
+    gaps, counts = simulation.recorder.inter_token.values()
+    assert list(zip(gaps.tolist(), counts.tolist(), strict=True)) == [(121, 2), (122, 2), (123, 2)]
