@@ -26,6 +26,7 @@ import numpy as np
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.roofline import Roofline
+from kvsim.cost.work import Kernel, StepWork
 from kvsim.cost.terms import EngineTerms
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
@@ -120,7 +121,9 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     )
     uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, notes)
     known = EngineTerms(graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factor=uneven)
-    prefill, errors = _prefill(_of(steps, "inject"), engine, known, cost)
+    prefill, errors = _prefill(
+        _of(steps, "inject"), _lone(runs, base.max_num_batched_tokens), engine, known, cost
+    )
     residuals.append(_row("window around a prompt", errors))
     sustained, errors = _sustained(_of(steps, "queue_"), notes)
     residuals.append(_row("sustained prefill step", errors))
@@ -317,36 +320,55 @@ def _from_lone_prompts(runs: Sequence[MeasuredRun], key: str, base: EngineSpec, 
 
 
 def _prefill(
-    runs: list[list[Step]], engine: EngineSpec, known: EngineTerms, cost: Any
+    runs: list[list[Step]], lone: Sequence[tuple[int, float]], engine: EngineSpec, known: EngineTerms, cost: Any
 ) -> tuple[dict[str, float], list[float]]:
-    """Constant and per-token time of steps with prefill and the factor on their decode attention."""
+    """Constant, per-token time and kernel factor of steps with prefill, and the factor on their decode attention.
+
+    ``lone``: (tokens, seconds) of prompts that met an idle engine and fit one step.
+    """
     from scipy.optimize import least_squares
 
     def errors(values: Sequence[float]) -> list[float]:
         terms = replace(
-            known, step_ns=values[0] * 1e6, token_ns=values[1] * 1e3, mixed_attention_factor=values[2]
+            known,
+            step_ns=values[0] * 1e6,
+            token_ns=values[1] * 1e3,
+            prefill_factor=values[2],
+            mixed_attention_factor=values[3],
         )
         model = cost(terms)
-        return [
+        found = [
             window.predicted_s / window.measured_s - 1
             for run in runs
             for window in compare_steps(run, model, engine)
             if window.kind != "decode" and window.measured_s > LAUNCH_FREE * engine.eager_cpu_ns / 1e9
         ]
+        for tokens, seconds in lone:
+            kernel = Kernel("prefill_attention", {"new": tokens, "past": 0})
+            step_ns = model.price(StepWork(1, tokens, 1, (kernel,))).step_ns[0]
+            found.append((int(step_ns) + engine.launch_ns) / 1e9 / seconds - 1)
+        return found
 
+    bounds = ([0, 0, 0.9, 0.8], [5, 10, 1.3, 3])
     found = least_squares(
-        errors,
-        [0.5, 2.5, 1.1],
-        bounds=([0, 0, 0.8], [5, 10, 3]),
-        loss="soft_l1",
-        f_scale=0.03,
-        diff_step=0.02,
+        errors, [0.5, 2.0, 1.0, 1.1], bounds=bounds, loss="soft_l1", f_scale=0.03, diff_step=0.01
     )
-    step_ms, token_us, mixed = found.x.tolist()
+    step_ms, token_us, prefill, mixed = found.x.tolist()
     return (
-        {"step": step_ms * 1e6, "token": token_us * 1e3, "mixed_attention_factor": mixed},
+        {"step": step_ms * 1e6, "token": token_us * 1e3, "prefill_factor": prefill, "mixed_attention_factor": mixed},
         errors(found.x.tolist()),
     )
+
+
+def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
+    """(tokens, seconds from intake to first token on the engine's clock) of lone prompts too long for their launch
+    to matter, in one step."""
+    found: list[tuple[int, float]] = []
+    for run in runs:
+        if "solo" in run.name and run.requests.engine_s is not None:
+            pairs = zip(run.requests.input_tokens.tolist(), run.requests.engine_s.tolist(), strict=True)
+            found += [(tokens, seconds) for tokens, seconds in pairs if 1.6 * LONGEST <= tokens <= most]
+    return found
 
 
 def _sustained(runs: list[list[Step]], notes: list[str]) -> tuple[float, list[float]]:

@@ -106,7 +106,7 @@ class Columns:
     def _factor(self, name: str) -> float:
         """On a GPU kernel of a step that carries prefill."""
         terms = self._model.terms
-        factor = terms.sustained_factor if self._work.sustained else 1.0
+        factor = terms.kernel_factor(True, self._work.sustained)
         return factor * (terms.mixed_attention_factor if name == "decode_attention" else 1.0)
 
     def _any_positive(self, name: str, arg: str, main_only: bool = False) -> Array:
@@ -126,9 +126,9 @@ class Columns:
         for carries in (False, True):
             steps = prefills == carries
             if steps.any():
-                slow = carries and self._work.sustained
+                factor = self._model.terms.kernel_factor(carries, self._work.sustained)
                 layers, head, engine_ns = self._model.linear(
-                    self._work.tokens, self._work.sampled, carries, slow
+                    self._work.tokens, self._work.sampled, carries, factor
                 )
                 found += [(layers, steps), (head, steps)]
                 time_ns[steps] = layers.total_ns + head.total_ns

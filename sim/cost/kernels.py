@@ -70,8 +70,8 @@ class KernelCostModel(CostModel):
             "decode_attention": self._decode,
             "prefill_attention": self._prefill,
         }
-        self._layers: dict[tuple[int, bool], LinearPriced] = {}
-        self._heads: dict[tuple[int, bool], LinearPriced] = {}
+        self._layers: dict[tuple[int, float], LinearPriced] = {}
+        self._heads: dict[tuple[int, float], LinearPriced] = {}
         self._plans: dict[tuple[int, int, int], DecodePlan] = {}
         self._usage = Usage(("engine", self.terms.provenance))
 
@@ -139,7 +139,7 @@ class KernelCostModel(CostModel):
         return DecodeRun(step_ns, plan, start, step)
 
     def _plan(self, tokens: int, sampled: int, num_seqs: int) -> DecodePlan:
-        layers, head, engine_ns = self.linear(tokens, sampled, False, False)
+        layers, head, engine_ns = self.linear(tokens, sampled, False, 1.0)
         return DecodePlan((*layers.parts, *head.parts), engine_ns, self._decode.curve(num_seqs))
 
     # -- one step with scalar sizes --------------------------------------------------------------------------
@@ -152,10 +152,9 @@ class KernelCostModel(CostModel):
             elif name == "decode_attention":
                 launched = launched or cast(float, args["num_seqs"]) > 0
         terms = self.terms
-        slow = prefills and work.sustained
-        factor = terms.sustained_factor if slow else 1.0
+        factor = terms.kernel_factor(prefills, work.sustained)
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
-        layers, head, engine_ns = self.linear(work.tokens, work.sampled, prefills, slow)
+        layers, head, engine_ns = self.linear(work.tokens, work.sampled, prefills, factor)
         total = layers.total_ns + head.total_ns + engine_ns
         parts: list[tuple[Key, float]] = []
         pricers = self._pricers
@@ -177,27 +176,27 @@ class KernelCostModel(CostModel):
 
     # -- what all ways share ---------------------------------------------------------------------------------
 
-    def layers(self, tokens: int, slow: bool) -> LinearPriced:
-        """Linear layers of a step, in sustained prefill (``slow``) or not; cached."""
-        found = self._layers.get((tokens, slow))
+    def layers(self, tokens: int, factor: float) -> LinearPriced:
+        """Linear layers of a step, ``factor`` times what the table has; cached."""
+        found = self._layers.get((tokens, factor))
         if found is None:
             priced = self._linear.layers(tokens) if tokens else LinearPriced(0.0, ())
-            found = self._layers[tokens, slow] = self._checked(priced, slow, {"tokens": tokens})
+            found = self._layers[tokens, factor] = self._checked(priced, factor, {"tokens": tokens})
         return found
 
-    def head(self, sampled: int, slow: bool) -> LinearPriced:
+    def head(self, sampled: int, factor: float) -> LinearPriced:
         """LM head of a step; cached."""
-        found = self._heads.get((sampled, slow))
+        found = self._heads.get((sampled, factor))
         if found is None:
             priced = self._linear.head(sampled)
-            found = self._heads[sampled, slow] = self._checked(priced, slow, {"sampled": sampled})
+            found = self._heads[sampled, factor] = self._checked(priced, factor, {"sampled": sampled})
         return found
 
     def linear(
-        self, tokens: int, sampled: int, prefills: bool, slow: bool
+        self, tokens: int, sampled: int, prefills: bool, factor: float
     ) -> tuple[LinearPriced, LinearPriced, float]:
         """Linear layers, LM head and what the engine adds (lattice nanoseconds) of a step."""
-        layers, head = self.layers(tokens, slow), self.head(sampled, slow)
+        layers, head = self.layers(tokens, factor), self.head(sampled, factor)
         if prefills or not self._graphs or not tokens:
             return layers, head, quantise(self.terms.step_ns + self.terms.token_ns * tokens)
         found = self._decode_linear.get((tokens, sampled))
@@ -205,10 +204,10 @@ class KernelCostModel(CostModel):
             floor_ns = self.setting.roofline.time_ns(
                 2.0 * self._weights * tokens, self._weights * DTYPE_BYTES[self.setting.model.weight_dtype]
             )
-            factor = self.terms.graph_factor(tokens) * floor_ns / (layers.total_ns + head.total_ns)
+            scale = self.terms.graph_factor(tokens) * floor_ns / (layers.total_ns + head.total_ns)
             found = self._decode_linear[tokens, sampled] = (
-                self._measured(layers, factor),
-                self._measured(head, factor),
+                self._measured(layers, scale),
+                self._measured(head, scale),
             )
         return *found, 0.0
 
@@ -244,12 +243,12 @@ class KernelCostModel(CostModel):
             "which strict calibration refuses; calibrate it, or allow extrapolation"
         )
 
-    def _checked(self, priced: LinearPriced, slow: bool, sizes: Mapping[str, int]) -> LinearPriced:
+    def _checked(self, priced: LinearPriced, factor: float, sizes: Mapping[str, int]) -> LinearPriced:
         if self.strict:
             for (name, provenance), _ in priced.parts:
                 if provenance == "extrapolated":
                     self.refuse(name, sizes)
-        return scaled(priced, self.terms.sustained_factor) if slow else priced
+        return scaled(priced, factor)
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:

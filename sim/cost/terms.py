@@ -20,9 +20,8 @@ class EngineTerms:
 
     step_ns: float = 0.0  # per step
     token_ns: float = 0.0  # per token through the linear layers
-    sustained_factor: float = (
-        1.0  # on the GPU kernels of a step in sustained prefill (clocks at the power limit)
-    )
+    prefill_factor: float = 1.0  # on the GPU kernels of a step that carries prefill
+    sustained_factor: float = 1.0  # on top, in sustained prefill (clocks at the power limit)
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
     graph_factors: tuple[tuple[int, float], ...] = ()
     """(tokens, factor on the roofline of the linear layers) of decode-only steps of a dense model on one GPU, in
@@ -32,6 +31,12 @@ class EngineTerms:
     uneven_factor: float = 1.0
     """On that reading, for batches of two sequences and more: contexts of real batches differ."""
     provenance: str = "measured"
+
+    def kernel_factor(self, prefills: bool, sustained: bool) -> float:
+        """Factor on the GPU kernels of a step."""
+        if not prefills:
+            return 1.0
+        return self.prefill_factor * (self.sustained_factor if sustained else 1.0)
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""
@@ -51,7 +56,7 @@ class EngineTerms:
             raise CalibrationError(
                 f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
             )
-        factors = [self.sustained_factor, self.mixed_attention_factor, self.uneven_factor]
+        factors = [self.prefill_factor, self.sustained_factor, self.mixed_attention_factor, self.uneven_factor]
         factors += [factor for _, factor in self.graph_factors]
         if min(self.step_ns, self.token_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")
