@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import hashlib
 import io
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Row:
     path: Path
     line: int
     fields: dict[str, Any]
+    text: bool = False  # of a CSV file, where numbers are strings too
 
     def error(self, message: str) -> TraceError:
         """``file:line: message``; the message says what was found and what to do."""
@@ -38,13 +40,14 @@ class Row:
         try:
             return self.fields[key]
         except KeyError:
-            hint = did_you_mean(key, self.fields).replace("known:", "the line has")
-            raise self.error(f"no '{key}'{hint}; add it or name the right reader") from None
+            near = near_miss(key, self.fields)
+            fix = f"the line has '{near}': is it misspelt?" if near else "add it or name the right reader"
+            raise self.error(f"no '{key}'; {fix}") from None
 
     def whole(self, key: str, minimum: int) -> int:
         """The field as a whole number from ``minimum`` to ``MAX_TOKENS``."""
         found = self.get(key)
-        number = whole_number(found)
+        number = self._whole_number(found)
         if number is None or number < minimum:
             raise self.error(f"{key} is {shown(found)}; it has to be a whole number of at least {minimum}")
         if number > MAX_TOKENS:
@@ -55,8 +58,9 @@ class Row:
         """The field, a number of units of ``unit_ns``, in nanoseconds; at least 0."""
         found = self.get(key)
         try:
-            time_ns = math.nan if isinstance(found, bool) else float(found) * unit_ns
-        except (TypeError, ValueError, OverflowError):
+            usable = isinstance(found, str if self.text else int | float) and not isinstance(found, bool)
+            time_ns = float(found) * unit_ns if usable else math.nan
+        except (ValueError, OverflowError):
             time_ns = math.nan
         if not 0 <= time_ns <= MAX_TIME_NS:
             raise self.error(
@@ -80,22 +84,35 @@ class Row:
             raise self.error(f"{key} is {shown(found)}; it has to be a list")
         return found
 
+    def _whole_number(self, found: Any) -> int | None:
+        """``found`` as an int when it is a whole number (12, 12.0; in a CSV file "12"), else None."""
+        if type(found) is int:
+            return found
+        if isinstance(found, float) and found.is_integer():
+            return int(found)
+        if self.text and isinstance(found, str) and found.strip().isdecimal():
+            return int(found)
+        return None
+
+
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The nearest of ``known`` where at most two characters are added or missing, else None.
+
+    "sesion" is "session" and "arrival" is "arrival_s", but "input_tokens" is not "output_tokens".
+    """
+
+    def apart(other: str) -> int:
+        same = sum(block.size for block in difflib.SequenceMatcher(None, name, other).get_matching_blocks())
+        return len(name) + len(other) - 2 * same
+
+    nearest = min(known, key=apart, default=None)
+    return nearest if nearest is not None and apart(nearest) <= 2 else None
+
 
 def shown(value: Any) -> str:
     """``value`` as it stands in the file, cut to fit a line."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def whole_number(value: Any) -> int | None:
-    """``value`` as an int when it is a whole number (12, 12.0, "12"), else None."""
-    if type(value) is int:
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    return None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -164,7 +181,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
                 f"{path}:{number}: {len(cells)} columns where the header has {len(header)}; mend the line"
             )
         else:
-            yield Row(path, number, dict(zip(header, cells, strict=True)))
+            yield Row(path, number, dict(zip(header, cells, strict=True)), text=True)
 
 
 def first_fields(path: Path) -> frozenset[str]:

@@ -10,6 +10,33 @@ from kvsim.errors import TraceError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+EXAMPLES = {
+    "requests": "1000",
+    "sessions": "100",
+    "arrivals": "{process: poisson, rate_per_s: 1}",
+    "input_tokens": "900",
+    "output_tokens": "120",
+    "turns": "4",
+    "user_tokens": "100",
+    "groups": "20",
+    "prefix_tokens": "500",
+    "corpus_chunks": "500",
+    "chunk_tokens": "400",
+    "chunks_per_query": "5",
+    "query_tokens": "60",
+    "trace": "my_trace.jsonl",
+    "rate_per_s": "1",
+    "cv": "2",
+    "amplitude": "0.5",
+    "value": "500",
+    "low": "100",
+    "high": "900",
+    "mean": "500",
+    "median": "500",
+    "sigma": "1.0",
+}
+"""Values of required options as a scenario writes them, for messages."""
+
 
 class Registry(Mapping[str, F], Generic[F]):
     """``@registry.register("name")`` adds a function; a look-up of an unknown name says what there is."""
@@ -41,7 +68,7 @@ class Registry(Mapping[str, F], Generic[F]):
         return len(self._functions)
 
     def call(self, name: str, positional: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
-        """Call the function called ``name``; an unknown or missing option is a TraceError that names it."""
+        """Call the function called ``name``; a TraceError names an unknown option, or all missing ones."""
         function = self[name]
         parameters = inspect.signature(function).parameters
         known = [key for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -52,5 +79,10 @@ class Registry(Mapping[str, F], Generic[F]):
             key for key in known if parameters[key].default is inspect.Parameter.empty and key not in options
         ]
         if missing:
-            raise TraceError(f"the {self.kind} '{name}' needs the option '{missing[0]}'; give it")
+            names = ", ".join(f"'{key}'" for key in missing)
+            values = ", ".join(f"{key}: {EXAMPLES[key]}" for key in missing if key in EXAMPLES)
+            raise TraceError(
+                f"the {self.kind} '{name}' needs the option{'s' * (len(missing) > 1)} {names}"
+                f"{f', such as {{{values}}}' if values else ''}; see docs/workloads.md"
+            )
         return function(*positional, **options)

@@ -53,11 +53,9 @@ def run(
     if as_json:
         print_json(summary)
     else:
-        from rich.console import Console
+        from kvsim.results.table import print_summary, summary_console
 
-        from kvsim.results.table import print_summary
-
-        print_summary(summary, Console())
+        print_summary(summary, summary_console())
     note(f"results: {folder}" + ("" if no_report else f", report: {folder / 'report.html'}"))
 
 

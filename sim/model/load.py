@@ -35,11 +35,19 @@ def load_model(name_or_path: str | Path, base: Path | None = None) -> ModelSpec:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
+        preset = _preset_in(name)
         if "/" in name or name.endswith(".json"):
-            raise ScenarioError(f"{path}: no such model config")
-        hint = did_you_mean(name, model_presets())
+            hint = f"; did you mean the preset '{preset}'?" if preset else "; give a preset or a config.json"
+            raise ScenarioError(f"{path}: no such model config{hint}")
+        hint = did_you_mean(preset or name, model_presets())
         raise ScenarioError(f"no model preset and no file is called '{name}'{hint}")
     return _read_config(path)
+
+
+def _preset_in(name: str) -> str | None:
+    """The preset that a Hugging Face id stands for: ``Qwen/Qwen3-30B-A3B``, ``meta-llama/Llama-3.1-8B-Instruct``."""
+    last = name.rsplit("/", 1)[-1].lower()
+    return max((preset for preset in model_presets() if preset in last), key=len, default=None)
 
 
 def _read_config(path: Path) -> ModelSpec:

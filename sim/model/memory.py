@@ -108,12 +108,13 @@ def require_fit(budget: MemoryBudget) -> MemoryBudget:
             f"{where} does not fit: weights {_gb(budget.weight_bytes)}, "
             f"activations {_gb(budget.activation_bytes)} and graphs {_gb(budget.other_bytes)} of "
             f"{_gb(budget.usable_bytes)} usable leave no room for KV; "
-            "raise tensor_parallel or take a bigger GPU"
+            "raise gpu_memory_utilization or tensor_parallel, or take a bigger GPU"
         )
     if budget.usable_tokens < max(1, budget.max_model_len):
         raise CapacityError(
             f"{where}: one request of max_model_len {budget.max_model_len:,} tokens does not fit the "
-            f"{budget.usable_tokens:,} of KV; lower max_model_len, raise tensor_parallel or take a bigger GPU"
+            f"{budget.usable_tokens:,} of KV; lower max_model_len, raise gpu_memory_utilization or "
+            "tensor_parallel, or take a bigger GPU"
         )
     return budget
 

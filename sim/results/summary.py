@@ -96,11 +96,14 @@ def _histogram_statistics(gaps: DurationHistogram) -> dict[str, float | None]:
 
 
 def _reasons(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason was given, commonest first; those that differ only in numbers are one (N)."""
+    """How often each reason was given, commonest first; those that differ only in numbers are one, by an example."""
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for reason in reasons:
         kinds[NUMBER.sub("N", reason)][reason] += 1
-    counts = Counter({next(iter(k)) if len(k) == 1 else kind: k.total() for kind, k in kinds.items()})
+    counts: Counter[str] = Counter()
+    for alike in kinds.values():
+        first = next(iter(alike))
+        counts[first if len(alike) == 1 else f"for example {first}"] = alike.total()
     return dict(counts.most_common(NUM_REASONS))
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kvsim.results import reading
 from kvsim.results.reading import PART_NAMES, Summary
 from kvsim.results.units import duration, number, percent, usd
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 LATENCIES = (
     ("ttft_s", "time to first token"),
@@ -22,6 +19,15 @@ LATENCIES = (
     ("e2e_s", "end to end"),
 )
 STATISTICS = ("mean", "p50", "p90", "p95", "p99")
+MIN_WIDTH = 100  # every latency and every name stands in one line of this
+UNLIMITED = 10_000
+
+
+def summary_console() -> Console:
+    """stdout, wide enough that no cell is cut: :data:`MIN_WIDTH` in a narrow terminal, no limit in a file or pipe."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH) if console.is_terminal else UNLIMITED
+    return console
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -69,7 +69,7 @@ def test_model_that_does_not_fit_says_bytes_and_remedy() -> None:
     assert str(error.value) == (
         "llama-3.1-70b on h100-sxm with tensor_parallel 1 does not fit: weights 141.11 GB, "
         "activations 1.54 GB and graphs 0.72 GB of 76.53 GB usable leave no room for KV; "
-        "raise tensor_parallel or take a bigger GPU"
+        "raise gpu_memory_utilization or tensor_parallel, or take a bigger GPU"
     )
     assert memory_budget(LLAMA_70B, H100, check=False).num_blocks == 0
 
@@ -79,7 +79,8 @@ def test_request_that_does_not_fit() -> None:
         memory_budget(LLAMA_8B, H100, num_gpu_blocks=1001, max_model_len=32_000)
     assert str(error.value) == (
         "llama-3.1-8b on h100-sxm with tensor_parallel 1: one request of max_model_len 32,000 tokens does "
-        "not fit the 16,000 of KV; lower max_model_len, raise tensor_parallel or take a bigger GPU"
+        "not fit the 16,000 of KV; lower max_model_len, raise gpu_memory_utilization or tensor_parallel, "
+        "or take a bigger GPU"
     )
 
 

@@ -64,6 +64,20 @@ def test_every_preset_loads() -> None:
     assert [load_model(name).name for name in model_presets()] == model_presets()
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Qwen/Qwen3-30B-A3B", "did you mean the preset 'qwen3-30b-a3b'?"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "did you mean the preset 'llama-3.1-8b'?"),
+        ("mistralai/Mistral-7B-v0.3", "give a preset or a config.json"),
+    ],
+)
+def test_a_hugging_face_id_names_its_preset(name: str, hint: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        load_model(name)
+    assert str(error.value) == f"{name}: no such model config; {hint}"
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ScenarioError) as error:
         load_model("llama-3.1-8")

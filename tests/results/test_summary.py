@@ -37,7 +37,7 @@ def test_reasons_that_differ_in_numbers_are_one(small_outcome):
         (5, "2 bad"),
     ]
     summary = summarise(replace(outcome, requests_submitted=7))
-    assert summary["rejected_by_reason"] == {"N tokens exceed N": 2, "2 bad": 1}
+    assert summary["rejected_by_reason"] == {"for example 70,001 tokens exceed 65,536": 2, "2 bad": 1}
 
 
 def test_lost_request_is_our_bug(small_outcome):

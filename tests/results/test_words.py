@@ -11,7 +11,7 @@ from rich.console import Console
 from kvsim.results import reading
 from kvsim.results.recorder import Recorder
 from kvsim.results.summary import summarise
-from kvsim.results.table import print_summary
+from kvsim.results.table import MIN_WIDTH, print_summary, summary_console
 from kvsim.results.units import duration, number, percent, size, usd
 
 
@@ -91,6 +91,28 @@ def test_terminal(small_outcome):
         "warning: 1 of 5 requests was rejected",
     ):
         assert line in text, text
+
+
+def test_a_pipe_wraps_nothing(small_outcome, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    summary = summarise(small_outcome())
+    summary["utilisation"]["links"] = [
+        {"name": f"pcie-gen5-x16-{i}", "direction": "write", "busy_ratio": 0.5} for i in range(20)
+    ]
+    print_summary(summary, summary_console())
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("busy") for line in lines) == 1
+    assert next(line for line in lines if line.startswith("busy")).count("write 50 %") == 20
+    assert all(line == "" or not line.startswith(" ") or "mean" in line for line in lines)
+
+
+def test_a_narrow_terminal_cuts_nothing(small_outcome, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    console = summary_console()
+    assert console.is_terminal and console.width == MIN_WIDTH
+    print_summary(summarise(small_outcome()), console)
+    assert "…" not in capsys.readouterr().out
 
 
 def test_terminal_escapes_and_survives_an_empty_run(small_outcome):

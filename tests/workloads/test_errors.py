@@ -11,6 +11,10 @@ from kvsim.workloads import generate, read
 from kvsim.workloads.operations import mix, rescale_time, slice_sessions
 
 GOOD = '{"arrival_s": 0, "input_tokens": 4, "output_tokens": 2}'
+MISSING_ARRIVALS = re.escape(
+    "the trace reader 'sharegpt' needs the option 'arrivals', such as "
+    "{arrivals: {process: poisson, rate_per_s: 1}}; see docs/workloads.md"
+)
 CONSTANT = {"process": "constant", "rate_per_s": 1.0}
 
 
@@ -28,8 +32,16 @@ def kvsim(**changes):
         ("[1, 2]", "t.jsonl:2: found a list; write one JSON object a line"),
         (
             {"arrival_s": 0, "input_token": 4, "output_tokens": 1},
-            "t.jsonl:2: no 'input_tokens'; did you mean 'input_token'?",
+            "t.jsonl:2: no 'input_tokens'; the line has 'input_token': is it misspelt?",
         ),
+        (
+            {"arrival_s": 0, "input_tokens": 4},
+            "t.jsonl:2: no 'output_tokens'; add it or name the right reader",
+        ),
+        (kvsim(sesion="a"), "t.jsonl:2: unknown field 'sesion'; did you mean 'session'?"),
+        (kvsim(after=0, think=2), "t.jsonl:2: unknown field 'think'; did you mean 'think_s'?"),
+        (kvsim(input_tokens="900"), "t.jsonl:2: input_tokens is '900'; it has to be a whole number"),
+        (kvsim(arrival_s="1"), "t.jsonl:2: arrival_s is '1'; it has to be a number"),
         (kvsim(output_tokens=0), "t.jsonl:2: output_tokens is 0; it has to be a whole number of at least 1"),
         (
             kvsim(input_tokens=2.5),
@@ -142,12 +154,27 @@ def test_readers_and_options(write):
         TraceError, match=r"other.jsonl:1: no reader knows the fields a, b; name one of the readers"
     ):
         read(write("other.jsonl", {"a": 1, "b": 2}))
-    with pytest.raises(TraceError, match=r"the trace reader 'sharegpt' needs the option 'arrivals'; give it"):
+    with pytest.raises(TraceError, match=MISSING_ARRIVALS):
         read(write("s.jsonl", {"turns": [[1, 2]]}))
     with pytest.raises(TraceError, match=r"no arrival process is called 'poison'; did you mean 'poisson'"):
         read(write("s.jsonl", {"turns": [[1, 2]]}), arrivals={"process": "poison", "rate_per_s": 1})
     with pytest.raises(TraceError, match=r"arrivals has rate_per_s 0; it has to be above 0"):
         read(write("s.jsonl", {"turns": [[1, 2]]}), arrivals={"process": "poisson", "rate_per_s": 0})
+
+
+def test_fields_of_other_tools_are_not_used(write):
+    extra = {"output": "yes", "user": 3, "model": "x", "group": 1, "input_length": 4}
+    assert len(read(write("t.jsonl", kvsim(**extra)))) == 1
+
+
+def test_all_missing_options_are_named_at_once():
+    with pytest.raises(TraceError) as caught:
+        generate("lengths", input_tokens=5)
+    assert str(caught.value) == (
+        "the workload generator 'lengths' needs the options 'requests', 'arrivals', 'output_tokens', such as "
+        "{requests: 1000, arrivals: {process: poisson, rate_per_s: 1}, output_tokens: 120}; "
+        "see docs/workloads.md"
+    )
 
 
 def test_generators_and_operations(write):

@@ -29,6 +29,7 @@ from kvsim.workloads.generators.arrivals import arrival_times_ns
 from kvsim.workloads.generators.draws import Description, draw_times_ns
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.readers.mooncake import NS_PER_MS
+from kvsim.workloads.registry import EXAMPLES
 from kvsim.workloads.trace import Trace
 
 
@@ -67,8 +68,8 @@ def read_agent(
             raise row.error("no 'session'; every call of an agent needs one")
         time_ns = row.time_ns("timestamp", NS_PER_MS) if row.fields.get("timestamp") is not None else None
         if time_ns is None and (arrivals is None or loop == "open"):
-            fix = "give the option 'arrivals' and loop 'closed'"
-            raise row.error(f"no 'timestamp'; {fix}")
+            fix = f"give the option 'arrivals', such as {EXAMPLES['arrivals']}"
+            raise row.error(f"no 'timestamp'; {fix}{', and loop: closed' if loop == 'open' else ''}")
         sessions.setdefault(name, []).append((time_ns, row))
     arrival_rng, think_rng, tool_rng = np.random.default_rng(seed).spawn(3)
     starts_ns: list[int] | None = None

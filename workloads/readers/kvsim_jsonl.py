@@ -12,7 +12,8 @@ Required: ``arrival_s``, ``input_tokens``, ``output_tokens``. Optional, null cou
   request number ``after``, counted from 0 in the order of the file; its ``arrival_s`` then only says where it
   stands.
 
-Ids are whole numbers or strings.
+Ids are whole numbers or strings. Further fields are not used, but one that looks like a misspelt optional field
+is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +22,23 @@ from pathlib import Path
 
 from kvsim.workloads.blocks import block_segments
 from kvsim.workloads.builder import TraceBuilder
-from kvsim.workloads.files import Row, json_rows, shown
+from kvsim.workloads.files import Row, json_rows, near_miss, shown
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.trace import SEGMENT_KINDS, USER, Trace
 
+REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
+OPTIONAL = (
+    "segments",
+    "block_tokens",
+    "hash_ids",
+    "hash_ids_rle",
+    "session",
+    "tenant",
+    "output_id",
+    "after",
+    "think_s",
+)
+KNOWN = frozenset({*REQUIRED, *OPTIONAL})
 KIND_NUMBER = {kind: number for number, kind in enumerate(SEGMENT_KINDS)}
 
 
@@ -34,7 +48,11 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
     builder = TraceBuilder()
     followers: list[tuple[Row, int, int, int]] = []
     arrivals: list[int] = []
+    accepted = set(KNOWN)
     for row in json_rows(path):
+        if not accepted.issuperset(row.fields):
+            _refuse_misspelt(row)
+            accepted.update(row.fields)
         arrival_ns = row.time_ns("arrival_s")
         input_tokens = row.whole("input_tokens", 1)
         output_tokens = row.whole("output_tokens", 1)
@@ -72,6 +90,12 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
                 f"after is {after}, which does not arrive before this request; give an earlier one"
             )
     return builder.build(path.name, source)
+
+
+def _refuse_misspelt(row: Row) -> None:
+    for name in row.fields:
+        if name not in KNOWN and (near := near_miss(name, OPTIONAL)) is not None:
+            raise row.error(f"unknown field '{name}'; did you mean '{near}'?")
 
 
 def _segments(row: Row, builder: TraceBuilder, input_tokens: int) -> tuple[list[int], list[int], list[int]]:
