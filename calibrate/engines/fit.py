@@ -26,8 +26,8 @@ import numpy as np
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.roofline import Roofline
-from kvsim.cost.work import Kernel, StepWork
 from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
@@ -320,7 +320,11 @@ def _from_lone_prompts(runs: Sequence[MeasuredRun], key: str, base: EngineSpec, 
 
 
 def _prefill(
-    runs: list[list[Step]], lone: Sequence[tuple[int, float]], engine: EngineSpec, known: EngineTerms, cost: Any
+    runs: list[list[Step]],
+    lone: Sequence[tuple[int, float]],
+    engine: EngineSpec,
+    known: EngineTerms,
+    cost: Any,
 ) -> tuple[dict[str, float], list[float]]:
     """Constant, per-token time and kernel factor of steps with prefill, and the factor on their decode attention.
 
@@ -355,7 +359,12 @@ def _prefill(
     )
     step_ms, token_us, prefill, mixed = found.x.tolist()
     return (
-        {"step": step_ms * 1e6, "token": token_us * 1e3, "prefill_factor": prefill, "mixed_attention_factor": mixed},
+        {
+            "step": step_ms * 1e6,
+            "token": token_us * 1e3,
+            "prefill_factor": prefill,
+            "mixed_attention_factor": mixed,
+        },
         errors(found.x.tolist()),
     )
 

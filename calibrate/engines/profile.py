@@ -12,7 +12,7 @@ from kvsim.calibrate.engines.fit import SUSTAINED_S, Fit
 from kvsim.engine.spec import EngineSpec
 
 
-def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, source: Sequence[str]) -> str:
+def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, source: Sequence[str]) -> str:
     """The profile as YAML, with where it comes from and how far its model is off at its head."""
     head = [f"# Fitted by: kvsim calibrate engine {' '.join('--from ' + part for part in source)}"]
     head += [f"# {line}" for line in report_lines(fit)]
@@ -42,6 +42,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, source: Sequen
     data = {
         "name": name,
         "gpu": gpu,
+        "model": model,
         "async_scheduling": base.async_scheduling,
         "host": host,
         "device": device,

@@ -54,7 +54,9 @@ def engine(
         gpu=setup.gpu,
     )
     fit = fit_engine(folders, spec)
-    write_profile(profile_text(fit, spec, name, setup.gpu, [str(folder) for folder in runs]), out)
+    write_profile(
+        profile_text(fit, spec, name, setup.gpu, setup.model.name, [str(folder) for folder in runs]), out
+    )
     if as_json:
         residuals = [
             {"part": part, "points": points, "median_absolute_error": median, "bias": bias}

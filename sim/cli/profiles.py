@@ -46,7 +46,11 @@ def list_(as_json: AsJson = False) -> None:
 @app.command(epilog="Example: kvsim profiles show h100-sxm")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A profile's name, a GPU's (its default profile), or the path of a YAML file.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A profile's name, a GPU's (its default profile), or the path of a YAML file.",
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import simpy
 
 from kvsim.cache.eviction import eviction_policy
-from kvsim.cache.load import cache_managers, load_manager
+from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cache.paged import cache_managers
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.router import Router, routers
@@ -126,6 +127,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         max_model_len=memory.max_model_len,
         async_scheduling=scenario.engine.async_scheduling,
         gpu=gpu.name,
+        model=model.name,
     )
     tiers = build_tiers(scenario)
     host_link = load_link(gpu.host_link)  # of one GPU, as the cost model sees it

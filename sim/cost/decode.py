@@ -48,9 +48,11 @@ class DecodeCurve(NamedTuple):
 class DecodeAttention(Pricer):
     """Args ``num_seqs``, ``sum_context``: sequences and cached tokens of all of them together."""
 
-    def __init__(self, setting: Setting, bytes_per_s: float = 0.0, uneven_factor: float = 1.0) -> None:
-        """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences; 0 = by
-        the table."""
+    def __init__(
+        self, setting: Setting, bytes_per_s: float = 0.0, uneven_factor: float = 1.0, source: str = "measured"
+    ) -> None:
+        """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences, with
+        provenance ``source``; 0 = by the table."""
         rows = head_rows(setting.profile.table("decode_attention"), setting, fold=True)
         model, roofline = setting.model, setting.roofline
         self._layers = model.num_layers
@@ -67,7 +69,7 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
-        self._uneven_factor = uneven_factor
+        self._uneven_factor, self._source = uneven_factor, source
         per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
         self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
 
@@ -104,7 +106,7 @@ class DecodeAttention(Pricer):
         if self._measured_ns_per_token:
             factor = self._uneven_factor if num_seqs > 1 else 1.0
             per_token_ns = quantise(self._measured_ns_per_token * factor)
-            return DecodeCurve([0], [0.0], [per_token_ns], "measured", NEVER, NEVER)
+            return DecodeCurve([0], [0.0], [per_token_ns], self._source, NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
         low, high = bracket(self._batches, rows)
         weight = (rows - low) / (high - low) if high > low else 0.0

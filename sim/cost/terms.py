@@ -56,7 +56,12 @@ class EngineTerms:
             raise CalibrationError(
                 f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
             )
-        factors = [self.prefill_factor, self.sustained_factor, self.mixed_attention_factor, self.uneven_factor]
+        factors = [
+            self.prefill_factor,
+            self.sustained_factor,
+            self.mixed_attention_factor,
+            self.uneven_factor,
+        ]
         factors += [factor for _, factor in self.graph_factors]
         if min(self.step_ns, self.token_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")

@@ -182,7 +182,9 @@ class Replica(Services):
         steps = self._steps
         if steps:
             self._close_run(steps)
-        elif self._taken_decodes and self.engine.async_scheduling:  # the last step before there was nothing to do
+        elif (
+            self._taken_decodes and self.engine.async_scheduling
+        ):  # the last step before there was nothing to do
             self.owner.gaps([self.env.now - self._decided], self._taken_decodes)
             self._taken_decodes = 0
         self._decided = self.env.now

@@ -72,6 +72,7 @@ def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, Engin
         max_num_batched_tokens=setup.meta.max_num_batched_tokens,
         max_model_len=setup.meta.engine.max_model_len,
         gpu=setup.gpu,
+        model=setup.model.name,
     )
 
 

@@ -78,7 +78,9 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
         assert sum(row.hits_by_tier) == row.cached_tokens
         assert row.arrival_ns >= 0
     itl = recorder.inter_token
-    assert itl.total == sum(row.output_tokens - 1 for row in recorder.requests), "a token without a gap, or two"
+    assert itl.total == sum(row.output_tokens - 1 for row in recorder.requests), (
+        "a token without a gap, or two"
+    )
     for replica in simulation.replicas:
         manager = replica.manager
         manager.check_integrity()
