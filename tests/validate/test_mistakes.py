@@ -69,7 +69,7 @@ def bad_iterations(runs: Path) -> None:
         (broken_meta, "small.meta.json, line 1: bad JSON"),
         (short_meta, "small.meta.json: num_gpu_blocks: input should be greater than or equal to 2"),
         (no_number, f"{TABLE}:3: submit_s is 'soon'"),
-        (missing_column, f"{TABLE}:2: no 'ttft_s'; did you mean 'ttft'?"),
+        (missing_column, f"{TABLE}:2: no 'ttft_s'; the line has 'ttft': is it misspelt?"),
         (damaged, "the gzip data are cut short or damaged"),
         (twice, "two rows have the same request number"),
         (other_lengths, "request 2 has another input length"),
