@@ -20,10 +20,15 @@ import kvsim.cluster.run as cluster_run
 import kvsim.engine.replica as replica_module
 from kvsim.calibrate.engines.fit import Fit, fit_engine, read_microbenchmarks
 from kvsim.cli.main import run_command
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
+from kvsim.hardware.load import load_gpu
 from kvsim.validate.folder import read_run
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions, replay
@@ -47,6 +52,7 @@ device:
   token: 2 us
   graphs: [[1, 1.3], [8, 1.4], [32, 1.6]]
   kv_read: 2500 GB/s
+  prefill_factor: 1.05
   mixed_attention_factor: 1.3
   sustained_factor: 1.06
   sustained_after: 700 ms
@@ -118,8 +124,11 @@ def microbenchmarks() -> dict[str, list[Row]]:
     for batch in (8, 32):
         injected = [(1.5 + 0.4 * i + 0.00137 * i, size, 1) for i, size in enumerate(sizes)]
         runs[f"inject_b{batch}"] = [(0.0, 512, 900)] * batch + injected
+    # long contexts tell the factor on decode attention from that on prefill
+    injected = [(8.0 + 0.4 * i + 0.00137 * i, size, 1) for i, size in enumerate(sizes)]
+    runs["inject_b32_long"] = [(0.0, 4096, 1500)] * 32 + injected
     runs["uneven"] = [(0.0, 256 if i % 2 else 4096, 60) for i in range(8)]
-    runs["solo"] = [(0.5 * i, 128 * 2**i, 4) for i in range(6)]
+    runs["solo"] = [(0.5 * i, 128 * 2**i, 4) for i in range(7)]
     runs["queue_8192"] = [(0.0, 8192, 1)] * 30
     return runs
 
@@ -208,11 +217,31 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.002)
     assert host["tail"] == pytest.approx(3e6, rel=0.01)
     assert host["front_in"] + host["front_out"] == pytest.approx(3e6, rel=0.01)
-    # constant and slope of prefill trade against each other over the sizes at hand; their sum does not
-    for tokens in (2048, 8192):
-        found_ns, known_ns = device["step"] + device["token"] * tokens, 2e6 + 2e3 * tokens
-        assert found_ns == pytest.approx(known_ns, rel=0.05)
-    assert device["mixed_attention_factor"] == pytest.approx(1.3, abs=0.02)
+    # constant, time per token and the factors trade against each other; what steps cost in all does not
+    found = EngineTerms(
+        step_ns=device["step"],
+        token_ns=device["token"],
+        prefill_factor=device["prefill_factor"],
+        mixed_attention_factor=device["mixed_attention_factor"],
+    )
+    known = EngineTerms(step_ns=2e6, token_ns=2e3, prefill_factor=1.05, mixed_attention_factor=1.3)
+    for tokens in (2048, 4096, 8192):
+        for decodes in (0, 8, 32):
+            prices = [prefill_ns(known_runs, terms, tokens, decodes) for terms in (found, known)]
+            assert prices[0] == pytest.approx(prices[1], rel=0.003), f"{tokens} tokens, {decodes} decodes"
+    assert device["prefill_factor"] == pytest.approx(1.05, abs=0.03)
+    assert device["mixed_attention_factor"] == pytest.approx(1.3, abs=0.04)
+
+
+def prefill_ns(folder: Path, terms: EngineTerms, tokens: int, decodes: int) -> int:
+    """Price of a step with one prompt beside decodes over contexts of 4,096 tokens."""
+    setup = read_run(folder, "sim.solo").setup
+    gpu = load_gpu(setup.gpu)
+    cost = KernelCostModel(load_profile(profile_for_gpu(gpu.name)), setup.model, gpu, 1, terms)
+    kernels = [Kernel("prefill_attention", {"new": tokens, "past": 0})]
+    if decodes:
+        kernels.append(Kernel("decode_attention", {"num_seqs": decodes, "sum_context": decodes * 4096}))
+    return int(cost.price(StepWork(1, tokens + decodes, 1 + decodes, tuple(kernels))).step_ns[0])
 
 
 # ---- what it cannot find
