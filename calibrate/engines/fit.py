@@ -119,8 +119,13 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         eager_cpu_ns=round(host["eager_cpu"]),
         tail_ns=round(host["tail"]),
     )
+    fewest = min(bases)
+    table_ns = float(cost(EngineTerms()).price(StepWork(1, fewest, fewest, ())).step_ns[0])
+    step_ns = max(0.0, bases[fewest] - table_ns)  # long prompts do not tell it apart from their tokens
     uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, notes)
-    known = EngineTerms(graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factor=uneven)
+    known = EngineTerms(
+        step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factor=uneven
+    )
     prefill, errors = _prefill(
         _of(steps, "inject"), _lone(runs, base.max_num_batched_tokens), engine, known, cost
     )
@@ -136,6 +141,7 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         "kv_read_bytes_per_s": rate,
         "uneven_factor": uneven,
         "graphs": graphs,
+        "step": step_ns,
         **prefill,
         "sustained_factor": sustained,
     }
@@ -326,7 +332,7 @@ def _prefill(
     known: EngineTerms,
     cost: Any,
 ) -> tuple[dict[str, float], list[float]]:
-    """Constant, per-token time and kernel factor of steps with prefill, and the factor on their decode attention.
+    """Per-token time of steps with prefill, and the factor on their decode attention.
 
     ``lone``: (tokens, seconds) of prompts that met an idle engine and fit one step.
     """
@@ -335,10 +341,8 @@ def _prefill(
     def errors(values: Sequence[float]) -> list[float]:
         terms = replace(
             known,
-            step_ns=values[0] * 1e6,
-            token_ns=values[1] * 1e3,
-            prefill_factor=values[2],
-            mixed_attention_factor=values[3],
+            token_ns=values[0] * 1e3,
+            mixed_attention_factor=values[1],
         )
         model = cost(terms)
         found = [
@@ -353,20 +357,11 @@ def _prefill(
             found.append((int(step_ns) + engine.launch_ns) / 1e9 / seconds - 1)
         return found
 
-    bounds = ([0, 0, 0.9, 0.8], [5, 10, 1.3, 3])
     found = least_squares(
-        errors, [0.5, 2.0, 1.0, 1.1], bounds=bounds, loss="soft_l1", f_scale=0.03, diff_step=0.01
+        errors, [2.0, 1.1], bounds=([0, 0.8], [10, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.01
     )
-    step_ms, token_us, prefill, mixed = found.x.tolist()
-    return (
-        {
-            "step": step_ms * 1e6,
-            "token": token_us * 1e3,
-            "prefill_factor": prefill,
-            "mixed_attention_factor": mixed,
-        },
-        errors(found.x.tolist()),
-    )
+    token_us, mixed = found.x.tolist()
+    return {"token": token_us * 1e3, "mixed_attention_factor": mixed}, errors(found.x.tolist())
 
 
 def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
