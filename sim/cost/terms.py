@@ -20,8 +20,7 @@ class EngineTerms:
 
     step_ns: float = 0.0  # per step
     token_ns: float = 0.0  # per token through the linear layers
-    prefill_factor: float = 1.0  # on the GPU kernels of a step that carries prefill
-    sustained_factor: float = 1.0  # on top, in sustained prefill (clocks at the power limit)
+    sustained_factor: float = 1.0  # on the GPU kernels of a step in sustained prefill (clocks at their limit)
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
     graph_factors: tuple[tuple[int, float], ...] = ()
     """(tokens, factor on the roofline of the linear layers) of decode-only steps of a dense model on one GPU, in
@@ -34,9 +33,7 @@ class EngineTerms:
 
     def kernel_factor(self, prefills: bool, sustained: bool) -> float:
         """Factor on the GPU kernels of a step."""
-        if not prefills:
-            return 1.0
-        return self.prefill_factor * (self.sustained_factor if sustained else 1.0)
+        return self.sustained_factor if prefills and sustained else 1.0
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""
@@ -57,7 +54,6 @@ class EngineTerms:
                 f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
             )
         factors = [
-            self.prefill_factor,
             self.sustained_factor,
             self.mixed_attention_factor,
             self.uneven_factor,

@@ -16,7 +16,7 @@ from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
 DEVICE_TIMES = ("step", "token")
-DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor", "uneven_factor")
+DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor", "uneven_factor")
 
 
 def engine_profiles() -> list[str]:

@@ -151,7 +151,10 @@ def test_a_third_partys_router_and_eviction_policy_run(third_party: Path, tmp_pa
             "cache.manager: cache manager 'broken': its plug-in third_party_broken:Anything does not load: "
             "No module named 'a_package_that_is_not_there'",
         ),
-        ("no_atention", "cache.manager: no cache manager is called 'no_atention'; did you mean 'no_attention'?"),
+        (
+            "no_atention",
+            "cache.manager: no cache manager is called 'no_atention'; did you mean 'no_attention'?",
+        ),
     ],
 )
 def test_a_plug_in_that_cannot_be_used_is_one_line_and_exit_2(

@@ -111,7 +111,10 @@ def test_a_mistake_in_the_file(
             "cache.manager: no cache manager is called 'prefix_treee'; did you mean 'prefix_tree'?",
         ),
         ("cache.eviction=lrru", "cache.eviction: no eviction policy is called 'lrru'; did you mean 'lru'?"),
-        ("cluster.router=prefix-aware", "cluster.router: no router is called 'prefix-aware'; did you mean 'prefix_aware'?"),
+        (
+            "cluster.router=prefix-aware",
+            "cluster.router: no router is called 'prefix-aware'; did you mean 'prefix_aware'?",
+        ),
         ("cluster.gpu=h100", "--set cluster.gpu: "),
         ("model=llama-3.1-8c", "--set model: "),
         ("engine.profile=vllm-0.24", "engine.profile: no engine profile is called 'vllm-0.24'; did you mean"),
