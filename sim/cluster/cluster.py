@@ -9,7 +9,8 @@ import simpy
 
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
-from kvsim.engine.replica import Array, Replica
+from kvsim.engine.replica import Replica
+from kvsim.engine.timing import Array
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 from kvsim.workloads.trace import Trace

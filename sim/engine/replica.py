@@ -17,8 +17,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import simpy
@@ -28,9 +27,9 @@ from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
 from kvsim.engine.spec import EngineSpec
+from kvsim.engine.timing import Array, lay_out, sum_of
 from kvsim.entities import Batch, Request
 
-Array = np.ndarray[Any, Any]
 LONGEST_RUN = 4096
 
 
@@ -499,43 +498,3 @@ class Replica(Services):
 
     def _check_integrity(self) -> None:
         self.manager.check_integrity()
-
-
-def lay_out(
-    now: int, device_end: int, prices: Sequence[int] | Array, launch: int, cpu: int, tail: int, deep: bool
-) -> tuple[Sequence[int] | Array, Sequence[int] | Array]:
-    """Times of a run: (boundary after each step's decision, device end of each step), in nanoseconds.
-
-    Step i is decided at b[i - 1] (the first one now), starts on the device when the step before has ended and its
-    launch is through, and cannot end until ``tail`` after the thread has launched all of it. The next decision
-    waits for the thread and for the output of the step before (deep) or of this one. An array of prices gives
-    arrays.
-    """
-    fastest = min_of(prices)
-    if deep and launch <= cpu <= fastest and tail <= fastest and now + cpu <= device_end:
-        if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
-            times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
-            return times[:-1], times[1:]
-        steps = list(accumulate(prices, initial=device_end))
-        return steps[:-1], steps[1:]
-    boundaries: list[int] = []
-    ends: list[int] = []
-    at, end = now, device_end
-    for price in prices.tolist() if isinstance(prices, np.ndarray) else prices:
-        free = at + cpu
-        before = end
-        end = max(max(end, at + launch) + price, free + tail)
-        at = max(before if deep else end, free)
-        boundaries.append(at)
-        ends.append(end)
-    return boundaries, ends
-
-
-def min_of(values: Sequence[int] | Array) -> int:
-    """Smallest of a list or an array."""
-    return int(values.min()) if isinstance(values, np.ndarray) else min(values)
-
-
-def sum_of(values: Sequence[int] | Array) -> int:
-    """Sum of a list or an array."""
-    return int(values.sum()) if isinstance(values, np.ndarray) else sum(values)

@@ -15,8 +15,8 @@ import numpy as np
 
 from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
-from kvsim.engine.replica import lay_out
 from kvsim.engine.spec import EngineSpec
+from kvsim.engine.timing import lay_out
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions, cost_of, engine_of
 from kvsim.validate.steps import Step, reconstruct
