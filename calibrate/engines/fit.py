@@ -6,8 +6,8 @@ In this order, each with what came before held fixed:
 2. front end: what the client waits longer than the engine works, from lone prompts.
 3. host: prompts put into running decodes. How late the step before is read tells how long a launch holds the
    engine's thread, with piecewise graphs and without; how soon after it the step itself is read, the tail.
-4. prefill and mixed attention: least squares over windows around the longer of these prompts, whose time is the
-   device's.
+4. prefill and mixed attention: a step's constant is what the smallest decode batch takes beyond its kernels; the rest by
+   least squares over windows around the longer of these prompts and over lone ones, whose time is the device's.
 5. sustained prefill: full steps back to back, the late ones against the first.
 
 Only microbenchmarks are read: a fit that saw a workload could not be checked on it.

@@ -147,9 +147,8 @@ class Replica(Services):
     # ---- runs and the clock
 
     def _ring_at(self, at_ns: int) -> None:
-        priority = (
-            PRIORITY_BOUNDARY + self.index
-        )  # of replicas that decide at the same moment the first goes first
+        # of replicas that decide at the same moment the first goes first
+        priority = PRIORITY_BOUNDARY + self.index
         self._alarm = At(self.env, at_ns - self.env.now, priority, self._boundary)
 
     def _scheduled_by_now(self) -> int:
@@ -181,9 +180,8 @@ class Replica(Services):
         steps = self._steps
         if steps:
             self._close_run(steps)
-        elif (
-            self._taken_decodes and self.engine.async_scheduling
-        ):  # the last step before there was nothing to do
+        elif self._taken_decodes and self.engine.async_scheduling:
+            # the output of the last step before there was nothing to do
             self.owner.gaps([self.env.now - self._decided], self._taken_decodes)
             self._taken_decodes = 0
         self._decided = self.env.now
