@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from kvsim.cost.profile import FORMAT, LATENCY, Array
+from kvsim.cost.profile import FORMAT, Array
 
 
 def sha256_of(path: Path) -> str:
@@ -26,7 +26,7 @@ def write_profile(
     """Write ``header["name"]`` into ``directory``; returns the path of its YAML file.
 
     ``tables``: by kernel what the header says of it (source, inputs, ...) and its columns: text for
-    variants, integers for axes, and ``latency_us``. Rows are sorted by the columns in their order; equal
+    variants, integers for axes, ``latency_us`` and other floats. Rows are sorted by the columns in their order; equal
     input gives equal bytes.
     """
     import pyarrow
@@ -36,12 +36,12 @@ def write_profile(
     name = header["name"]
     described = {}
     for table, (about, columns) in tables.items():
-        keys = [column for column in columns if column != LATENCY]
+        keys = [column for column, values in columns.items() if values.dtype.kind != "f"]
         order = np.lexsort([columns[key] for key in reversed(keys)])
         arrays = {}
         for column, values in columns.items():
             kept = values[order]
-            if column == LATENCY:
+            if kept.dtype.kind == "f":
                 kept = kept.astype(np.float32)  # 7 digits, more than any clock gives
             elif kept.dtype.kind == "i":
                 kept = kept.astype(np.int64 if kept.max() > np.iinfo(np.int32).max else np.int32)

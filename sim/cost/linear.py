@@ -13,7 +13,7 @@ from kvsim.cost.gemm import GemmPrices
 from kvsim.cost.lattice import quantise
 from kvsim.cost.moe import MoePrices
 from kvsim.cost.setting import Setting
-from kvsim.model.spec import DTYPE_BYTES
+from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 
 Key = tuple[str, str]  # kernel, provenance
 
@@ -23,6 +23,25 @@ class Priced(NamedTuple):
 
     total_ns: float
     parts: tuple[tuple[Key, float], ...]
+
+
+def linear_widths(model: ModelSpec, tensor_parallel: int) -> dict[str, tuple[int, int]]:
+    """(n, k) of each dense matrix product of a layer on one of ``tensor_parallel`` GPUs; experts and LM head apart."""
+    hidden, head_dim = model.hidden_size, model.head_dim
+    heads = model.num_heads // tensor_parallel
+    kv_heads = max(1, model.num_kv_heads // tensor_parallel)
+    widths = {
+        "qkv_proj": ((heads + 2 * kv_heads) * head_dim, hidden),
+        "o_proj": (hidden, heads * head_dim),
+    }
+    dense_size = model.intermediate_size
+    if model.moe:
+        widths["router"] = (model.moe.num_experts, hidden)
+        dense_size = model.moe.num_shared_experts * model.moe.intermediate_size
+    if dense_size:
+        widths["gate_up_proj"] = (2 * dense_size // tensor_parallel, hidden)
+        widths["down_proj"] = (hidden, dense_size // tensor_parallel)
+    return widths
 
 
 class LinearPart:
@@ -38,21 +57,11 @@ class LinearPart:
             self._head_gemm = GemmPrices(setting.profile, setting.roofline, "bfloat16")
         self._collectives = CollectivePrices(setting.profile, parts)
         self._moe: MoePrices | None = None
-        hidden, head_dim = model.hidden_size, model.head_dim
-        self._gemms: list[tuple[str, int, int]] = [
-            ("qkv_proj", (setting.heads + 2 * setting.kv_heads) * head_dim, hidden),
-            ("o_proj", hidden, setting.heads * head_dim),
-        ]
-        dense_size = model.intermediate_size
+        self._gemms = [(name, n, k) for name, (n, k) in linear_widths(model, parts).items()]
         if model.moe:
             moe = model.moe
-            shape = (hidden, moe.intermediate_size, moe.experts_per_token, moe.num_experts)
+            shape = (model.hidden_size, moe.intermediate_size, moe.experts_per_token, moe.num_experts)
             self._moe = MoePrices(setting.profile, setting.roofline, model.weight_dtype, shape, parts)
-            self._gemms.append(("router", moe.num_experts, hidden))
-            dense_size = moe.num_shared_experts * moe.intermediate_size
-        if dense_size:
-            self._gemms.append(("gate_up_proj", 2 * dense_size // parts, hidden))
-            self._gemms.append(("down_proj", hidden, dense_size // parts))
 
     def layers(self, tokens: int) -> Priced:
         """All layers for ``tokens`` tokens."""

@@ -22,6 +22,8 @@ from kvsim.errors import CalibrationError, did_you_mean
 
 FORMAT = 1
 LATENCY = "latency_us"
+SPREAD = "spread_us"  # optional: between the quartiles of the replays
+FLOOR = "floor_us"  # optional: the roofline of the point
 SHIPPED = Path(__file__).parent / "profiles"
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +31,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Points of one kernel: columns of equal length; ``latency_us`` is the time of one launch."""
+    """Points of one kernel: columns of equal length; ``latency_us`` is the time of one launch.
+
+    Text columns name the variant, integer columns are axes; measured tables also have ``spread_us`` and ``floor_us``.
+    """
 
     name: str
     columns: Mapping[str, Array]

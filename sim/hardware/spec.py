@@ -41,4 +41,5 @@ class GpuSpec:
     nvlink_bytes_per_s: float  # one direction, 0 if none
     usd_per_hour: float
     host_link: str  # name of the LinkSpec preset between host memory and this GPU
+    device: str = ""  # as the driver calls it
     sources: Mapping[str, str] = field(default_factory=dict)

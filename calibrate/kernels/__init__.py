@@ -1,0 +1,32 @@
+"""The kernels that the suite can run, one module each; imported (and torch with them) when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from kvsim.calibrate.kernels.kernel import Kernel
+from kvsim.errors import CalibrationError, did_you_mean
+
+# module: class, in the order in which they run: what every step needs first
+_KERNELS = {
+    "gemm": "Gemm",
+}
+
+
+def kernel_names() -> list[str]:
+    """Names of all kernels, in the order in which they run; needs no torch."""
+    return list(_KERNELS)
+
+
+def load_kernels(names: Sequence[str] = ()) -> list[Kernel]:
+    """The kernels of these names, all of them by default.
+
+    Raises:
+        CalibrationError: a name that is none.
+    """
+    for name in names:
+        if name not in _KERNELS:
+            raise CalibrationError(f"calibrate: no kernel is called '{name}'{did_you_mean(name, _KERNELS)}")
+    chosen = [name for name in _KERNELS if not names or name in names]
+    return [getattr(import_module(f"{__name__}.{name}"), _KERNELS[name])() for name in chosen]

@@ -1,0 +1,163 @@
+"""Dense matrix products of the linear layers, as PyTorch runs them for an engine: bfloat16, and fp8 by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point, Shape
+from kvsim.cost.linear import linear_widths
+from kvsim.model.spec import DTYPE_BYTES
+
+# Rows: every CUDA graph size of small batches, then what shows the stairs of 64- and 128-row tiles.
+FULL = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    24,
+    32,
+    48,
+    64,
+    80,
+    96,
+    112,
+    128,
+    144,
+    160,
+    192,
+    224,
+    256,
+    320,
+    384,
+    448,
+    512,
+    640,
+    768,
+    896,
+    1024,
+    1280,
+    1536,
+    1792,
+    2048,
+    2560,
+    3072,
+    4096,
+    5120,
+    6144,
+    7168,
+    8192,
+    16384,
+)
+QUICK = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+HEAD_ROWS = 1024  # the LM head only sees rows that are sampled
+SAMPLE = 64  # rows and columns of the result that are checked
+
+
+class Gemm(Kernel):
+    """(m, k) x (k, n), weights cold in L2."""
+
+    name = "gemm"
+    columns = ("dtype", "n", "k", "m")
+    summary = "dense matrix products of every linear layer, TP degree and dtype"
+
+    def points(self, plan: Plan) -> Sequence[Point]:
+        rows = plan.pick(FULL, QUICK, (1, 16))
+        found: list[Point] = []
+        for n, k, head in _widths(plan):
+            for dtype in ("bfloat16",) if head else ("bfloat16", "fp8"):
+                if dtype == "fp8" and (n % 16 or k % 16):
+                    continue  # torch._scaled_mm wants multiples of 16
+                kept = [m for m in rows if not head or m <= HEAD_ROWS]
+                found += [{"dtype": dtype, "n": n, "k": k, "m": m} for m in kept]
+        return found
+
+    def prepare(self, point: Point, bench: Bench) -> Launch:
+        m, n, k = int(point["m"]), int(point["n"]), int(point["k"])
+        dtype = str(point["dtype"])
+        bytes_each = DTYPE_BYTES[dtype]
+        sets = bench.sets(n * k * bytes_each)
+        weights = bench.keep(
+            "weights", (dtype, n, k), lambda: [_weight(bench, n, k, dtype) for _ in range(sets)]
+        )
+        rows = bench.randn(m, k)
+        about = {"num_bytes": n * k * bytes_each, "flops": 2.0 * m * n * k, "dtype": dtype, "sets": sets}
+        if dtype == "bfloat16":
+            return Launch(
+                run=lambda i: torch.nn.functional.linear(rows, weights[i][0]),
+                error=lambda: _error(torch.nn.functional.linear(rows, weights[0][0]), rows, weights[0][0]),
+                tolerance=5e-3,  # bfloat16 keeps 8 bits
+                **about,
+            )
+        quantised, scale = _quantise(rows)
+
+        def multiply(i: int) -> torch.Tensor:
+            weight, weight_scale = weights[i]
+            return torch._scaled_mm(quantised, weight.t(), scale, weight_scale, out_dtype=torch.bfloat16)
+
+        def error() -> float:
+            weight, weight_scale = weights[0]
+            return _error(multiply(0), quantised.float() * scale, weight.float() * weight_scale.t())
+
+        return Launch(run=multiply, error=error, tolerance=5e-3, **about)
+
+    def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
+        widths = [(n, k) for n, k, head in _widths(plan) if not head]
+        return [
+            {
+                "dtype": "bfloat16",
+                "n": widths[i % len(widths)][0],
+                "k": widths[i % len(widths)][1],
+                "m": tokens,
+            }
+            for i, tokens in enumerate(draw.tokens)
+        ]
+
+    def source(self, point: Point) -> str:
+        return (
+            "torch.nn.functional.linear"
+            if point["dtype"] == "bfloat16"
+            else "torch._scaled_mm (row-wise scales)"
+        )
+
+
+def _widths(plan: Plan) -> list[tuple[int, int, bool]]:
+    """(n, k, is an LM head) of every shape, each once."""
+    if plan.size == "tiny":
+        return [(96, 64, False), (160, 64, True)]
+    found: dict[tuple[int, int, bool], None] = {}
+    for shape in plan.shapes:
+        for n, k in linear_widths(shape.model, shape.tensor_parallel).values():
+            found[n, k, False] = None
+        found[_head_width(shape), shape.model.hidden_size, True] = None
+    return sorted(found)
+
+
+def _head_width(shape: Shape) -> int:
+    return -(-shape.model.vocab_size // shape.tensor_parallel)
+
+
+def _weight(bench: Bench, n: int, k: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weight = bench.randn(n, k, scale=k**-0.5)
+    if dtype == "bfloat16":
+        return weight, None
+    quantised, scale = _quantise(weight)
+    return quantised, scale.t().contiguous()
+
+
+def _quantise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values in float8_e4m3fn, float32 scale of each row)."""
+    scale = values.abs().amax(dim=1, keepdim=True).float() / 448.0
+    return (values.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+def _error(found: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor) -> float:
+    """Of the first and last rows and columns, against float64."""
+    m, n = found.shape
+    some = torch.tensor(sorted({*range(min(m, SAMPLE)), m - 1}), device=found.device)
+    across = torch.tensor(sorted({*range(0, n, max(1, n // SAMPLE)), n - 1}), device=found.device)
+    expected = rows[some].double() @ weight[across].double().t()
+    return relative_error(found[some][:, across], expected)

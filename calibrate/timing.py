@@ -1,0 +1,77 @@
+"""Reads the clock: how long one launch takes, by CUDA graphs, CUDA events or the wall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from kvsim.calibrate.kernels.kernel import Launch
+
+GRAPH_S = 0.002  # device time of one graph: launches are repeated until they fill it
+SPENT_S = 0.02  # device time of all timed replays of a point
+LEAST, MOST = 5, 20  # replays
+
+
+class Timing(NamedTuple):
+    """Of one launch. ``spread_us``: from the first to the third quartile of the replays."""
+
+    latency_us: float
+    spread_us: float
+
+
+def time_launch(launch: Launch, on_gpu: bool) -> Timing:
+    """The median over 5 to 20 replays, each of as many launches as make a millisecond readable.
+
+    A captured launch is replayed back to back in one CUDA graph, as an engine replays its decode step: the gap
+    between two kernels of a graph (about 1 us) is in the figure, the host's launch is not.
+    """
+    if not on_gpu:
+        return _quartiles([_wall(launch, i % launch.sets) for i in range(LEAST + 1)][1:])
+    for i in range(launch.sets):
+        launch.run(i)  # compiles, loads and touches everything once
+    torch.cuda.synchronize()
+    once_s = _events(lambda: _round(launch, launch.sets)) / launch.sets
+    if not launch.graph:
+        return _replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets)
+    launches = launch.sets * max(1, min(round(GRAPH_S / max(once_s, 1e-6) / launch.sets), 256))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _round(launch, launches)
+    graph.replay()
+    return _replays(graph.replay, launches, _events(graph.replay))
+
+
+def _replays(replay: Callable[[], object], launches: int, replay_s: float) -> Timing:
+    count = max(LEAST, min(MOST, round(SPENT_S / max(replay_s, 1e-6))))
+    return _quartiles([1e6 * _events(replay) / launches for _ in range(count)])
+
+
+def _round(launch: Launch, launches: int) -> None:
+    for i in range(launches):
+        launch.run(i % launch.sets)
+
+
+def _events(work: Callable[[], object]) -> float:
+    """Seconds between two CUDA events around ``work``."""
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    work()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+
+
+def _wall(launch: Launch, i: int) -> float:
+    begin = time.perf_counter()
+    launch.run(i)
+    return 1e6 * (time.perf_counter() - begin)
+
+
+def _quartiles(times_us: list[float]) -> Timing:
+    ordered = sorted(times_us)
+    quarter = len(ordered) // 4
+    return Timing(median(ordered), ordered[-1 - quarter] - ordered[quarter])
