@@ -53,7 +53,7 @@ class DecodeAttention(Pricer):
     ) -> None:
         """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences, with
         provenance ``source``; 0 = by the table."""
-        rows = head_rows(setting.profile.table("decode_attention"), setting, fold=True)
+        rows = head_rows(setting.profile.rows("decode_attention"), setting, fold=True)
         model, roofline = setting.model, setting.roofline
         self._layers = model.num_layers
         self._floor_ns_per_token = roofline.decode_ns(

@@ -16,12 +16,14 @@ from kvsim.cost.roofline import Roofline
 from kvsim.cost.setting import table_dtype, worst
 from kvsim.errors import CalibrationError
 
+NEAREST = 3  # widths that a width between them is priced from
+
 
 class GemmPrices:
     """Curves over m, made when a width (n, k) is first asked for."""
 
     def __init__(self, profile: Profile, roofline: Roofline, dtype: str) -> None:
-        table, dtype = profile.table("gemm"), table_dtype(dtype)
+        table, dtype = profile.rows("gemm"), table_dtype(dtype)
         known = table.values("dtype")
         self.dtype = dtype
         self.provenance = table.provenance
@@ -77,8 +79,8 @@ class GemmPrices:
                 corners.append(
                     (weight_a * weight_b, corner_n, corner_k, self._floored(rows, corner_n, corner_k))
                 )
-        if not corners:
-            raise CalibrationError(f"table gemm: no points around n={n}, k={k} for {self._table_dtype}")
+        if len(corners) < 2:  # widths that were run are scattered: no rectangle of them around this one
+            corners = self._nearest(n, k)
         grid = sorted(set.intersection(*(set(corner.x) for *_, corner in corners)))
         total = sum(weight for weight, *_ in corners)
         times = []
@@ -89,6 +91,24 @@ class GemmPrices:
             )
             times.append(ratio / total * self._roofline.gemm_ns(m, n, k, self.dtype))
         return Curve(grid, times), worst(self.provenance, "derived")
+
+    def _nearest(self, n: int, k: int) -> list[tuple[float, int, int, Curve]]:
+        """(weight, n, k, curve) of the widths that are nearest in log n, log k; the nearer the heavier."""
+        known = sorted(
+            set(zip(self._table.columns["n"].tolist(), self._table.columns["k"].tolist(), strict=True))
+        )
+        far = [
+            (log(n / other_n) ** 2 + log(k / other_k) ** 2, other_n, other_k) for other_n, other_k in known
+        ]
+        return [
+            (
+                1.0 / max(squared, 1e-9),
+                near_n,
+                near_k,
+                self._floored(self._table.select(n=near_n, k=near_k), near_n, near_k),
+            )
+            for squared, near_n, near_k in sorted(far)[:NEAREST]
+        ]
 
     def _floored(self, rows: Table, n: int, k: int) -> Curve:
         """The raw points in order of m, none below the roofline."""

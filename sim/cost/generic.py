@@ -1,4 +1,4 @@
-"""Kernels without a price function of their own: a one-axis table of the profile, else the roofline.
+"""Kernels without a price function of their own: their table in the profile, else the roofline.
 
 Sizes are of the whole model; every GPU does its share. What the kernel must move is ``num_bytes``, or
 ``rows`` * ``row_bytes``; what it computes is ``flops`` (each optional). A roofline price is *extrapolated*:
@@ -8,11 +8,13 @@ nobody ran it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import log
 
-from kvsim.cost.curve import Curve
+from kvsim.cost.grid import Grid
 from kvsim.cost.lattice import quantise
 from kvsim.cost.pricer import Pricer
-from kvsim.cost.setting import Setting
+from kvsim.cost.profile import Table
+from kvsim.cost.setting import Setting, table_dtype, worst
 from kvsim.errors import CalibrationError
 
 # Host link where the scenario names none: PCIe gen5 x16, 63 GB/s raw, pinned copies reach about 50.
@@ -49,32 +51,88 @@ class RooflinePricer(Pricer):
 
 
 class TablePricer(Pricer):
-    """A table of the profile with one axis: straight lines between its points."""
+    """A table of the profile: straight lines between its points on every axis.
+
+    Axes that are the model's (heads, hidden, ...) are looked up, the others come as sizes of the kernel. A table with
+    such axes holds one layer on one GPU, so its price is times the layers; one without (copies, gathers) holds what is
+    moved, so sizes are divided over the GPUs. Where a table has variants (text columns but backend and kv_dtype), the
+    kernel's name says which: ``contiguous_decode[hf]``.
+    """
 
     def __init__(self, name: str, setting: Setting) -> None:
-        table = setting.profile.table(name)
-        if len(table.axes) != 1:
-            raise CalibrationError(
-                f"profile {setting.profile.name}: table {name} has axes {', '.join(table.axes)}; "
-                "a kernel with more than one axis needs a price function (register_kernel)"
-            )
+        base, _, variants = name.partition("[")
+        table = setting.profile.rows(base)
+        chosen = [value for value in variants.rstrip("]").split(",") if value]
+        if "kv_dtype" in table.columns and "kv_dtype" not in table.axes:
+            chosen.append(table_dtype(setting.model.kv_dtype))
         self._name = name
-        self._axis = table.axes[0]
-        self._parts = setting.tensor_parallel
-        points = sorted(zip(table.columns[self._axis].tolist(), table.latency_ns.tolist(), strict=True))
-        self._curve = Curve([x for x, _ in points], [y for _, y in points])
+        table = _variant(name, table, chosen)
+        model_sizes = _model_sizes(setting)
+        shape = [axis for axis in table.axes if axis in model_sizes]
+        self._sizes = [axis for axis in table.axes if axis not in model_sizes]
         self._provenance = table.provenance
+        scale = 1.0
+        for axis in shape:
+            known, wanted = table.values(axis), model_sizes[axis]
+            nearest = min(known, key=lambda value: abs(log(value / wanted)))
+            if nearest != wanted:
+                scale *= wanted / nearest
+                self._provenance = worst(self._provenance, "derived")
+            table = table.select(**{axis: nearest})
+        self._factor = scale * (setting.model.num_layers if shape else 1)
+        self._parts = 1 if shape else setting.tensor_parallel
+        keys = zip(*(table.columns[axis].tolist() for axis in self._sizes), strict=True)
+        self._grid = Grid(dict(zip(keys, table.latency_ns.tolist(), strict=True)))
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
-        if self._axis not in args:
-            raise CalibrationError(
-                f"kernel {self._name}: size '{self._axis}' is missing; found {', '.join(args)}"
-            )
-        size = args[self._axis] / self._parts
-        if size <= 0:
+        sizes = []
+        for axis in self._sizes:
+            if axis not in args:
+                found = ", ".join(args)
+                raise CalibrationError(f"kernel {self._name}: size '{axis}' is missing; found {found}")
+            sizes.append(args[axis] / self._parts if axis in _DIVIDED else args[axis])
+        if min(sizes) <= 0:
             return 0.0, self._provenance
-        known = self._curve.covers(size)
-        return quantise(self._curve.at(size) / share), self._provenance if known else "extrapolated"
+        time_ns, covered = self._grid.at(sizes)
+        provenance = self._provenance if covered else "extrapolated"
+        return quantise(time_ns * self._factor / share), provenance
+
+
+_DIVIDED = ("num_bytes", "rows", "flops")  # sizes of the whole model that the GPUs of a replica share
+
+
+def _model_sizes(setting: Setting) -> dict[str, int]:
+    """What the model has on each axis that tables of one GPU and layer may have."""
+    model, parts = setting.model, setting.tensor_parallel
+    return {
+        "heads": setting.heads,
+        "kv_heads": setting.kv_heads,
+        "head_dim": model.head_dim,
+        "hidden": model.hidden_size,
+        "inter": max(1, model.intermediate_size // parts),
+        "vocab": model.vocab_size,
+    }
+
+
+def _variant(name: str, table: Table, chosen: list[str]) -> Table:
+    """The rows with ``chosen`` in their text columns.
+
+    Raises:
+        CalibrationError: a value that no column has, or several variants are left.
+    """
+    for column, values in table.columns.items():
+        if values.dtype.kind != "U" or column == "backend":
+            continue
+        known = table.values(column)
+        picked = [value for value in chosen if value in known]
+        if len(picked) == 1:
+            table = table.select(**{column: picked[0]})
+        elif len(known) > 1:
+            raise CalibrationError(
+                f"kernel {name}: table {table.name} has several {column}; name one as {table.name}[{known[0]}]; "
+                f"known: {', '.join(known)}"
+            )
+    return table
 
 
 def _size(name: str, args: Mapping[str, float]) -> tuple[float, float]:

@@ -226,7 +226,7 @@ class KernelCostModel(CostModel):
         if found is None:
             if name in kernel_pricers:
                 found = kernel_pricers[name](self.setting)
-            elif self.setting.profile.has(name):
+            elif self.setting.profile.has(name.partition("[")[0]):
                 found = TablePricer(name, self.setting)
             else:
                 found = RooflinePricer(name, self.setting)

@@ -1,13 +1,13 @@
-"""Attention of a prefill chunk, from the table of whole causal prompts.
+"""Attention of a prefill chunk: ``new`` query tokens over ``past`` cached ones and, causally, each other.
 
-T(length) is one sequence's causal attention without a past. A chunk of ``new`` tokens over ``past`` cached
-ones is launch + T(new + past) - T(past): the table has no past, so it is *derived*; never less than T(new),
-nor than the roofline. Between grid lengths T follows a power law (straight in log-log), beyond the grid it
-grows with the FLOPs at the last point's efficiency: *extrapolated*.
+A table has either chunks over a past (axes new, past) or whole prompts only (axis length). Of whole prompts, a
+chunk is launch + T(new + past) - T(past), *derived*, never less than T(new). Nothing is below the roofline.
+Beyond the grid time grows with the FLOPs at the last point's efficiency: *extrapolated*.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
 from math import log
@@ -22,44 +22,109 @@ class PrefillAttention(Pricer):
     """Args ``new``, ``past``: tokens. Every price has ``launch_ns`` in it; chunks of one step share one."""
 
     def __init__(self, setting: Setting) -> None:
-        rows = head_rows(setting.profile.table("prefill_attention").select(batch=1), setting, fold=False)
+        table = setting.profile.rows("prefill_attention")
+        over_past = "past" in table.axes
+        rows = head_rows(table if over_past else table.select(batch=1), setting, fold=False)
         model, self._roofline = setting.model, setting.roofline
         self._shape = (setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype)
         self._layers = model.num_layers
-        points = [(length, time_ns) for (length,), time_ns in rows.points("length").items()]
-        self._lengths = [length for length, _ in points]
-        self._times = [max(t, self._floor(length, 0)) for length, t in points]
-        self._powers = [
-            log(self._times[i + 1] / self._times[i]) / log(self._lengths[i + 1] / self._lengths[i])
-            for i in range(len(points) - 1)
-        ] + [2.0]
         self.provenance = rows.provenance
-        self.launch_ns = quantise(self._layers * min(self._times))
-        self._whole: dict[float, float] = {}
+        if over_past:
+            chunks = {(new, past): ns for (new, past), ns in rows.points("new", "past").items()}
+        else:
+            chunks = {(length, 0): ns for (length,), ns in rows.points("length").items()}
+        raised = {(new, past): max(ns, self._floor(new, past)) for (new, past), ns in chunks.items()}
+        self._times: _Times = Chunks(raised) if over_past else Prompts(raised)
+        self.launch_ns = quantise(self._layers * min(raised.values()))
+        self._found: dict[tuple[float, float], tuple[float, str]] = {}
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
-        new, past = args["new"], args["past"]
+        new, past = args["new"], max(0, args["past"])
         if new <= 0:
             return 0.0, self.provenance
-        provenance = self.provenance
-        if new + past > self._lengths[-1]:
-            provenance = "extrapolated"
-        if past <= 0:
-            return self._t(new), provenance
-        alone = self._t(new)
-        chunk = self.launch_ns + (self._t(new + past) - self._t(past))
-        floor = self._layers * self._floor(new, past)
-        return max(alone, chunk, quantise(floor)), worst(provenance, "derived")
-
-    def _t(self, length: float) -> float:
-        """Lattice nanoseconds of all layers for one whole prompt."""
-        found = self._whole.get(length)
+        found = self._found.get((new, past))
         if found is None:
-            i = max(0, bisect_right(self._lengths, length) - 1)
-            below = length < self._lengths[0]
-            growth = 1.0 if below else (length / self._lengths[i]) ** self._powers[i]
-            found = self._whole[length] = quantise(self._layers * self._times[i] * growth)
+            time_ns, kind = self._times.at(new, past)
+            time_ns = max(time_ns, self._floor(new, past) if past else 0.0)
+            priced = quantise(self._layers * time_ns), worst(self.provenance, kind)
+            found = priced
+            if len(self._found) < REMEMBERED:
+                self._found[new, past] = priced
         return found
 
     def _floor(self, new: float, past: float) -> float:
         return self._roofline.prefill_ns(new, past, *self._shape)
+
+
+REMEMBERED = 1 << 16  # prices; long traces rarely repeat a chunk
+
+
+class _Times(ABC):
+    """One layer's times."""
+
+    @abstractmethod
+    def at(self, new: float, past: float) -> tuple[float, str]:
+        """(nanoseconds, how it was found: measured = on or between points, derived or extrapolated)."""
+
+
+class Prompts(_Times):
+    """From whole prompts: a power law (straight in log-log) between grid lengths."""
+
+    def __init__(self, points: Mapping[tuple[int, int], float]) -> None:
+        self._lengths = sorted(length for length, _ in points)
+        self._times = [points[length, 0] for length in self._lengths]
+        self._powers = [
+            log(self._times[i + 1] / self._times[i]) / log(self._lengths[i + 1] / self._lengths[i])
+            for i in range(len(points) - 1)
+        ] + [2.0]
+
+    def at(self, new: float, past: float) -> tuple[float, str]:
+        kind = "extrapolated" if new + past > self._lengths[-1] else "derived" if past else "measured"
+        alone = self._whole(new)
+        if not past:
+            return alone, kind
+        return max(alone, min(self._times) + self._whole(new + past) - self._whole(past)), kind
+
+    def _whole(self, length: float) -> float:
+        i = max(0, bisect_right(self._lengths, length) - 1)
+        growth = 1.0 if length < self._lengths[0] else (length / self._lengths[i]) ** self._powers[i]
+        return self._times[i] * growth
+
+
+class Chunks(_Times):
+    """From chunks over a past: straight in the past, and in the (query, key) pairs between two chunk sizes."""
+
+    def __init__(self, points: Mapping[tuple[int, int], float]) -> None:
+        self._new = sorted({new for new, _ in points})
+        self._pasts = [sorted(past for n, past in points if n == new) for new in self._new]
+        self._times = [
+            [points[new, past] for past in pasts] for new, pasts in zip(self._new, self._pasts, strict=True)
+        ]
+
+    def at(self, new: float, past: float) -> tuple[float, str]:
+        i = bisect_right(self._new, new)
+        if i == 0:
+            return self._row(0, past)
+        low, kind = self._row(i - 1, past)
+        if self._new[i - 1] == new:
+            return low, kind
+        if i == len(self._new):
+            return low * _pairs(new, past) / _pairs(self._new[-1], past), "extrapolated"
+        high, other = self._row(i, past)
+        left, right = _pairs(self._new[i - 1], past), _pairs(self._new[i], past)
+        return low + (high - low) * (_pairs(new, past) - left) / (right - left), worst(kind, other)
+
+    def _row(self, i: int, past: float) -> tuple[float, str]:
+        """One chunk size: beyond its longest past the last line goes on."""
+        pasts, times = self._pasts[i], self._times[i]
+        if len(pasts) == 1:
+            return times[0] * _pairs(self._new[i], past) / _pairs(self._new[i], pasts[0]), "derived"
+        right = min(max(1, bisect_right(pasts, past)), len(pasts) - 1)
+        slope = (times[right] - times[right - 1]) / (pasts[right] - pasts[right - 1])
+        time_ns = times[right - 1] + slope * (past - pasts[right - 1])
+        return max(time_ns, min(times)), "measured" if past <= pasts[-1] else "extrapolated"
+
+
+def _pairs(new: float, past: float) -> float:
+    """(query, key) pairs of a causal chunk."""
+    return new * past + new * (new + 1) / 2

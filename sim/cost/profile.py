@@ -62,6 +62,11 @@ class Table:
             self.name, {name: values[keep] for name, values in self.columns.items()}, self.provenance
         )
 
+    def preferred(self) -> Table:
+        """The rows of the backend nearest to an engine's own kernels, where several were run."""
+        known = self.values("backend") if "backend" in self.columns else []
+        return self.select(backend=min(known, key=_preference)) if known else self
+
     def values(self, name: str) -> list[Any]:
         """What occurs in column ``name``, ascending."""
         return list(np.unique(self.columns[name]).tolist())
@@ -110,6 +115,17 @@ class Profile:
             columns = _read_parquet(self.path.parent / about["file"], f"profile {self.name}, table {name}")
             self._tables[name] = Table(name, columns, str(about.get("provenance", self.provenance)))
         return self._tables[name]
+
+    def rows(self, name: str) -> Table:
+        """As :meth:`table`, of its preferred backend only: what prices are made of."""
+        return self.table(name).preferred()
+
+
+_BACKENDS = ("vllm", "flashinfer", "inductor", "torch", "triton")  # an engine's own kernels first
+
+
+def _preference(backend: str) -> tuple[int, str]:
+    return (_BACKENDS.index(backend) if backend in _BACKENDS else len(_BACKENDS), backend)
 
 
 def _read_parquet(path: Path, where: str) -> dict[str, Array]:

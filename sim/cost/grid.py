@@ -1,0 +1,53 @@
+"""Straight lines between the points of a grid with any number of axes; slices need not hold the same points."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Found(NamedTuple):
+    """A time, and whether every axis had points on both sides (or on the spot)."""
+
+    time_ns: float
+    covered: bool
+
+
+class Grid:
+    """Multilinear interpolation, axis after axis: exact for times that are affine in each axis.
+
+    Below the first value of an axis its first slice holds (a launch costs what it costs); beyond the last, time grows
+    in proportion and is not covered.
+    """
+
+    def __init__(self, points: Mapping[tuple[int, ...], float]) -> None:
+        """``points``: nanoseconds by the values of all axes, at least one point and one axis."""
+        slices: dict[int, dict[tuple[int, ...], float]] = {}
+        for (first, *rest), time_ns in points.items():
+            slices.setdefault(first, {})[tuple(rest)] = time_ns
+        self._values = sorted(slices)
+        inner = [slices[value] for value in self._values]
+        if len(next(iter(points))) == 1:
+            self._times = [next(iter(times.values())) for times in inner]
+            self._inner: list[Grid] = []
+        else:
+            self._inner = [Grid(times) for times in inner]
+
+    def at(self, sizes: Sequence[float]) -> Found:
+        """The time at ``sizes``, one for each axis."""
+        size, values = sizes[0], self._values
+        i = bisect_right(values, size)
+        if i == 0:
+            return self._slice(0, sizes)
+        low = self._slice(i - 1, sizes)
+        if values[i - 1] == size:
+            return low
+        if i == len(values):
+            return Found(low.time_ns * (size / values[-1] if values[-1] else 1.0), False)
+        high = self._slice(i, sizes)
+        weight = (size - values[i - 1]) / (values[i] - values[i - 1])
+        return Found(low.time_ns + (high.time_ns - low.time_ns) * weight, low.covered and high.covered)
+
+    def _slice(self, i: int, sizes: Sequence[float]) -> Found:
+        return self._inner[i].at(sizes[1:]) if self._inner else Found(self._times[i], True)
