@@ -96,6 +96,10 @@ class Replica(Services):
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._alarm: At | None = None  # None = idle
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
+        # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
+        self._frees_late = engine.async_scheduling and bool(links.read)
+        self._in_flight = False  # at a decision: the step scheduled last has output that is not taken
+        self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
         self._order = 0
         self._horizon = 64
 
@@ -178,6 +182,7 @@ class Replica(Services):
             return  # the run was cut: an earlier alarm has rung
         self.num_events += 1
         steps = self._steps
+        self._in_flight = steps > 0
         if steps:
             self._close_run(steps)
         elif self._taken_decodes and self.engine.async_scheduling:
@@ -188,6 +193,8 @@ class Replica(Services):
         self._effects.append(self._last)
         self._last = None
         effects = self._effects.popleft()
+        if self._to_free:
+            self._free_preempted()
         if effects is not None:
             self._apply(effects)
         if self.polled:
@@ -439,12 +446,11 @@ class Replica(Services):
         """Give up the room of the request that was admitted last; it starts again from the front of the queue."""
         request = next(reversed(self.running))
         del self.running[request]
-        self._blocked = False
-        if request in self.finishing:  # its last step is in flight: it only loses its room early
+        finished = request in self.finishing
+        if finished:  # its last step is in flight: it only loses its room early
             del self.finishing[request]
-            self._start(self.manager.release(request, request.kv_tokens))
-            return
-        if request is self.partial:
+            context = request.kv_tokens
+        elif request is self.partial:
             self.partial = None
             context = request.cached + request.computed
         else:
@@ -452,9 +458,22 @@ class Replica(Services):
             self.batch.remove(request)
             request.last_token_ns = max(self.env.now, self._device_end)
             request.generated = context - request.input_tokens + 1
-        self.manager.preempt(request, context)
-        request.preemptions += 1
-        self.waiting.appendleft(request)
+        self._to_free.append((request, context, finished))
+        if not (self._frees_late and self._in_flight):
+            self._free_preempted()
+        if not finished:
+            request.preemptions += 1
+            self.waiting.appendleft(request)
+
+    def _free_preempted(self) -> None:
+        """The blocks of preempted requests go back to the pool."""
+        self._blocked = False
+        for request, context, finished in self._to_free:
+            if finished:
+                self._start(self.manager.release(request, context))
+            else:
+                self.manager.preempt(request, context)
+        self._to_free.clear()
 
     # ---- time of a run
 

@@ -25,6 +25,7 @@ class Job:
     first_token: int | None = None
     finish: int | None = None
     preemptions: int = 0
+    last_step: int = 0  # number of the step that holds it last
 
     def known(self) -> list[object]:
         return self.prompt + self.output[: self.sampled]
@@ -45,6 +46,7 @@ class Settings:
     eager: int
     tail: int
     reuse: bool
+    late: bool  # loads from below HBM: blocks that a step in flight may write are not freed before it is through
 
 
 class BlockPool:
@@ -106,6 +108,8 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
     pending = sorted(jobs, key=lambda job: job.arrival)
     in_flight: deque[tuple[int, list[Job]]] = deque()  # (device end, jobs that get a token)
     device_end, at = 0, 0
+    launched = taken = 0  # steps
+    unfreed: deque[tuple[int, list[int]]] = deque()  # (the last step that may write them, blocks)
     depth = 2 if s.deep else 1
 
     def need(job: Job, tokens: int) -> int:
@@ -117,10 +121,17 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
                 pool.name(block, content)
 
     def drop(job: Job) -> None:
-        pool.give_back(job.blocks)
+        if s.late and s.deep and job.last_step > taken:
+            unfreed.append((launched, job.blocks))
+        else:
+            pool.give_back(job.blocks)
         job.blocks = []
 
     def take_output(step: tuple[int, list[Job]]) -> None:
+        nonlocal taken
+        taken += 1
+        while unfreed and unfreed[0][0] <= taken:
+            pool.give_back(unfreed.popleft()[1])
         for job in step[1]:
             if job.first_token is None:
                 job.first_token = at
@@ -142,6 +153,7 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
         budget = s.budget
         decodes: list[int] = []
         prefills: list[tuple[int, int]] = []
+        members: list[Job] = []
         tokens_out: list[Job] = []
         preempted = started = 0
         i = 0
@@ -172,6 +184,7 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
             else:
                 decodes.append(job.computed)
             job.computed += new
+            members.append(job)
             if is_prefill:
                 name_blocks(job, job.computed)
             budget -= new
@@ -204,6 +217,7 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
             job.blocks += pool.allocate(need(job, job.computed + new))
             prefills.append((new, job.computed))
             job.computed += new
+            members.append(job)
             name_blocks(job, job.computed)
             budget -= new
             started += 1
@@ -221,6 +235,9 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
             free = at + cpu
             device_end = max(max(device_end, at + s.launch) + price(decodes, prefills), free + s.tail)
             in_flight.append((device_end, tokens_out))
+            launched += 1
+            for job in members:
+                job.last_step = launched
         elif not in_flight:
             if not pending:
                 break

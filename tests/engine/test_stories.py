@@ -87,6 +87,24 @@ def test_preemption_takes_the_last_and_computes_it_again() -> None:
     assert simulation.replicas[0].recomputed_tokens == 9
 
 
+def test_blocks_return_after_the_step_in_flight_if_loads_could_overwrite_them() -> None:
+    """Four blocks of 4, all taken by two prompts of 8; two steps in flight. Step 2 is decided at 0 and finds no block."""
+    trace = toy_trace([(0, 8, 6), (0, 8, 6)])
+    engine, cache = toy_engine(async_scheduling=True), toy_cache(4)
+    at_once = toy_simulation(trace, "paged", engine, cache)
+    # step 1: 100 + 160 + 2 x 8^2/100 = 261. Request 1 goes, and with its blocks request 0 has room to the end:
+    # 100 + 10 + (9, 10, ... 13) = 119 -> 380, 120 -> 500, 621, 743, 866; then request 1 computes 9 tokens again: 191
+    assert times(at_once) == {0: (261, 866), 1: (261, 866 + 191 + 120 + 121 + 122 + 123)}
+    assert [row.preemptions for row in at_once.recorder.requests] == [0, 1]
+    tier = TierConfig("ddr", 0, "before", "through", "lru", 64)
+    late = toy_simulation(
+        trace, "paged", engine, toy_cache(4, tiers=(tier,)), (LinkSpec("bus", 1e9, 1e9, 0),)
+    )
+    # request 1 goes, which gives nothing yet, so request 0 goes too; at 261 it starts again with 9 tokens: 191 -> 452
+    assert times(late) == {0: (261, 452 + 120 + 121 + 122 + 123), 1: (261, 938 + 191 + 120 + 121 + 122 + 123)}
+    assert [row.preemptions for row in late.recorder.requests] == [1, 1]
+
+
 def test_prefix_is_reusable_once_scheduled_and_capped_at_the_last_token() -> None:
     """Request 1 arrives with the same 12 tokens: (12 - 1) // 4 = 2 blocks hit; request 2 continues it."""
     trace = toy_trace(
