@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.device import Device, clocks
-from kvsim.calibrate.kernels.kernel import Kernel, Launch, Plan, Point
-from kvsim.calibrate.timing import time_launch
-from kvsim.calibrate.write import write_profile
-from kvsim.cost.profile import FLOOR, LATENCY, SPREAD, Array, Table, load_profile
+from kvsim.calibrate.kernels.kernel import Kernel, Plan
+from kvsim.calibrate.measure import GuardError, Progress, measure
+from kvsim.calibrate.off_grid import check_off_grid, read_draw
+from kvsim.calibrate.write import write_profile, write_table
+from kvsim.cost.profile import Array, load_profile
 from kvsim.errors import CalibrationError
 
-FLOOR_SLACK = 0.97  # a datasheet's boost clock and bandwidth are rounded; what is faster by more was not run
-Progress = Callable[[str, int, int], None]
-"""Called with (kernel, points done, points in all) now and then."""
-
-
-class GuardError(CalibrationError):
-    """A timing that cannot be: the result was wrong, or it came sooner than the hardware can."""
+OFF_GRID = {"full": 200, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
 
 
 @dataclass
@@ -53,7 +46,7 @@ def run_suite(
     again: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Outcome:
-    """Measure ``kernels`` and write the profile ``out`` (YAML; its tables beside it).
+    """Measure ``kernels``, then some of them off the grid, and write the profile ``out`` (YAML; tables beside it).
 
     ``again``: names of kernels to measure even if ``out`` has them.
 
@@ -64,29 +57,68 @@ def run_suite(
     tables = _finished(out, header)
     outcome = Outcome(out)
     bench = Bench(device)
-    for kernel in kernels:
-        if kernel.name in tables and kernel.name not in again:
-            outcome.kept.append(kernel.name)
-            continue
-        if missing := lacks(kernel, device):
-            outcome.skipped[kernel.name] = missing
-            continue
-        begin = time.perf_counter()
-        try:
-            about, columns = measure(kernel, kernel.points(plan), bench, progress)
-        except (GuardError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
-            outcome.failed[kernel.name] = " ".join(str(error).split())[:500]
-            continue
-        finally:
-            bench.drop()
-        outcome.seconds[kernel.name] = time.perf_counter() - begin
+    draw = read_draw(OFF_GRID[plan.size])
+    outcome.kept = [kernel.name for kernel in kernels if kernel.name in tables and kernel.name not in again]
+    outcome.skipped = {
+        kernel.name: why for kernel in kernels if kernel.name not in tables and (why := lacks(kernel, device))
+    }
+    chosen = [kernel for kernel in kernels if kernel.name not in outcome.skipped]
+    grids = {kernel.name: list(kernel.points(plan)) for kernel in chosen if kernel.name not in outcome.kept}
+    checks = {
+        kernel.name: list(kernel.off_grid(plan, draw))
+        for kernel in chosen
+        if kernel.name in grids or "off_grid" not in tables[kernel.name][0]
+    }
+    count = _Count(sum(map(len, (*grids.values(), *checks.values()))), progress)
+
+    def keep(kernel: Kernel, about: dict[str, Any], columns: dict[str, Array], begin: float) -> None:
+        spent_s = time.perf_counter() - begin
+        outcome.seconds[kernel.name] = outcome.seconds.get(kernel.name, 0.0) + spent_s
         tables[kernel.name] = ({**about, "seconds": round(outcome.seconds[kernel.name], 1)}, columns)
         header["gpu"]["clocks_after"] = clocks()
         write_profile(out.parent, header, tables)
+
+    for kernel in chosen:
+        if kernel.name in grids:
+            with _guarded(kernel, outcome, bench):
+                begin = time.perf_counter()
+                keep(kernel, *measure(kernel, grids[kernel.name], bench, count), begin)
+    for kernel in chosen:
+        if checks.get(kernel.name) and kernel.name in tables and kernel.name not in outcome.failed:
+            with _guarded(kernel, outcome, bench):
+                begin = time.perf_counter()
+                about, columns = tables[kernel.name]
+                check = check_off_grid(kernel, checks[kernel.name], load_profile(out), bench, count)
+                file = f"{out.stem}.{kernel.name}.off_grid.parquet"
+                write_table(out.parent / file, check.columns)
+                keep(kernel, {**about, "off_grid": {"file": file, **check.facts()}}, columns, begin)
     if not tables:
         reasons = "; ".join(f"{name}: {why}" for name, why in {**outcome.failed, **outcome.skipped}.items())
         raise CalibrationError(f"calibrate: no kernel could be measured; {reasons}")
     return outcome
+
+
+class _Count:
+    """Points done, of all that this run has to do."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done, self.total, self._progress = 0, total, progress
+
+    def __call__(self, what: str) -> None:
+        self.done += 1
+        if self._progress:
+            self._progress(what, self.done, self.total)
+
+
+@contextmanager
+def _guarded(kernel: Kernel, outcome: Outcome, bench: Bench) -> Iterator[None]:
+    """A kernel that fails is noted, and the others go on; memory is free again after each."""
+    try:
+        yield
+    except (GuardError, RuntimeError, OSError) as error:  # torch's own errors are RuntimeErrors
+        outcome.failed[kernel.name] = " ".join(str(error).split())[:500]
+    finally:
+        bench.drop()
 
 
 def lacks(kernel: Kernel, device: Device) -> str:
@@ -99,81 +131,6 @@ def lacks(kernel: Kernel, device: Device) -> str:
         if need == "triton" and device.kind == "cuda" and "triton" not in device.software:
             return "needs triton; pip install triton"
     return ""
-
-
-def measure(
-    kernel: Kernel, points: Sequence[Point], bench: Bench, progress: Progress | None = None
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    """(what the header says of the table, its columns).
-
-    Raises:
-        GuardError: at a point the result differs from its reference, or the time is below the roofline.
-    """
-    rows: list[tuple[Point, float, float, float]] = []
-    worst, sources, too_big = 0.0, dict.fromkeys((), ""), 0
-    for done, point in enumerate(points):
-        try:
-            launch = kernel.prepare(point, bench)
-            error = checked(kernel, point, launch)
-            latency_us, spread_us = time_launch(launch, bench.on_gpu)
-        except torch.OutOfMemoryError:
-            too_big += 1
-            bench.drop()
-            continue
-        floor_us = guarded(kernel, point, launch, latency_us, bench.facts)
-        worst = max(worst, error)
-        sources[kernel.source(point)] = ""
-        rows.append((point, latency_us, spread_us, floor_us))
-        if progress:
-            progress(kernel.name, done + 1, len(points))
-    if not rows:
-        raise GuardError(f"{kernel.name}: out of memory at every one of {len(points)} points")
-    columns: dict[str, Array] = {
-        name: np.array([point[name] for point, *_ in rows]) for name in kernel.columns
-    }
-    for i, name in enumerate((LATENCY, SPREAD, FLOOR), start=1):
-        columns[name] = np.array([row[i] for row in rows], dtype=np.float64)
-    about: dict[str, Any] = {"kernel_source": list(sources), "largest_error": float(f"{worst:.2e}")}
-    if too_big:
-        about["out_of_memory"] = too_big
-    return about, columns
-
-
-def checked(kernel: Kernel, point: Point, launch: Launch) -> float:
-    """The launch's error against its reference.
-
-    Raises:
-        GuardError: it is over the launch's tolerance, or no number.
-    """
-    error = launch.error()
-    if not error <= launch.tolerance:
-        raise GuardError(
-            f"{kernel.name} at {described(point)}: the result differs from its reference by {error:.2e}, "
-            f"{launch.tolerance:.0e} is allowed; nothing of this kernel is kept"
-        )
-    return error
-
-
-def guarded(kernel: Kernel, point: Point, launch: Launch, latency_us: float, device: Device) -> float:
-    """The roofline of the launch in microseconds, 0 where the device has none.
-
-    Raises:
-        GuardError: the launch was faster than that.
-    """
-    if device.roofline is None:
-        return 0.0
-    floor_us = device.roofline.time_ns(launch.flops, launch.num_bytes, launch.dtype) / 1e3
-    if latency_us < floor_us * FLOOR_SLACK:
-        raise GuardError(
-            f"{kernel.name} at {described(point)}: {latency_us:.2f} us is below the roofline of {floor_us:.2f} us "
-            f"({launch.flops:.3g} FLOPs, {launch.num_bytes:.3g} bytes); nothing of this kernel is kept"
-        )
-    return floor_us
-
-
-def described(point: Point) -> str:
-    """``m=16, n=4096`` and so on."""
-    return ", ".join(f"{name}={value}" for name, value in point.items())
 
 
 def _header(plan: Plan, device: Device, out: Path, command: str) -> dict[str, Any]:
@@ -223,8 +180,3 @@ def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, tuple[dict[str,
 def _about(described: Mapping[str, Any]) -> dict[str, Any]:
     written = ("file", "sha256", "unit", "points", "columns")  # write_profile says these itself
     return {key: value for key, value in described.items() if key not in written}
-
-
-def as_table(kernel: Kernel, columns: Mapping[str, Array]) -> Table:
-    """Measured columns as the cost model reads them."""
-    return Table(kernel.name, columns, "measured")

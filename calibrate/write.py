@@ -18,6 +18,32 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def write_table(path: Path, columns: Mapping[str, Array]) -> int:
+    """Columns of equal length as one Parquet file, rows sorted by text and integer columns; returns their number."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    keys = [column for column, values in columns.items() if values.dtype.kind != "f"]
+    order = np.lexsort([columns[key] for key in reversed(keys)])
+    arrays = {}
+    for column, values in columns.items():
+        kept = values[order]
+        if kept.dtype.kind == "f":
+            kept = kept.astype(np.float32)  # 7 digits, more than any clock gives
+        elif kept.dtype.kind == "i":
+            kept = kept.astype(np.int64 if kept.max() > np.iinfo(np.int32).max else np.int32)
+        arrays[column] = pyarrow.array(kept.tolist() if kept.dtype.kind in "UO" else kept)
+    parquet.write_table(
+        pyarrow.table(arrays),
+        path,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=True,
+        store_schema=False,
+    )
+    return len(order)
+
+
 def write_profile(
     directory: Path,
     header: Mapping[str, Any],
@@ -29,38 +55,18 @@ def write_profile(
     variants, integers for axes, ``latency_us`` and other floats. Rows are sorted by the columns in their order; equal
     input gives equal bytes.
     """
-    import pyarrow
-    import pyarrow.parquet as parquet
-
     directory.mkdir(parents=True, exist_ok=True)
     name = header["name"]
     described = {}
     for table, (about, columns) in tables.items():
-        keys = [column for column, values in columns.items() if values.dtype.kind != "f"]
-        order = np.lexsort([columns[key] for key in reversed(keys)])
-        arrays = {}
-        for column, values in columns.items():
-            kept = values[order]
-            if kept.dtype.kind == "f":
-                kept = kept.astype(np.float32)  # 7 digits, more than any clock gives
-            elif kept.dtype.kind == "i":
-                kept = kept.astype(np.int64 if kept.max() > np.iinfo(np.int32).max else np.int32)
-            arrays[column] = pyarrow.array(kept.tolist() if kept.dtype.kind in "UO" else kept)
         path = directory / f"{name}.{table}.parquet"
-        parquet.write_table(
-            pyarrow.table(arrays),
-            path,
-            compression="zstd",
-            compression_level=19,
-            use_dictionary=True,
-            store_schema=False,
-        )
+        points = write_table(path, columns)
         described[table] = {
             "file": path.name,
             "sha256": sha256_of(path),
             "unit": "us",
-            "points": len(order),
-            "columns": keys,
+            "points": points,
+            "columns": [column for column, values in columns.items() if values.dtype.kind != "f"],
             **about,
         }
     out = directory / f"{name}.yaml"

@@ -2,24 +2,157 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kvsim.cli.options import AsJson
 from kvsim.cli.output import note, print_json
+from kvsim.errors import CalibrationError
 
+if TYPE_CHECKING:
+    from kvsim.calibrate.kernels.kernel import Plan
+    from kvsim.calibrate.measure import Progress
+
+EXAMPLE = "kvsim calibrate --out my-gpu.yaml --quick"
 app = typer.Typer(
-    help="Fit timings to measurements.",
-    no_args_is_help=True,
-    epilog="Example: kvsim calibrate engine --from runs/ --out my-engine.yaml",
+    help="Run the kernels of a step on this machine's GPU, or fit an engine's overheads to measured runs.",
+    epilog=f"Example: {EXAMPLE}",
+    subcommand_metavar="[engine ...]",
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep ``engine`` a command of its own."""
+@app.callback(invoke_without_command=True, epilog=f"Example: {EXAMPLE}")
+def kernels(
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The profile to write (YAML; its tables beside it). What it already has is kept, so a run that was "
+            "cut off goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Coarser grids, under 3 minutes on an H100.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kernels",
+            help="Only these, measured anew: names, apart by commas; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Cover the shapes of this model (preset or Hugging Face config.json) at 1, 2, 4 and 8 GPUs; may be "
+            "repeated. Default: every preset.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu: the same code at a few small sizes.")] = "cuda",
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="Hold the profile against another one (name or path); if --out is there already, do only that.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the kernels of a step on this machine's GPU and write a profile that simulations are priced by."""
+    if context.invoked_subcommand is not None:
+        return
+    if out is None:
+        typer.echo(context.get_help())
+        return
+    if out.suffix not in (".yaml", ".yml"):
+        raise CalibrationError(
+            f"calibrate --out {out}: the path of a YAML file is expected, such as my-gpu.yaml"
+        )
+    if compare is not None and out.exists():
+        _compare(out, compare, as_json)
+        return
+    from kvsim.calibrate.device import find_device
+    from kvsim.calibrate.kernels import load_kernels
+
+    found = find_device(device)
+    names = [name.strip() for group in only or () for name in group.split(",") if name.strip()]
+    chosen = load_kernels(names)
+    from kvsim.calibrate.report import report_json, report_lines
+    from kvsim.calibrate.suite import run_suite
+    from kvsim.cost.profile import load_profile
+
+    for line in found.notes:
+        note(line)
+    command = "kvsim calibrate " + " ".join(sys.argv[2:])
+    with _progress() as progress:
+        outcome = run_suite(chosen, _plan(model or [], quick, device), found, out, command, names, progress)
+    profile = load_profile(out)
+    if as_json:
+        print_json(report_json(profile, outcome))
+    else:
+        typer.echo("\n".join(report_lines(profile, outcome)))
+        note(f"profile: {out}")
+    if compare is not None:
+        _compare(out, compare, as_json)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def _plan(models: list[str], quick: bool, device: str) -> Plan:
+    from kvsim.calibrate.kernels.kernel import Plan, Shape
+    from kvsim.model.load import load_model, model_presets
+
+    specs = [load_model(name) for name in models or model_presets()]
+    shapes = [Shape(spec, parts) for spec in specs for parts in (1, 2, 4, 8) if spec.num_heads % parts == 0]
+    return Plan("tiny" if device == "cpu" else "quick" if quick else "full", tuple(shapes))
+
+
+def _compare(out: Path, other: str, as_json: bool) -> None:
+    from kvsim.calibrate.compare import compare, compare_lines
+    from kvsim.cost.profile import load_profile
+
+    this, against = load_profile(out), load_profile(other)
+    if as_json:
+        rows = [
+            {**vars(row), "outliers": [[dict(point), ratio] for point, ratio in row.outliers]}
+            for row in compare(this, against)
+        ]
+        print_json({"profile": str(out), "other": against.name, "tables": rows})
+    else:
+        typer.echo("\n".join(compare_lines(this, against)))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar with the remaining time on a terminal; elsewhere a line when the next kernel begins."""
+    begin, now = time.perf_counter(), ""
+    if not sys.stderr.isatty():
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal now
+            if what != now:
+                now, spent_s = what, time.perf_counter() - begin
+                note(f"{spent_s:6.1f} s  {what}; about {spent_s / done * (total - done):.0f} s left")
+
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 @app.command(epilog="Example: kvsim calibrate engine --from runs/ --out my-engine.yaml --name my-engine")

@@ -53,7 +53,10 @@ class DecodeAttention(Pricer):
     ) -> None:
         """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences, with
         provenance ``source``; 0 = by the table."""
-        rows = head_rows(setting.profile.rows("decode_attention"), setting, fold=True)
+        table = setting.profile.rows("decode_attention")
+        if "contexts" in table.columns:
+            table = table.select(contexts="even")
+        rows = head_rows(table, setting, fold=True)
         model, roofline = setting.model, setting.roofline
         self._layers = model.num_layers
         self._floor_ns_per_token = roofline.decode_ns(
