@@ -57,6 +57,8 @@ def measure(
     for i, name in enumerate((LATENCY, SPREAD, FLOOR), start=1):
         columns[name] = np.array([row[i] for row in rows], dtype=np.float64)
     about: dict[str, Any] = {"kernel_source": list(sources), "largest_error": float(f"{worst:.2e}")}
+    if "backend" in kernel.columns:
+        about["backend"] = str(rows[0][0]["backend"])  # kernels name the engine's first
     if too_big:
         about["out_of_memory"] = too_big
     return about, columns

@@ -1,4 +1,4 @@
-"""The part of a step that depends on token counts only: matrix products, experts, collectives.
+"""The part of a step that depends on token counts only: matrix products, experts, collectives, elementwise kernels.
 
 Looked up once per number of tokens (layers) and of sampled rows (LM head), then cached: a step costs two
 dictionary look-ups.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvsim.cost.collectives import CollectivePrices
+from kvsim.cost.elementwise import Elementwise
 from kvsim.cost.gemm import GemmPrices
 from kvsim.cost.lattice import quantise
 from kvsim.cost.moe import MoePrices
@@ -63,6 +64,8 @@ class LinearPart:
             shape = (model.hidden_size, moe.intermediate_size, moe.experts_per_token, moe.num_experts)
             self._moe = MoePrices(setting.profile, setting.roofline, model.weight_dtype, shape, parts)
 
+        self._elementwise = Elementwise(setting)
+
     def layers(self, tokens: int) -> Priced:
         """All layers for ``tokens`` tokens."""
         model, parts = self._setting.model, self._setting.tensor_parallel
@@ -72,7 +75,9 @@ class LinearPart:
         if parts > 1:  # after attention and after the MLP; activations are 16 bits
             time_ns, provenance = self._collectives.price("all_reduce", tokens * model.hidden_size * 2)
             found.append(("all_reduce", 2 * time_ns, provenance))
-        return _sum([((name, provenance), model.num_layers * time_ns) for name, time_ns, provenance in found])
+        whole = [((name, provenance), model.num_layers * time_ns) for name, time_ns, provenance in found]
+        between = self._elementwise.layers(tokens)
+        return _sum(whole + [((name, provenance), time_ns) for name, time_ns, provenance in between])
 
     def head(self, sampled: int) -> Priced:
         """LM head for ``sampled`` rows, logits gathered over the GPUs."""
@@ -84,7 +89,8 @@ class LinearPart:
         if parts > 1:
             time_ns, provenance = self._collectives.price("all_gather", sampled * model.vocab_size * 2)
             found.append((("all_gather", provenance), time_ns))
-        return _sum(found)
+        chosen = self._elementwise.sampled(sampled)
+        return _sum(found + [((name, provenance), time_ns) for name, time_ns, provenance in chosen])
 
 
 def _sum(found: list[tuple[Key, float]]) -> Priced:

@@ -62,11 +62,6 @@ class Table:
             self.name, {name: values[keep] for name, values in self.columns.items()}, self.provenance
         )
 
-    def preferred(self) -> Table:
-        """The rows of the backend nearest to an engine's own kernels, where several were run."""
-        known = self.values("backend") if "backend" in self.columns else []
-        return self.select(backend=min(known, key=_preference)) if known else self
-
     def values(self, name: str) -> list[Any]:
         """What occurs in column ``name``, ascending."""
         return list(np.unique(self.columns[name]).tolist())
@@ -117,15 +112,9 @@ class Profile:
         return self._tables[name]
 
     def rows(self, name: str) -> Table:
-        """As :meth:`table`, of its preferred backend only: what prices are made of."""
-        return self.table(name).preferred()
-
-
-_BACKENDS = ("vllm", "flashinfer", "inductor", "torch", "triton")  # an engine's own kernels first
-
-
-def _preference(backend: str) -> tuple[int, str]:
-    return (_BACKENDS.index(backend) if backend in _BACKENDS else len(_BACKENDS), backend)
+        """As :meth:`table`; where several backends were run, the one that the header names: what engines run."""
+        table, backend = self.table(name), self.header["tables"][name].get("backend")
+        return table.select(backend=backend) if backend else table
 
 
 def _read_parquet(path: Path, where: str) -> dict[str, Array]:
