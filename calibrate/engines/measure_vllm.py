@@ -10,7 +10,8 @@ A plan is ``{"phases": [...]}``; a phase is one engine start::
      "workloads": [{"name": "...", "file": "...jsonl[.gz]", "order": "open", "use": "check", "limit_s": 120,
                     "gpu_log": false}]}
 
-Workload files are kvsim JSON Lines. ``order`` says when a row is submitted:
+Workload files, and the model if it is a folder, may be named relative to the plan. Workload files are kvsim JSON Lines.
+``order`` says when a row is submitted:
 
 - ``open``: at its ``arrival_s``;
 - ``sequential``: when the one before it has finished, in the order of the file;
@@ -81,6 +82,10 @@ ITERATION_COLUMNS = [
 does not; ``external_prompt_tokens`` came from another tier. ``engine_s``: when the engine core sent the output,
 on the clock of ``t_s``: free of the front end's delays."""
 
+TRANSFER_COLUMNS = ["t_s", "load_bytes", "load_s", "loads", "store_bytes", "store_s", "stores"]
+"""Copies between HBM and a host tier that were found to have ended when the engine sent an output batch; ``load_s`` and
+``store_s`` are sums of their times between events on the device, without the time in a queue."""
+
 GPU_FIELDS = "clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
 
 
@@ -113,11 +118,13 @@ class Recording:
     """What the front end saw since the last ``clear``."""
 
     iterations: list[list[Any]] = field(default_factory=list)
+    transfers: list[list[Any]] = field(default_factory=list)
     engine_times: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     sent_s: float | None = None
 
     def clear(self) -> None:
         self.iterations.clear()
+        self.transfers.clear()
         self.engine_times.clear()
 
     def record(self, scheduler: Any, iteration: Any) -> None:
@@ -138,12 +145,29 @@ class Recording:
                 self.sent_s,
             ]
         )
+        moved = transfers_of(getattr(scheduler, "kv_connector_stats", None))
+        if moved:
+            self.transfers.append([self.sent_s or now, *moved])
         self.sent_s = None
         for done in iteration.finished_requests if iteration else ():
             times = (done.queued_time, done.prefill_time, done.decode_time)
             self.engine_times[str(done.request_id)] = times
             # the engine may add a suffix of its own to the id
             self.engine_times[str(done.request_id).rsplit("-", 1)[0]] = times
+
+
+def transfers_of(stats: dict[str, Any] | None) -> list[Any]:
+    """Values of TRANSFER_COLUMNS after the time, from what vLLM's offloading connector reports; empty if nothing moved."""
+    named = (stats or {}).get("data") or {}
+
+    def values(metric: str) -> list[Any]:
+        return list((named.get(f"vllm:kv_offload_{metric}") or {}).values())
+
+    row: list[Any] = []
+    for kind in ("load", "store"):
+        row += [sum(values(f"{kind}_bytes")), round(sum(values(f"{kind}_time")), 9)]
+        row.append(sum(len(sizes) for sizes in values(f"{kind}_size")))
+    return row if any(row) else []
 
 
 async def serve_one(
@@ -325,7 +349,10 @@ def start_engine(arguments: dict[str, Any], recording: Recording) -> Any:
 async def run_phase(phase: dict[str, Any], out: Path) -> None:
     recording = Recording()
     begin = time.perf_counter()
-    engine = start_engine(phase["engine"], recording)
+    arguments = dict(phase["engine"])
+    if Path(arguments["model"]).is_dir():
+        arguments["model"] = str(Path(arguments["model"]).resolve())
+    engine = start_engine(arguments, recording)
     print(f"phase {phase['name']}: engine up in {time.perf_counter() - begin:.1f} s", flush=True)
     config = engine.vllm_config
     shown = dict(phase["engine"])
@@ -361,6 +388,9 @@ async def run_phase(phase: dict[str, Any], out: Path) -> None:
             sent = ITERATION_COLUMNS.index("engine_s")
             iterations = clocked(recording.iterations, start, (0, sent))
             write_table(out / f"{name}.iterations.csv.gz", ITERATION_COLUMNS, iterations)
+            if recording.transfers:
+                transfers = clocked(recording.transfers, start, (0,))
+                write_table(out / f"{name}.transfers.csv.gz", TRANSFER_COLUMNS, transfers)
             if gpu_rows:
                 write_table(
                     out / f"{name}.gpu.csv.gz",
@@ -380,8 +410,9 @@ async def run_phase(phase: dict[str, Any], out: Path) -> None:
 
 def main(plan_path: str, out_dir: str, *names: str) -> None:
     plan = json.loads(Path(plan_path).read_text())
-    out = Path(out_dir)
+    out = Path(out_dir).absolute()
     os.makedirs(out, exist_ok=True)
+    os.chdir(Path(plan_path).absolute().parent)
     for phase in plan["phases"]:
         if names and phase["name"] not in names:
             continue

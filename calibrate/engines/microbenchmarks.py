@@ -159,3 +159,47 @@ def queue_over_decodes(
 def queue(prompts: int, input_tokens: int, output_tokens: int) -> list[Row]:
     """All prompts at once: every step's token budget is full until the queue is empty."""
     return [row(0.0, input_tokens, output_tokens) for _ in range(prompts)]
+
+
+LOAD_TOKENS_PER_S = 100_000
+"""A slow host link's; only spaces arrivals."""
+
+
+def loads(batches: Sequence[Sequence[int]], rounds: int, first_content: int) -> list[Row]:
+    """Prompts that start together, batch after batch, each of a content of so many tokens and 8 new ones.
+
+    The first round computes and stores the contents; by the next round the others have driven them out of HBM, if all
+    together have at least twice its size, and they are loaded from the host tier, ``rounds`` times.
+    """
+    groups = Groups(first_content)
+    contents = [groups.contents(lengths) for lengths in batches]
+    for number in range(1 + rounds):
+        rate = LOAD_TOKENS_PER_S if number else PREFILL_TOKENS_PER_S
+        for batch in contents:
+            tokens = sum(length for _, length in batch)
+            longest = max(length for _, length in batch)
+            members = [row(0.0, length + 8, 4, segments=[[content, length]]) for content, length in batch]
+            groups.add(members, 0.3 + tokens / rate * (1 + longest / 40_000))
+    return groups.rows
+
+
+def loads_over_decodes(
+    batch: int, context: int, lengths: Sequence[int], rounds: int, first_content: int
+) -> list[Row]:
+    """As :func:`loads`, one by one, while ``batch`` requests decode; a group for each round of all ``lengths``."""
+    groups = Groups(first_content)
+    running, contents = groups.contents([context] * batch), groups.contents(lengths)
+    groups.compute(running)
+    for content, length in contents:
+        members = [row(0.0, length + 8, 4, segments=[[content, length]])]
+        groups.add(members, 0.3 + length / PREFILL_TOKENS_PER_S * (1 + length / 40_000))
+    for _ in range(rounds):
+        at_s, members = 0.2, []
+        for content, length in contents:
+            members.append(row(at_s, length + 8, 4, segments=[[content, length]]))
+            at_s += 0.12 + length / LOAD_TOKENS_PER_S
+        decodes = [
+            row(0.0, length, int(at_s / 0.0065), segments=[[content, length]]) for content, length in running
+        ]
+        groups.add(decodes + members, at_s + 0.5)
+    return groups.rows

@@ -1,6 +1,7 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
-Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
+Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. Without TRACES_DIR it writes the plan of the host tier's
+microbenchmarks alone, which stands in ``plans/loads``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
 ``lmcache_miniswe.jsonl.gz`` and ``azure2023_conv.csv.gz`` (docs/measurements.md names their sources). Same traces,
 same files.
 """
@@ -214,6 +215,38 @@ def build(out: Path, traces: Path, models: str) -> None:
     plan.write()
 
 
+def build_loads(out: Path, models: str) -> None:
+    """Write the plan that tells how fast KV moves between HBM and host memory: about 40 s beside the engine starts.
+
+    HBM has room for one prompt of 32,768 tokens and little more, so that a round of prompts drives out the last one.
+    """
+    plan = Plan(out, models)
+    warm_up = micro.solo((128, 512, 2048, 8192), 2)
+    tier = {
+        "num_gpu_blocks_override": LOAD_GPU_BLOCKS,
+        "kv_offloading_size": LOAD_HOST_GIB,
+        "kv_offloading_backend": "native",
+    }
+    plan.phase("loads", "llama-3.1-8b", 33_000, engine=tier)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("load_alone", micro.loads([[n] for n in LOADED], 8, 26_000_000), "groups", 40)
+    batches = [[n] * together for n in (1024, 4096, 8192) for together in (2, 4)]
+    plan.workload("load_together", micro.loads(batches, 6, 26_001_000), "groups", 30)
+    lengths = (16384, 1024, 8192, 2048, 12288, 1536, 4096, 6144, 3072)
+    rows = micro.loads_over_decodes(4, 512, lengths, 5, 26_002_000)
+    plan.workload("load_over_b4", rows, "groups", 40)
+    plan.workload("store_8192_o1", micro.queue(10, 8192, 1), "open", 20)
+
+    # pieces of half the size: the cost of a piece apart from that of its bytes
+    plan.phase("loads_fp8kv", "llama-3.1-8b", 33_000, engine={**tier, "kv_cache_dtype": "fp8"})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("load_alone_x3", micro.loads([[n] for n in LOADED], 3, 26_003_000), "groups", 30)
+    plan.write()
+
+
+LOADED = (256, 6144, 512, 16384, 1024, 3072, 2048, 24576, 384, 4096, 12288, 768, 32768, 1536, 8192)
+LOAD_GPU_BLOCKS = 2200
+LOAD_HOST_GIB = 24.0
 RAG_FIRST = 1400
 AGENT_GPU_BLOCKS = 3000
 AGENT_HOST_GIB = 8.0
@@ -222,7 +255,10 @@ AGENTS: dict[str, Any] = {"sessions": 20, "most_tokens": 31900, "start_gap_s": 2
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("traces", type=Path)
+    parser.add_argument("traces", type=Path, nargs="?")
     parser.add_argument("--models", default=str(Path(__file__).parent / "models"))
     arguments = parser.parse_args()
-    build(arguments.out, arguments.traces, arguments.models)
+    if arguments.traces:
+        build(arguments.out, arguments.traces, arguments.models)
+    else:
+        build_loads(arguments.out, arguments.models)

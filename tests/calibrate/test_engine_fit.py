@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import yaml
 import kvsim.cluster.run as cluster_run
 import kvsim.engine.replica as replica_module
 from kvsim.calibrate.engines.fit import Fit, fit_engine, read_microbenchmarks
+from kvsim.calibrate.engines.measure_vllm import rows_of
 from kvsim.cli.main import run_command
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
@@ -181,6 +183,45 @@ def known_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, rows in microbenchmarks().items():
             record(folder, f"sim.{name}", rows, engine, 1_500_000)
     return folder
+
+
+LOADS = ROOT / "calibrate" / "engines" / "plans" / "loads"
+
+
+@pytest.mark.parametrize("name", ["load_alone", "load_together", "load_over_b4"])
+def test_the_plan_loads_from_host_memory(name: str, tmp_path: Path) -> None:
+    """Each content is computed once; afterwards all of it comes from DDR and nothing from HBM."""
+    [phase] = [p for p in json.loads((LOADS / "plan.json").read_text())["phases"] if p["name"] == "loads"]
+    meta = {
+        **META,
+        "engine": {**phase["engine"], "model": "llama-3.1-8b"},
+        "num_gpu_blocks": phase["engine"]["num_gpu_blocks_override"],
+    }
+    (tmp_path / "loads.meta.json").write_text(json.dumps(meta))
+    (tmp_path / "workloads").mkdir()
+    shutil.copy(LOADS / "workloads" / f"{name}.jsonl.gz", tmp_path / "workloads")
+    rows = rows_of(str(LOADS / "workloads" / f"{name}.jsonl.gz"))
+    table = [
+        (
+            f"{name}-{i}",
+            row["arrival_s"],
+            row["arrival_s"],
+            row["input_tokens"],
+            row["output_tokens"],
+            *[0] * 7,
+        )
+        for i, row in enumerate(rows)
+    ]
+    write_table(tmp_path / f"loads.{name}.requests.csv.gz", REQUESTS, table)
+    run = read_run(tmp_path, f"loads.{name}")
+    assert run.is_microbenchmark
+    found = replay(run, Assumptions()).requests
+    seen = set()
+    for row, hits in zip(rows, found.hits_by_tier.tolist(), strict=True):
+        [[content, tokens]] = row["segments"]
+        if row["output_tokens"] == 4:  # not a decode
+            assert hits == ([0, tokens] if content in seen else [0, 0])
+        seen.add(content)
 
 
 def base_spec(run: MeasuredRun, name: str = "vllm-0.24.0") -> EngineSpec:

@@ -15,10 +15,20 @@ from typing import Any
 
 import pytest
 
-from kvsim.calibrate.engines import measure_vllm, microbenchmarks
+from kvsim.calibrate.engines import measure_vllm, microbenchmarks, plan
 from kvsim.workloads.readers import read
 
 STEP_S = 0.002
+MOVED = {
+    "types": {},
+    "data": {
+        "vllm:kv_offload_load_bytes": {(): 4096},
+        "vllm:kv_offload_load_time": {(): 0.5},
+        "vllm:kv_offload_load_size": {(): [1024, 3072]},
+        "vllm:kv_offload_cpu_cache_usage_perc": {(): 0.25},
+    },
+}
+"""What vLLM 0.24's offloading connector reports when two loads have ended."""
 
 
 class StandIn:
@@ -66,7 +76,12 @@ class StandIn:
                 prompt_token_stats=SimpleNamespace(computed=7 if first else 0, external_kv_transfer=0),
                 finished_requests=[done] if last else [],
             )
-            scheduler = SimpleNamespace(num_running_reqs=self.running, num_waiting_reqs=0, kv_cache_usage=0.5)
+            scheduler = SimpleNamespace(
+                num_running_reqs=self.running,
+                num_waiting_reqs=0,
+                kv_cache_usage=0.5,
+                kv_connector_stats=MOVED if last else None,
+            )
             self.logger.record(scheduler, iteration)
             yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[1])], num_cached_tokens=16)
         self.logger.record(None, None)
@@ -144,6 +159,22 @@ def test_a_request_leaves_one_row_with_client_and_engine_times(
     assert (meta["workloads"][0]["requests"], meta["workloads"][0]["use"]) == (1, "fit")
 
 
+def test_transfers_that_ended_leave_a_row(tmp_path: Path, engines: list[StandIn]) -> None:
+    measured(tmp_path, [microbenchmarks.row(0.0, 40, 3)], "open")
+    [row] = rows_of(tmp_path / "out" / "p.w.transfers.csv.gz")
+    assert float(row.pop("t_s")) >= 3 * STEP_S
+    assert row == {
+        "load_bytes": "4096",
+        "load_s": "0.5",
+        "loads": "2",
+        "store_bytes": "0",
+        "store_s": "0",
+        "stores": "0",
+    }
+    assert measure_vllm.transfers_of(None) == []
+    assert measure_vllm.transfers_of({"data": {"vllm:kv_offload_cpu_cache_usage_perc": {(): 0.25}}}) == []
+
+
 def test_groups_run_one_after_another(tmp_path: Path, engines: list[StandIn]) -> None:
     rows = [microbenchmarks.row(g * 5.0, 16, 4, group=g) for g in range(3) for _ in range(2)]
     requests, _, _ = measured(tmp_path, rows, "groups")
@@ -197,6 +228,23 @@ def test_injections_are_alone_and_the_decodes_outlast_them() -> None:
         decodes = [row for row in members if "segments" in row]
         idle_s = injected[1]["arrival_s"] - decodes[0]["arrival_s"] - injected[0]["input_tokens"] / 40_000
         assert min(row["output_tokens"] for row in decodes) * step_s > idle_s
+
+
+LOADS = Path(__file__).parents[2] / "calibrate" / "engines" / "plans" / "loads"
+
+
+def test_the_shipped_plan_is_what_the_program_writes(tmp_path: Path) -> None:
+    plan.build_loads(tmp_path, "../../models")
+    written, shipped = (sorted(path.rglob("*.*")) for path in (tmp_path, LOADS))
+    assert [path.relative_to(tmp_path) for path in written] == [path.relative_to(LOADS) for path in shipped]
+    for ours, theirs in zip(written, shipped, strict=True):
+        unpacked = [
+            gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in (ours, theirs)
+        ]
+        assert unpacked[0] == unpacked[1], ours.name
+    for phase in json.loads((LOADS / "plan.json").read_text())["phases"]:
+        assert (LOADS / phase["engine"]["model"] / "config.json").is_file()
+        assert all((LOADS / workload["file"]).is_file() for workload in phase["workloads"])
 
 
 RUNS = Path(__file__).parents[2] / "calibrate" / "data" / "vllm-0.24.0_h100-sxm"
