@@ -79,11 +79,27 @@ def report_lines(profile: Profile, outcome: Outcome | None = None) -> list[str]:
             f"{row.kernel:24}{row.points:>7}{row.seconds:>6.0f}s  {share:17}{_percent(row.spread_median):>7}"
             f"  {away:20}{error}"
         )
+    composites = header.get("composite") or []
+    if composites:
+        lines += ["", "whole steps as one graph against the sum of their kernels"]
+        lines += [_composite_line(row) for row in composites]
     if outcome:
         lines += [f"kept from an earlier run: {', '.join(outcome.kept)}"] if outcome.kept else []
         lines += [f"left out: {name}: {why}" for name, why in outcome.skipped.items()]
         lines += [f"FAILED: {name}: {why}" for name, why in outcome.failed.items()]
     return lines
+
+
+def _composite_line(row: dict[str, Any]) -> str:
+    what = (
+        f"{row['batch']} decodes over {row['context']}"
+        if row["batch"]
+        else f"{row['new']} tokens over {row['past']}"
+    )
+    return (
+        f"{row['model']}, {row['layers']:>3} layers, {what:24}{row['measured_us'] / 1e3:9.3f} ms"
+        f"{row['sum_us'] / 1e3:9.3f} ms  {row['ratio']:.3f}"
+    )
 
 
 def report_json(profile: Profile, outcome: Outcome) -> dict[str, Any]:
@@ -92,6 +108,7 @@ def report_json(profile: Profile, outcome: Outcome) -> dict[str, Any]:
         "profile": str(outcome.path),
         "gpu": profile.header["gpu"],
         "software": profile.header.get("software", {}),
+        "composite": profile.header.get("composite", []),
         "kernels": [asdict(row) for row in kernel_reports(profile)],
         "kept": outcome.kept,
         "skipped": outcome.skipped,

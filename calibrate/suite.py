@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.composite import check_composites
 from kvsim.calibrate.device import Device, clocks
 from kvsim.calibrate.kernels.kernel import Kernel, Plan
 from kvsim.calibrate.measure import GuardError, Progress, measure
@@ -92,6 +93,11 @@ def run_suite(
                 file = f"{out.stem}.{kernel.name}.off_grid.parquet"
                 write_table(out.parent / file, check.columns)
                 keep(kernel, {**about, "off_grid": {"file": file, **check.facts()}}, columns, begin)
+    if outcome.seconds:  # something is new: hold whole steps against the sum of their kernels again
+        header["composite"] = check_composites(
+            {kernel.name: kernel for kernel in kernels}, plan, load_profile(out), bench
+        )
+        write_profile(out.parent, header, tables)
     if not tables:
         reasons = "; ".join(f"{name}: {why}" for name, why in {**outcome.failed, **outcome.skipped}.items())
         raise CalibrationError(f"calibrate: no kernel could be measured; {reasons}")
