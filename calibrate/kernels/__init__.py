@@ -11,6 +11,8 @@ from kvsim.errors import CalibrationError, did_you_mean
 # module: class, in the order in which they run: what every step needs first
 _KERNELS = {
     "gemm": "Gemm",
+    "quantise_kv": "QuantiseKv",
+    "dequantise_attention": "DequantiseAttention",
 }
 
 

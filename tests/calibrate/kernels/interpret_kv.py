@@ -1,0 +1,65 @@
+"""Run by test_kv_triton.py under TRITON_INTERPRET=1; prints the name of every kernel that gave the right result."""
+
+from __future__ import annotations
+
+import torch
+
+from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.device import find_device
+from kvsim.calibrate.kernels.dequantise_attention import plain
+from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
+from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
+from kvsim.calibrate.triton.quantise_kv import quantise_kv
+
+BENCH = Bench(find_device("cpu"))
+FLOAT = torch.float32
+
+
+def check_quantise_kv() -> None:
+    for bits in (8, 4, 2):
+        keys, values = BENCH.randn(64, 2, 64), BENCH.randn(64, 2, 64)
+        packed = [empty(bits, (2, 64, 64), by_channel, BENCH) for by_channel in (True, False)]
+        quantise_kv(bits, keys, values, [*packed[0]], [*packed[1]])
+        for new, found, by_channel in ((keys, packed[0], True), (values, packed[1], False)):
+            new = new.transpose(0, 1)
+            assert packed_error(new, found, bits, by_channel, range(2)) < 5e-3
+            plainly = quantise(new, bits, by_channel)
+            assert (plainly.codes != found.codes).double().mean() < 0.01  # ties aside
+
+
+def check_dequantise_attention() -> None:
+    batch, kv_heads, head_dim, room = 2, 2, 64, 192
+    queries = BENCH.randn(batch, 6, head_dim, dtype=FLOAT)
+    window = [BENCH.randn(batch, kv_heads, GROUP, head_dim, dtype=FLOAT) for _ in range(2)]
+    for bits in (8, 4, 2):
+        keys, values = (
+            quantise(BENCH.randn(batch, kv_heads, room, head_dim), bits, by_channel)
+            for by_channel in (True, False)
+        )
+        for splits, lengths in ((1, (224, 70)), (3, (223, 33)), (4, (40, 161))):
+            contexts = torch.tensor(lengths, dtype=torch.int32)
+            partial, sums = torch.empty(batch, 6, splits, head_dim), torch.empty(batch, 6, splits)
+            found = torch.empty_like(queries)
+            dequantise_attention(
+                bits, queries, [*keys], [*values], window, contexts, splits, found, partial, sums
+            )
+            for b, context in enumerate(lengths):
+                fresh = (context - 1) % GROUP + 1
+                k = torch.cat(
+                    [dequantise(keys, bits, True)[b, :, : context - fresh], window[0][b, :, :fresh]], 1
+                )
+                v = torch.cat(
+                    [dequantise(values, bits, False)[b, :, : context - fresh], window[1][b, :, :fresh]], 1
+                )
+                expected = torch.nn.functional.scaled_dot_product_attention(
+                    queries[b].unsqueeze(1), k, v, enable_gqa=True
+                )
+                assert relative_error(found[b], expected.squeeze(1)) < 1e-5, (bits, splits, b)
+        full = plain(bits, queries, keys, values, *window, GROUP)
+        assert full.shape == queries.shape
+
+
+if __name__ == "__main__":
+    for check in (check_quantise_kv, check_dequantise_attention):
+        check()
+        print(check.__name__.removeprefix("check_"))
