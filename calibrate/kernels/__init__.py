@@ -13,6 +13,10 @@ _KERNELS = {
     "gemm": "Gemm",
     "quantise_kv": "QuantiseKv",
     "dequantise_attention": "DequantiseAttention",
+    "rms_norm": "RmsNorm",
+    "rotary": "Rotary",
+    "silu_and_mul": "SiluAndMul",
+    "kv_write": "KvWrite",
 }
 
 
