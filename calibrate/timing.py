@@ -11,8 +11,8 @@ import torch
 
 from kvsim.calibrate.kernels.kernel import Launch
 
-GRAPH_S = 0.002  # device time of one graph: launches are repeated until they fill it
-SPENT_S = 0.02  # device time of all timed replays of a point
+GRAPH_S = 0.001  # device time of one graph: launches are repeated until they fill it
+SPENT_S = 0.01  # device time of all timed replays of a point
 LEAST, MOST = 5, 20  # replays
 
 

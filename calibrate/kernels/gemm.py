@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -13,46 +14,64 @@ from kvsim.model.spec import DTYPE_BYTES
 
 # Rows: every CUDA graph size of small batches, then what shows the stairs of 64- and 128-row tiles.
 FULL = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    24,
-    32,
-    48,
-    64,
-    80,
-    96,
-    112,
-    128,
-    144,
-    160,
-    192,
-    224,
-    256,
-    320,
-    384,
-    448,
-    512,
-    640,
-    768,
-    896,
-    1024,
-    1280,
-    1536,
-    1792,
-    2048,
-    2560,
-    3072,
-    4096,
-    5120,
-    6144,
-    7168,
-    8192,
-    16384,
+    *(
+        1,
+        2,
+        4,
+        8,
+        16,
+        24,
+        32,
+        48,
+        64,
+        80,
+        96,
+        112,
+        128,
+        144,
+        160,
+        192,
+        224,
+        256,
+        320,
+        384,
+        448,
+        512,
+        640,
+        768,
+        896,
+    ),
+    *(1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096, 5120, 6144, 7168, 8192, 16384),
 )
-QUICK = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
+SPLIT = (
+    *(
+        1,
+        4,
+        8,
+        16,
+        32,
+        48,
+        64,
+        96,
+        128,
+        160,
+        192,
+        256,
+        320,
+        384,
+        512,
+        640,
+        768,
+        1024,
+        1536,
+        2048,
+        3072,
+        4096,
+        6144,
+    ),
+    8192,
+)  # of models on several GPUs
+QUICK = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)  # and of fp8
 HEAD_ROWS = 1024  # the LM head only sees rows that are sampled
 SAMPLE = 64  # rows and columns of the result that are checked
 
@@ -65,14 +84,18 @@ class Gemm(Kernel):
     summary = "dense matrix products of every linear layer, TP degree and dtype"
 
     def points(self, plan: Plan) -> Sequence[Point]:
-        rows = plan.pick(FULL, QUICK, (1, 16))
         found: list[Point] = []
-        for n, k, head in _widths(plan):
-            for dtype in ("bfloat16",) if head else ("bfloat16", "fp8"):
-                if dtype == "fp8" and (n % 16 or k % 16):
-                    continue  # torch._scaled_mm wants multiples of 16
-                kept = [m for m in rows if not head or m <= HEAD_ROWS]
-                found += [{"dtype": dtype, "n": n, "k": k, "m": m} for m in kept]
+        for (n, k), width in _widths(plan).items():
+            for dtype in ("bfloat16", "fp8"):
+                if dtype == "fp8" and (width.is_head or n % 16 or k % 16):
+                    continue  # LM heads stay in 16 bits; torch._scaled_mm wants multiples of 16
+                dense = SPLIT if width.is_split else FULL
+                rows = plan.pick(dense if dtype == "bfloat16" else QUICK, QUICK, (1, 16))
+                found += [
+                    {"dtype": dtype, "n": n, "k": k, "m": m}
+                    for m in rows
+                    if not width.is_head or m <= HEAD_ROWS
+                ]
         return found
 
     def prepare(self, point: Point, bench: Bench) -> Launch:
@@ -105,7 +128,7 @@ class Gemm(Kernel):
         return Launch(run=multiply, error=error, tolerance=5e-3, **about)
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        widths = [(n, k) for n, k, head in _widths(plan) if not head]
+        widths = [width for width, about in _widths(plan).items() if not about.is_head]
         return [
             {
                 "dtype": "bfloat16",
@@ -124,16 +147,23 @@ class Gemm(Kernel):
         )
 
 
-def _widths(plan: Plan) -> list[tuple[int, int, bool]]:
-    """(n, k, is an LM head) of every shape, each once."""
+class _Width(NamedTuple):
+    is_head: bool  # only an LM head, which sees sampled rows alone
+    is_split: bool  # only on several GPUs
+
+
+def _widths(plan: Plan) -> dict[tuple[int, int], _Width]:
+    """(n, k) of every linear layer of every shape, in order."""
     if plan.size == "tiny":
-        return [(96, 64, False), (160, 64, True)]
-    found: dict[tuple[int, int, bool], None] = {}
-    for shape in plan.shapes:
-        for n, k in linear_widths(shape.model, shape.tensor_parallel).values():
-            found[n, k, False] = None
-        found[_head_width(shape), shape.model.hidden_size, True] = None
-    return sorted(found)
+        return {(96, 64): _Width(False, False), (160, 64): _Width(True, False)}
+    found: dict[tuple[int, int], _Width] = {}
+    for shape in sorted(plan.shapes, key=lambda shape: shape.tensor_parallel):
+        split = shape.tensor_parallel > 1
+        for width in linear_widths(shape.model, shape.tensor_parallel).values():
+            before = found.get(width, _Width(False, split))
+            found[width] = _Width(False, before.is_split)
+        found.setdefault((_head_width(shape), shape.model.hidden_size), _Width(True, split))
+    return dict(sorted(found.items()))
 
 
 def _head_width(shape: Shape) -> int:
