@@ -17,6 +17,7 @@ _KERNELS = {
     "rotary": "Rotary",
     "silu_and_mul": "SiluAndMul",
     "kv_write": "KvWrite",
+    "sampling": "Sampling",
 }
 
 
