@@ -18,6 +18,8 @@ _KERNELS = {
     "silu_and_mul": "SiluAndMul",
     "kv_write": "KvWrite",
     "sampling": "Sampling",
+    "page_scores": "PageScores",
+    "top_k_select": "TopKSelect",
 }
 
 

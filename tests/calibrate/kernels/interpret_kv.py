@@ -6,9 +6,11 @@ import torch
 
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.device import find_device
+from kvsim.calibrate.kernels import page_scores as pages
 from kvsim.calibrate.kernels.dequantise_attention import plain
 from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
 from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
+from kvsim.calibrate.triton.page_scores import page_scores
 from kvsim.calibrate.triton.quantise_kv import quantise_kv
 
 BENCH = Bench(find_device("cpu"))
@@ -59,7 +61,14 @@ def check_dequantise_attention() -> None:
         assert full.shape == queries.shape
 
 
+def check_page_scores() -> None:
+    queries = BENCH.randn(2, 6, 64, dtype=FLOAT)
+    lows, highs = (BENCH.randn(2, 2, 70, 64, dtype=FLOAT) for _ in range(2))
+    found = page_scores(queries, lows, highs, torch.full((2, 2, 70), float("nan")))
+    assert relative_error(found, pages.plain(queries, lows, highs)) < 1e-6
+
+
 if __name__ == "__main__":
-    for check in (check_quantise_kv, check_dequantise_attention):
+    for check in (check_quantise_kv, check_dequantise_attention, check_page_scores):
         check()
         print(check.__name__.removeprefix("check_"))
