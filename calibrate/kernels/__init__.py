@@ -20,6 +20,8 @@ _KERNELS = {
     "sampling": "Sampling",
     "page_scores": "PageScores",
     "top_k_select": "TopKSelect",
+    "prefill_attention": "PrefillAttention",
+    "decode_attention": "DecodeAttention",
 }
 
 
