@@ -83,6 +83,7 @@ def find_device(kind: str) -> Device:
         "hbm_bytes_per_s": spec.hbm_bytes_per_s,
         "flops_per_s": dict(spec.flops_per_s),
         "nvlink_bytes_per_s": spec.nvlink_bytes_per_s,
+        "host_link": spec.host_link,
     }
     return Device(
         "cuda",

@@ -146,11 +146,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         ),
         options=scenario.cache.options,
     )
-    profile = load_profile(
-        scenario.profile_path(scenario.timings.profile)
-        if scenario.timings.profile
-        else profile_for_gpu(gpu.name)
-    )
+    profile = load_profile(_profile_name(scenario, gpu.name))
     trace = build_trace(scenario)
     simulation = build_simulation(
         trace,
@@ -192,6 +188,14 @@ def _manager(name: str, config: CacheConfig) -> CacheManager:
             f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or set tiers to []"
         )
     return manager
+
+
+def _profile_name(scenario: Scenario, gpu: str) -> str:
+    """What is named; else the profile that stands for the GPU; else the default one of its name."""
+    named = scenario.timings.profile or scenario.cluster.gpu
+    if scenario.timings.profile or named.endswith((".yaml", ".yml")):
+        return scenario.profile_path(named)
+    return profile_for_gpu(gpu)
 
 
 def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:

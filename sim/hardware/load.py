@@ -23,11 +23,13 @@ def link_presets() -> list[str]:
 
 
 def load_gpu(name: str) -> GpuSpec:
-    """The preset GPU of that name.
+    """The preset GPU of that name, or the one that a calibrated profile (the path of its YAML file) was made on.
 
     Raises:
         ScenarioError: there is none.
     """
+    if name.endswith((".yaml", ".yml")):
+        return _gpu_of_profile(Path(name))
     return GpuSpec(name=name, **_preset("gpus", "GPU", name))
 
 
@@ -44,6 +46,31 @@ def load_link(name: str) -> LinkSpec:
 def load_media_price(name: str) -> float:
     """USD per GB and month of a kind of memory (ddr5, nvme)."""
     return float(_preset("media", "kind of memory", name)["usd_per_gb_month"])
+
+
+def _gpu_of_profile(path: Path) -> GpuSpec:
+    """The preset behind the profile if there is one, else the GPU as the profile's header describes it, without a price."""
+    try:
+        about = yaml.safe_load(path.read_text(encoding="utf-8"))["gpu"]
+        if about["name"] in gpu_presets():
+            return load_gpu(about["name"])
+        return GpuSpec(
+            name=about["name"],
+            hbm_bytes=int(about["hbm_bytes"]),
+            hbm_bytes_per_s=float(about["hbm_bytes_per_s"]),
+            flops_per_s={dtype: float(peak) for dtype, peak in about["flops_per_s"].items()},
+            nvlink_bytes_per_s=float(about.get("nvlink_bytes_per_s", 0.0)),
+            usd_per_hour=0.0,
+            host_link=about.get("host_link", "pcie-gen5-x16"),
+            sources={"usd_per_hour": "none: set cluster.usd_per_gpu_hour"},
+            device=str(about.get("device", "")),
+        )
+    except OSError:
+        raise ScenarioError(f"{path}: no such profile") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ScenarioError(
+            f"{path}: not a profile that kvsim calibrate wrote on a GPU; its gpu lacks {error!r}"
+        ) from None
 
 
 @cache

@@ -21,7 +21,7 @@ def build_model(scenario: Scenario) -> ModelSpec:
 
 def build_gpu(scenario: Scenario) -> GpuSpec:
     """The GPU, with the scenario's price."""
-    gpu = load_gpu(scenario.cluster.gpu)
+    gpu = load_gpu(scenario.profile_path(scenario.cluster.gpu))
     price = scenario.cluster.usd_per_gpu_hour
     if price is None:
         return gpu

@@ -29,7 +29,7 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
     from kvsim.scenario.build import build_model
 
     yield "model", lambda: build_model(scenario)
-    yield "cluster.gpu", lambda: load_gpu(scenario.cluster.gpu)
+    yield "cluster.gpu", lambda: load_gpu(scenario.profile_path(scenario.cluster.gpu))
     yield (
         "cluster.tensor_parallel",
         lambda: check_tensor_parallel(build_model(scenario), scenario.cluster.tensor_parallel),

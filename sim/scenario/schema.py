@@ -37,7 +37,7 @@ class Part(BaseModel):
 class Cluster(Part):
     replicas: Positive = 1
     gpu: str = "h100-sxm"
-    """Preset name; ``kvsim explain memory`` shows what fits it."""
+    """Preset name, or the path of a profile that ``kvsim calibrate`` wrote: the GPU it ran on, with its timings."""
     tensor_parallel: Positive = 1
     """GPUs of one replica."""
     router: str = "round_robin"
@@ -174,8 +174,12 @@ class Scenario(Part):
         data = self.model_dump(mode="json")
         if "/" in self.model or self.path(self.model).is_file():
             data["model"] = str(self.path(self.model).resolve())
-        for part in (data["timings"], data["engine"]):
-            part["profile"] = part["profile"] and self.profile_path(part["profile"])
+        for part, key in (
+            (data["timings"], "profile"),
+            (data["engine"], "profile"),
+            (data["cluster"], "gpu"),
+        ):
+            part[key] = part[key] and self.profile_path(part[key])
         for source in data["workload"]["sources"]:
             if source["file"] is not None:
                 source["file"] = str(self.path(source["file"]).resolve())

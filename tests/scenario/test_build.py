@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kvsim.errors import CapacityError, TraceError
+from kvsim.errors import CapacityError, ScenarioError, TraceError
 from kvsim.hardware.load import load_gpu, load_link, load_media_price
 from kvsim.hardware.spec import LinkSpec
 from kvsim.scenario.build import build_gpu, build_memory, build_tiers
@@ -114,3 +114,27 @@ def test_mistakes_name_the_source(rag_mix: Path) -> None:
     assert line("workload.sources.0.slice.start=1 h") == (
         "workload.sources.0 (rag): no request is left; widen the slice"
     )
+
+
+def test_a_calibrated_profile_stands_for_its_gpu(rag_mix: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        "{format: 1, name: mine, source: kvsim calibrate, tables: {gemm: {file: x}}, gpu: {name: my-gpu, device: My GPU, "
+        "hbm_bytes: 24000000000, hbm_bytes_per_s: 1.0e+12, flops_per_s: {bfloat16: 1.5e+14}, host_link: pcie-gen4-x16}}"
+    )
+    gpu = build_gpu(load_scenario(rag_mix, [f"cluster.gpu={profile}", "cluster.usd_per_gpu_hour=0.5"]))
+    assert (gpu.name, gpu.hbm_bytes, gpu.hbm_bytes_per_s) == ("my-gpu", 24 * 10**9, 1e12)
+    assert (gpu.flops_per_s, gpu.host_link, gpu.usd_per_hour) == ({"bfloat16": 1.5e14}, "pcie-gen4-x16", 0.5)
+
+
+def test_a_profile_of_a_preset_gpu_is_that_gpu(rag_mix: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("{gpu: {name: h100-sxm}}")
+    scenario = load_scenario(rag_mix, [f"cluster.gpu={tmp_path / 'mine.yaml'}"])
+    assert build_gpu(scenario) == load_gpu("h100-sxm")
+
+
+@pytest.mark.parametrize("text", ["{}", "{gpu: {name: new}}", "[1]", "{gpu: 1}"])
+def test_what_is_no_profile_of_a_gpu(rag_mix: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ScenarioError, match=r"cluster\.gpu.*mine\.yaml: not a profile"):
+        load_scenario(rag_mix, [f"cluster.gpu={tmp_path / 'mine.yaml'}"])
