@@ -9,6 +9,8 @@ In this order, each with what came before held fixed:
 4. prefill and mixed attention: a step's constant is what the smallest decode batch takes beyond its kernels; the rest by
    least squares over windows around the longer of these prompts and over lone ones, whose time is the device's.
 5. sustained prefill: full steps back to back, the late ones against the first.
+6. copies: loads from and stores to host memory, by the device times that the engine's connector reports. Independent of
+   the others, and for all KV types together: a piece of one block and layer has another size in each.
 
 Only microbenchmarks are read: a fit that saw a workload could not be checked on it.
 """
@@ -28,9 +30,9 @@ from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.roofline import Roofline
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, StepWork
-from kvsim.engine.spec import EngineSpec
+from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import CalibrationError
-from kvsim.hardware.load import load_gpu
+from kvsim.hardware.load import load_gpu, load_link
 from kvsim.model.spec import DTYPE_BYTES
 from kvsim.validate.folder import read_run, run_names
 from kvsim.validate.measured import MeasuredRun
@@ -53,6 +55,7 @@ class Fit:
     device: dict[str, Any]
     residuals: list[tuple[str, int, float, float]]  # (part, points, median |error|, bias)
     notes: list[str]
+    copies: Copies | None = None
 
 
 def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[MeasuredRun]:
@@ -89,6 +92,7 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         CalibrationError: the runs do not tell what a profile needs.
     """
     notes: list[str] = []
+    copies, copy_residuals = fit_copies([run for folder in folders for run in folder], notes)
     folders = _one_setup(folders, notes)
     runs = [run for folder in folders for run in folder]
     setup = runs[0].setup
@@ -145,7 +149,7 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         **prefill,
         "sustained_factor": sustained,
     }
-    return Fit(host, device, residuals, notes)
+    return Fit(host, device, residuals + copy_residuals, notes, copies or base.copies)
 
 
 def _one_setup(folders: Sequence[Sequence[MeasuredRun]], notes: list[str]) -> list[list[MeasuredRun]]:
@@ -393,3 +397,51 @@ def _sustained(runs: list[list[Step]], notes: list[str]) -> tuple[float, list[fl
         notes.append("not identifiable: sustained_factor (no queue of full prefill steps); 1")
         return 1.0, []
     return float(np.mean(ratios)), errors
+
+
+def fit_copies(
+    runs: Sequence[MeasuredRun], notes: list[str]
+) -> tuple[Copies | None, list[tuple[str, int, float, float]]]:
+    """What a transfer and each of its pieces take beside their bytes at the link's rate; None without transfers.
+
+    A row of a table holds the transfers that ended between two outputs; pieces are one block of one layer. Relative
+    least squares, no negative times. Without pieces of two sizes (KV in two types) a piece's cost is told apart from its
+    bytes by the link's rate alone.
+    """
+    from scipy.optimize import nnls
+
+    moved = [run for run in runs if run.transfers is not None]
+    if not moved:
+        return None, []
+    link = load_link(load_gpu(moved[0].setup.gpu).host_link)
+    rates = {"load": link.read_bytes_per_s, "store": link.write_bytes_per_s}
+    found: dict[str, int] = {}
+    residuals = []
+    for kind, rate in rates.items():
+        points: list[tuple[float, float, float, float]] = []  # transfers, pieces, ns of their bytes, ns
+        sizes = set()
+        for run in moved:
+            meta, model = run.setup.meta, run.setup.model
+            piece = meta.block_size * model.kv_bytes_per_token // model.num_layers
+            columns = (f"{kind}s", f"{kind}_bytes", f"{kind}_s")
+            for count, num_bytes, seconds in zip(
+                *(getattr(run.transfers, key) for key in columns), strict=True
+            ):
+                if num_bytes > 0 and seconds > 0:
+                    sizes.add(piece)
+                    points.append((count, num_bytes / piece, num_bytes / rate * 1e9, seconds * 1e9))
+        if len(points) < 5:
+            raise CalibrationError(
+                f"transfers: {len(points)} rows with a {kind}; 5 or more tell what one takes"
+            )
+        counts, pieces, bytes_ns, times = np.array(points).T
+        matrix = np.column_stack([counts, pieces]) / times[:, None]
+        (latency, operation), _ = nnls(matrix, 1 - bytes_ns / times)
+        errors = (counts * latency + pieces * operation + bytes_ns) / times - 1
+        residuals.append(_row(f"{kind} of host memory", errors.tolist()))
+        found[f"{kind}_operation_ns"], found[f"{kind}_latency_ns"] = round(operation), round(latency)
+        rate_of = ", ".join(
+            f"{size // 1024} KiB: {size / (operation + size / rate * 1e9):.1f} GB/s" for size in sorted(sizes)
+        )
+        notes.append(f"{kind}s of host memory: pieces of {rate_of}")
+    return Copies(link.name, **found), residuals

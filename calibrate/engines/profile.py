@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "host": host,
         "device": device,
     }
+    if fit.copies is not None:
+        times = asdict(fit.copies)
+        data["copies"] = {"link": times.pop("link"), **{key[:-3]: _time(ns) for key, ns in times.items()}}
     return "\n".join(head) + "\n" + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
 
 

@@ -73,7 +73,7 @@ def build_simulation(
     for index in range(num_replicas):
         manager = make_manager(cache)
         batch = Batch(manager.block_tokens)
-        chain = Links(env, names, links, cache.num_layers)
+        chain = Links(env, names, links, cache.num_layers, engine.copies)
         replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check)
         replicas.append(replica)
     if any(replica.manager.needs_kinds for replica in replicas):

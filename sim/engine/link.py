@@ -3,7 +3,8 @@
 One discipline: first in, first out in each direction; a transfer has the link to itself for its latency,
 ``num_extents`` operations and its bytes at the link's rate. On a path of several links (disk, then host memory to GPU) the bytes
 stream: the later link is taken as late as it can be without delaying the end. Copies inside a step (lane h2d) share
-the host link: they get half of it while a bulk transfer runs, and the bulk transfer is not slowed for them.
+the host link: they get half of it while a bulk transfer runs, and the bulk transfer is not slowed for them. An engine
+that is known to copy in its own way over the first link (batches of pieces) brings its own latency and cost of a piece.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 import simpy
 
 from kvsim.cache.manager import Transfer
+from kvsim.engine.spec import Copies
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.outcome import LinkUse
 
@@ -60,13 +62,22 @@ class Links:
     """The chain of links of one replica: links[0] joins HBM and the nearest tier, links[i] tiers i - 1 and i."""
 
     def __init__(
-        self, env: simpy.Environment, tiers: Sequence[str], links: Sequence[LinkSpec], num_layers: int
+        self,
+        env: simpy.Environment,
+        tiers: Sequence[str],
+        links: Sequence[LinkSpec],
+        num_layers: int,
+        copies: Copies | None = None,
     ) -> None:
         self.env = env
         self.num_layers = num_layers
         self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(tiers)}}
         self.read = [Channel(spec, "read") for spec in links]
         self.write = [Channel(spec, "write") for spec in links]
+        if copies is not None and links and links[0].name == copies.link:
+            load, store = self.read[0], self.write[0]
+            load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
+            store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
         self.loaded_bytes = [0] * (len(links) + 1)  # towards HBM, by the tier they came from
         self.written_bytes = [0] * (len(links) + 1)  # into a tier, from above
 

@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from kvsim.cost.terms import EngineTerms
-from kvsim.engine.spec import EngineSpec
+from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
+COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
 DEVICE_TIMES = ("step", "token")
 DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor", "uneven_factor")
 
@@ -67,6 +68,10 @@ def load_engine(
     at_home, own_model = take(data, "gpu", "") in ("", gpu), take(data, "model", "")
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
     times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
+    copies = dict(take(data, "copies", {}))
+    copy_ns = {
+        f"{key}_ns": _time(take(copies, key, "0 s"), f"{where}: copies.{key}") for key in COPIES if copies
+    }
     spec = EngineSpec(
         name=take(data, "name", name),
         max_num_seqs=max_num_seqs,
@@ -78,6 +83,7 @@ def load_engine(
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
         sustained_after_ns=_time(take(device, "sustained_after", "0 s"), f"{where}: device.sustained_after"),
         load_decisions=int(take(host, "load_decisions", 0)),
+        copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
         **times,
     )
     data.pop("async_scheduling", None)
@@ -92,7 +98,7 @@ def load_engine(
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read")) if at_home and rate else 0.0,
         provenance="measured" if at_home and own_model in ("", model) else "derived",
     )
-    for part, left in (("", data), ("host.", host), ("device.", device)):
+    for part, left in (("", data), ("host.", host), ("device.", device), ("copies.", copies)):
         if left:
             key = next(iter(left))
             raise ScenarioError(f"{where}: {part}{key}: unknown key")

@@ -6,6 +6,18 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Copies:
+    """How one engine moves KV over one kind of link: what a transfer, and each contiguous piece of it, takes beside the
+    time of its bytes. Replaces the link's own values, which are those of single copies."""
+
+    link: str
+    load_operation_ns: int
+    load_latency_ns: int
+    store_operation_ns: int
+    store_latency_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Limits and host times of one engine version. All times in integer nanoseconds.
 
@@ -32,6 +44,7 @@ class EngineSpec:
     sustained_after_ns: int = 0  # back-to-back prefill after which the clocks are down; 0 = never
     front_in_ns: int = 0
     front_out_ns: int = 0
+    copies: Copies | None = None  # between HBM and host memory; None = as the link says
 
     def thread_ns(self, tokens: int, prefills: bool) -> int:
         """How long a step of ``tokens`` tokens holds the engine's thread."""

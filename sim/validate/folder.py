@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kvsim.errors import ScenarioError, did_you_mean
-from kvsim.validate.measured import MeasuredRun, read_iterations, read_requests, trace_of
+from kvsim.validate.measured import MeasuredRun, read_iterations, read_requests, read_transfers, trace_of
 from kvsim.validate.setup import read_setup
 
-REQUESTS, ITERATIONS = ".requests.csv.gz", ".iterations.csv.gz"
+REQUESTS, ITERATIONS, TRANSFERS = ".requests.csv.gz", ".iterations.csv.gz", ".transfers.csv.gz"
 MICROBENCHMARK = re.compile(r"(solo|decode_|inject|uneven|sustained|queue_|past|load_|store_|warm_up)")
 """Workloads that an engine profile may be fitted on, by the start of their names."""
 
@@ -47,7 +47,7 @@ def read_run(folder: Path, name: str) -> MeasuredRun:
     """
     phase, _, workload = name.partition(".")
     table = folder / f"{name}{REQUESTS}"
-    iterations = folder / f"{name}{ITERATIONS}"
+    iterations, transfers = folder / f"{name}{ITERATIONS}", folder / f"{name}{TRANSFERS}"
     setup = read_setup(folder / f"{phase}.meta.json")
     requests = read_requests(table)
     trace, rows = trace_of(requests, folder / "workloads" / f"{workload}.jsonl.gz", table)
@@ -59,6 +59,7 @@ def read_run(folder: Path, name: str) -> MeasuredRun:
         read_iterations(iterations) if iterations.is_file() else None,
         trace,
         rows,
+        read_transfers(transfers) if transfers.is_file() else None,
     )
 
 

@@ -62,6 +62,18 @@ class Iterations:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfers:
+    """Columns of a transfers table: what had moved between HBM and a host tier when an output batch was sent."""
+
+    load_bytes: Floats
+    load_s: Floats  # device time, sum over the loads
+    loads: Floats
+    store_bytes: Floats
+    store_s: Floats
+    stores: Floats
+
+
+@dataclass(frozen=True, slots=True)
 class MeasuredRun:
     """One workload on one engine."""
 
@@ -72,6 +84,7 @@ class MeasuredRun:
     iterations: Iterations | None
     trace: Trace  # arrivals are the measured submissions
     rows: Ints  # trace row of each request of the table
+    transfers: Transfers | None = None
 
     @property
     def preemptions(self) -> int | None:
@@ -141,6 +154,18 @@ def read_iterations(path: Path) -> Iterations:
     if not rows:
         raise TraceError(f"{path}: holds no iterations")
     return Iterations(**{key: _column(rows, key) for key in Iterations.__dataclass_fields__})
+
+
+def read_transfers(path: Path) -> Transfers:
+    """Read PHASE.WORKLOAD.transfers.csv.gz.
+
+    Raises:
+        TraceError: it cannot be read, or a field is no number.
+    """
+    rows = list(csv_rows(path))
+    if not rows:
+        raise TraceError(f"{path}: holds no transfers")
+    return Transfers(**{key: _column(rows, key) for key in Transfers.__dataclass_fields__})
 
 
 def _column(rows: Sequence[Row], key: str) -> Floats:

@@ -19,13 +19,17 @@ import yaml
 
 import kvsim.cluster.run as cluster_run
 import kvsim.engine.replica as replica_module
-from kvsim.calibrate.engines.fit import Fit, fit_engine, read_microbenchmarks
+from kvsim.cache.manager import Transfer
+from kvsim.calibrate.engines.fit import Fit, fit_copies, fit_engine, read_microbenchmarks
 from kvsim.calibrate.engines.measure_vllm import rows_of
+from kvsim.calibrate.engines.microbenchmarks import loads
+from kvsim.calibrate.engines.profile import profile_text, write_profile
 from kvsim.cli.main import run_command
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.link import Links
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
@@ -57,6 +61,7 @@ device:
   mixed_attention_factor: 1.3
   sustained_factor: 1.06
   sustained_after: 700 ms
+copies: {link: pcie-gen5-x16, load_operation: 900 ns, load_latency: 80 us, store_operation: 1300 ns, store_latency: 0 ns}
 """
 META: dict[str, Any] = {
     "engine": {"model": "llama-3.1-8b (random weights)", "max_model_len": 32000},
@@ -170,6 +175,33 @@ def record(folder: Path, name: str, rows: Sequence[Row], engine: Path, front_out
     write_table(folder / f"{name}.iterations.csv.gz", ITERATIONS, seen)
 
 
+TRANSFERS = "t_s,load_bytes,load_s,loads,store_bytes,store_s,stores"
+
+
+def record_loads(folder: Path, phase: str, kv_dtype: str, engine: Path) -> None:
+    """As :func:`record`, of contents that come from host memory, with the times that its link took."""
+    name, rows = f"{phase}.load_alone", loads([[n] for n in (2048, 512, 8192, 1024, 6144, 4096)], 3, 0)
+    tier = {"kv_offloading_size": 8.0, "kv_cache_dtype": kv_dtype}
+    meta = {**META, "engine": {**META["engine"], **tier}, "num_gpu_blocks": 520}
+    (folder / f"{phase}.meta.json").write_text(json.dumps(meta))
+    (folder / "workloads").mkdir(exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "workloads" / "load_alone.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    moved: list[list[object]] = []
+    submit = Links.submit
+
+    def noting(self: Links, transfer: Transfer, ended: Callable[[Transfer], None]) -> None:
+        submit(self, transfer, ended)
+        row = [transfer.num_bytes, (transfer.end_ns - transfer.start_ns) / 1e9, 1]
+        moved.append([transfer.end_ns / 1e9, *row, 0, 0, 0] if transfer.dst == "hbm" else [0, 0, 0, 0, *row])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Links, "submit", noting)
+        submits = [(row["arrival_s"], row["input_tokens"], row["output_tokens"]) for row in rows]
+        record(folder, name, submits, engine, 1_500_000)
+    write_table(folder / f"{name}.transfers.csv.gz", TRANSFERS, moved)
+
+
 @pytest.fixture(scope="module")
 def known_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Microbenchmarks of the engine in KNOWN, in a folder like those of real runs."""
@@ -182,6 +214,8 @@ def known_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(replica_module, "LONGEST_RUN", 1)
         for name, rows in microbenchmarks().items():
             record(folder, f"sim.{name}", rows, engine, 1_500_000)
+        record_loads(folder, "sim_ddr", "auto", engine)
+        record_loads(folder, "sim_ddr_fp8", "fp8", engine)
     return folder
 
 
@@ -285,6 +319,39 @@ def prefill_ns(folder: Path, terms: EngineTerms, tokens: int, decodes: int) -> i
     return int(cost.price(StepWork(1, tokens + decodes, 1 + decodes, tuple(kernels))).step_ns[0])
 
 
+@pytest.mark.parametrize("phases", [["sim_ddr"], ["sim_ddr", "sim_ddr_fp8"]])
+def test_copies_of_a_known_engine_are_found(known_runs: Path, phases: list[str]) -> None:
+    notes: list[str] = []
+    runs = [read_run(known_runs, f"{phase}.load_alone") for phase in phases]
+    copies, residuals = fit_copies(runs, notes)
+    assert copies is not None and copies.link == "pcie-gen5-x16"
+    assert copies.load_operation_ns == pytest.approx(900, abs=2)
+    assert copies.store_operation_ns == pytest.approx(1300, abs=2)
+    assert copies.load_latency_ns == pytest.approx(80_000, rel=0.01)
+    assert copies.store_latency_ns < 100
+    assert [(part, points) for part, points, _, _ in residuals] == [
+        ("load of host memory", 18 * len(phases)),
+        ("store of host memory", 6 * len(phases)),
+    ]
+    assert all(median < 1e-4 for _, _, median, _ in residuals)
+    # 65,536 bytes in 900 ns and 65,536 / 54 GB/s
+    assert "loads of host memory: pieces of " in notes[0] and "64 KiB: 31.0 GB/s" in notes[0]
+
+
+def test_a_fitted_profile_carries_the_copies_and_a_replay_uses_them(known_runs: Path, tmp_path: Path) -> None:
+    spec = base_spec(read_run(known_runs, "sim_ddr.load_alone"), str(known_runs / "known.yaml"))
+    fit = fit_on(known_runs)
+    assert fit.copies is not None
+    out = tmp_path / "fitted.yaml"
+    write_profile(profile_text(fit, spec, "fitted", "h100-sxm", "", []), out)
+    run = read_run(known_runs, "sim_ddr.load_alone")
+    loads_s = [
+        replay(run, Assumptions(str(path))).requests.load_s[-6:] for path in (out, known_runs / "known.yaml")
+    ]
+    assert loads_s[0] == pytest.approx(loads_s[1], rel=0.02)
+    assert loads_s[0].sum() < 0.5 * replay(run, Assumptions()).requests.load_s[-6:].sum()
+
+
 # ---- what it cannot find
 
 
@@ -293,6 +360,7 @@ def test_missing_parts_are_reported_and_not_invented(known_runs: Path) -> None:
     fit = fit_on(known_runs, [f"sim.{name}" for name in wanted])
     assert fit.device["uneven_factor"] == 1.0
     assert fit.device["sustained_factor"] == 1.0
+    assert fit.copies is None  # as in the base profile
     notes = "\n".join(fit.notes)
     assert "not identifiable: uneven_factor" in notes
     assert "not identifiable: sustained_factor" in notes
