@@ -22,6 +22,7 @@ _KERNELS = {
     "top_k_select": "TopKSelect",
     "prefill_attention": "PrefillAttention",
     "decode_attention": "DecodeAttention",
+    "moe": "Moe",
 }
 
 
