@@ -23,6 +23,8 @@ _KERNELS = {
     "prefill_attention": "PrefillAttention",
     "decode_attention": "DecodeAttention",
     "moe": "Moe",
+    "gather_kv": "GatherKv",
+    "compact_kv": "CompactKv",
 }
 
 

@@ -10,6 +10,7 @@ from kvsim.calibrate.kernels import page_scores as pages
 from kvsim.calibrate.kernels.dequantise_attention import plain
 from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
 from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
+from kvsim.calibrate.triton.move_rows import gather_rows, move_rows
 from kvsim.calibrate.triton.page_scores import page_scores
 from kvsim.calibrate.triton.quantise_kv import quantise_kv
 
@@ -68,7 +69,19 @@ def check_page_scores() -> None:
     assert relative_error(found, pages.plain(queries, lows, highs)) < 1e-6
 
 
+def check_move_rows() -> None:
+    for row_bytes in (128, 2560, 4096):
+        pool = BENCH.randint(1 << 30, 200, row_bytes // 4, dtype=torch.int32)
+        before, order = pool.clone(), BENCH.permutation(200).to(torch.int32)
+        source, target = order[:70], order[100:170]
+        found = gather_rows(pool, source, torch.empty(70, row_bytes // 4, dtype=torch.int32))
+        assert torch.equal(found, pool[source.long()])
+        move_rows(pool, source, target)
+        before[target.long()] = before[source.long()]
+        assert torch.equal(pool, before)
+
+
 if __name__ == "__main__":
-    for check in (check_quantise_kv, check_dequantise_attention, check_page_scores):
+    for check in (check_quantise_kv, check_dequantise_attention, check_page_scores, check_move_rows):
         check()
         print(check.__name__.removeprefix("check_"))
