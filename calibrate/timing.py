@@ -14,6 +14,7 @@ from kvsim.calibrate.kernels.kernel import Launch
 GRAPH_S = 0.001  # device time of one graph: launches are repeated until they fill it
 SPENT_S = 0.01  # device time of all timed replays of a point
 LEAST, MOST = 5, 20  # replays
+IDLE_S, SPIN_S = 0.05, 0.06  # an idle GPU lowers its clocks, and light kernels raise them slowly: see _wake
 
 
 class Timing(NamedTuple):
@@ -34,15 +35,37 @@ def time_launch(launch: Launch, on_gpu: bool) -> Timing:
     for i in range(launch.sets):
         launch.run(i)  # compiles, loads and touches everything once
     torch.cuda.synchronize()
+    _wake()
     once_s = _events(lambda: _round(launch, launch.sets)) / launch.sets
     if not launch.graph:
-        return _replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets)
+        return _done(_replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets))
     launches = launch.sets * max(1, min(round(GRAPH_S / max(once_s, 1e-6) / launch.sets), 256))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _round(launch, launches)
     graph.replay()
-    return _replays(graph.replay, launches, _events(graph.replay))
+    return _done(_replays(graph.replay, launches, _events(graph.replay)))
+
+
+_busy_until = 0.0  # when the last timing ended
+
+
+def _wake() -> None:
+    """Heavy work for some milliseconds if the GPU has been idle (compiling, allocating): kernels that follow each
+    other in an engine find the clocks up. Without it kernels of 2 us were seen to take 3 us for 0.2 s after a pause."""
+    if time.perf_counter() - _busy_until < IDLE_S:
+        return
+    square = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    end = time.perf_counter() + SPIN_S
+    while time.perf_counter() < end:
+        square @ square
+        torch.cuda.synchronize()
+
+
+def _done(timing: Timing) -> Timing:
+    global _busy_until
+    _busy_until = time.perf_counter()
+    return timing
 
 
 def _replays(replay: Callable[[], object], launches: int, replay_s: float) -> Timing:
