@@ -25,6 +25,9 @@ _KERNELS = {
     "moe": "Moe",
     "gather_kv": "GatherKv",
     "compact_kv": "CompactKv",
+    "host_copy": "HostCopy",
+    "host_gather": "HostGather",
+    "device_copy": "DeviceCopy",
 }
 
 
