@@ -28,6 +28,7 @@ _KERNELS = {
     "host_copy": "HostCopy",
     "host_gather": "HostGather",
     "device_copy": "DeviceCopy",
+    "rotate_keys": "RotateKeys",
 }
 
 

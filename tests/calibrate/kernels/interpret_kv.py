@@ -7,12 +7,14 @@ import torch
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.device import find_device
 from kvsim.calibrate.kernels import page_scores as pages
+from kvsim.calibrate.kernels import rotate_keys as rotation
 from kvsim.calibrate.kernels.dequantise_attention import plain
 from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
 from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
 from kvsim.calibrate.triton.move_rows import gather_rows, move_rows
 from kvsim.calibrate.triton.page_scores import page_scores
 from kvsim.calibrate.triton.quantise_kv import quantise_kv
+from kvsim.calibrate.triton.rotate_keys import rotate_keys
 
 BENCH = Bench(find_device("cpu"))
 FLOAT = torch.float32
@@ -81,7 +83,23 @@ def check_move_rows() -> None:
         assert torch.equal(pool, before)
 
 
+def check_rotate_keys() -> None:
+    cache = BENCH.randn(6, 16, 3, 64, dtype=FLOAT)
+    expected = cache.clone()
+    pages, shifts = torch.tensor([5, 0, 2], dtype=torch.int32), BENCH.randint(50, 37, dtype=torch.int32)
+    angles = rotation.tables(64, torch.device("cpu"), 50)
+    rotate_keys(cache, pages, shifts, *angles)
+    rotation.plain(expected, pages, shifts, *angles)
+    assert relative_error(cache, expected) < 1e-6
+
+
 if __name__ == "__main__":
-    for check in (check_quantise_kv, check_dequantise_attention, check_page_scores, check_move_rows):
+    for check in (
+        check_quantise_kv,
+        check_dequantise_attention,
+        check_page_scores,
+        check_move_rows,
+        check_rotate_keys,
+    ):
         check()
         print(check.__name__.removeprefix("check_"))

@@ -26,4 +26,10 @@ def test_triton_kernels_give_what_torch_gives() -> None:
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["quantise_kv", "dequantise_attention", "page_scores", "move_rows"]
+    assert done.stdout.split() == [
+        "quantise_kv",
+        "dequantise_attention",
+        "page_scores",
+        "move_rows",
+        "rotate_keys",
+    ]
