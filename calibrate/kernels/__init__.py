@@ -29,6 +29,9 @@ _KERNELS = {
     "host_gather": "HostGather",
     "device_copy": "DeviceCopy",
     "rotate_keys": "RotateKeys",
+    "low_rank_project": "LowRankProject",
+    "low_rank_reconstruct": "LowRankReconstruct",
+    "key_statistics": "KeyStatistics",
 }
 
 

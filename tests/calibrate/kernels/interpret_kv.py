@@ -6,11 +6,13 @@ import torch
 
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.device import find_device
+from kvsim.calibrate.kernels import low_rank_reconstruct as latents
 from kvsim.calibrate.kernels import page_scores as pages
 from kvsim.calibrate.kernels import rotate_keys as rotation
 from kvsim.calibrate.kernels.dequantise_attention import plain
 from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
 from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
+from kvsim.calibrate.triton.low_rank_reconstruct import low_rank_reconstruct
 from kvsim.calibrate.triton.move_rows import gather_rows, move_rows
 from kvsim.calibrate.triton.page_scores import page_scores
 from kvsim.calibrate.triton.quantise_kv import quantise_kv
@@ -93,13 +95,24 @@ def check_rotate_keys() -> None:
     assert relative_error(cache, expected) < 1e-6
 
 
+def check_low_rank_reconstruct() -> None:
+    latent, weight = BENCH.randn(75, 128, dtype=FLOAT), BENCH.randn(128, 3 * 64, dtype=FLOAT)
+    positions = BENCH.randint(50, 75, dtype=torch.int32)
+    angles = rotation.tables(64, torch.device("cpu"), 50)
+    found = low_rank_reconstruct(latent, weight, positions, *angles, torch.empty(75, 3, 64))
+    assert relative_error(found, latents.plain(latent, weight, positions, *angles)) < 1e-6
+
+
+CHECKS = (
+    check_quantise_kv,
+    check_dequantise_attention,
+    check_page_scores,
+    check_move_rows,
+    check_rotate_keys,
+    check_low_rank_reconstruct,
+)
+
 if __name__ == "__main__":
-    for check in (
-        check_quantise_kv,
-        check_dequantise_attention,
-        check_page_scores,
-        check_move_rows,
-        check_rotate_keys,
-    ):
+    for check in CHECKS:
         check()
         print(check.__name__.removeprefix("check_"))

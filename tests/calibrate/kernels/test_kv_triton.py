@@ -32,4 +32,5 @@ def test_triton_kernels_give_what_torch_gives() -> None:
         "page_scores",
         "move_rows",
         "rotate_keys",
+        "low_rank_reconstruct",
     ]
