@@ -17,6 +17,7 @@ from typing import Any
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.composite import check_composites
 from kvsim.calibrate.device import Device, clocks
+from kvsim.calibrate.direct_io import direct_io_trouble
 from kvsim.calibrate.kernels.kernel import Kernel, Plan
 from kvsim.calibrate.measure import GuardError, Progress, measure
 from kvsim.calibrate.off_grid import check_off_grid, read_draw
@@ -70,6 +71,9 @@ def run_suite(
         for kernel in chosen
         if kernel.name in grids or "off_grid" not in tables[kernel.name][0]
     }
+    outcome.skipped.update(
+        {name: "no model of this plan runs it" for name, grid in grids.items() if not grid}
+    )
     count = _Count(sum(map(len, (*grids.values(), *checks.values()))), progress)
 
     def keep(kernel: Kernel, about: dict[str, Any], columns: dict[str, Array], begin: float) -> None:
@@ -80,7 +84,7 @@ def run_suite(
         write_profile(out.parent, header, tables)
 
     for kernel in chosen:
-        if kernel.name in grids:
+        if grids.get(kernel.name):
             with _guarded(kernel, outcome, bench):
                 begin = time.perf_counter()
                 keep(kernel, *measure(kernel, grids[kernel.name], bench, count), begin)
@@ -132,10 +136,12 @@ def lacks(kernel: Kernel, device: Device) -> str:
     for need in kernel.needs:
         if need == "gpu" and device.kind != "cuda":
             return "needs a GPU"
-        if need == "gpus" and device.num_gpus < 2:
+        if need == "gpus" and device.kind == "cuda" and device.num_gpus < 2:
             return f"needs two GPUs or more, found {device.num_gpus}"
         if need == "triton" and device.kind == "cuda" and "triton" not in device.software:
             return "needs triton; pip install triton"
+        if need == "disk" and (trouble := direct_io_trouble()):
+            return trouble
     return ""
 
 

@@ -100,6 +100,15 @@ class Kernel(ABC):
             torch.OutOfMemoryError: the point does not fit; the suite leaves it out and says so.
         """
 
+    def measure(
+        self, points: Sequence[Point], bench: Bench
+    ) -> tuple[dict[str, Any], Mapping[str, Any]] | None:
+        """For a kernel with a clock of its own (collectives, one process a GPU): checked and timed here.
+
+        Gives what the header says of the table, and its columns; None: the suite prepares and times each point.
+        """
+        return None
+
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
         """Points like those of real steps, off the grid; [] = this kernel is not checked that way."""
         return []
