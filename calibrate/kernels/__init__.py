@@ -32,6 +32,8 @@ _KERNELS = {
     "low_rank_project": "LowRankProject",
     "low_rank_reconstruct": "LowRankReconstruct",
     "key_statistics": "KeyStatistics",
+    "nccl": "Nccl",
+    "disk": "Disk",
 }
 
 
