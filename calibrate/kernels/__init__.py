@@ -34,6 +34,12 @@ _KERNELS = {
     "key_statistics": "KeyStatistics",
     "nccl": "Nccl",
     "disk": "Disk",
+    "mixed_attention": "MixedAttention",
+    "decode_with_scores": "DecodeWithScores",
+    "score_reduction": "ScoreReduction",
+    "shared_prefix_decode": "SharedPrefixDecode",
+    "contiguous_decode": "ContiguousDecode",
+    "scattered_prefill": "ScatteredPrefill",
 }
 
 

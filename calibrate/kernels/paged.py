@@ -99,9 +99,12 @@ def paged_cache(
 
 
 def flat_pool(bench: Bench, elements: int, dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers, ``elements`` or more of them, kept for the next point; sizes go up in powers of two below 1 GiB."""
+    """``elements`` random numbers or more, kept for the next points; it grows when one needs more."""
     piece = 1 << 28
-    size = 1 << max(0, elements - 1).bit_length() if elements < piece else -(-elements // piece) * piece
+    largest = bench.keep("pool size", dtype, lambda: [1 << 16])
+    if elements > largest[0]:
+        largest[0] = -(-elements // piece) * piece if elements > piece else 1 << (elements - 1).bit_length()
+    size = largest[0]
 
     def make() -> torch.Tensor:
         pool = torch.empty(size, dtype=dtype, device=bench.device)
@@ -220,9 +223,9 @@ def heads_by_rank(plan: Plan) -> list[Heads]:
     return [first, *(heads for heads in plan.heads() if heads != first)]
 
 
-def fits(heads: Heads, batch: int, context: int) -> bool:
-    """Whether the bfloat16 KV of these decodes fits the pool."""
-    return batch * context * 2 * heads[1] * heads[2] * 2 <= POOL_BYTES
+def fits(heads: Heads, batch: int, context: int, most_bytes: float = POOL_BYTES) -> bool:
+    """Whether the bfloat16 KV of these sequences fits ``most_bytes``."""
+    return batch * context * 2 * heads[1] * heads[2] * 2 <= most_bytes
 
 
 def num_sms(bench: Bench) -> int:

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Split-KV (flash-decoding) attention over a paged cache, and the merge of its splits by log-sum-exp.
 
 Every query token of a sequence sees the sequence's whole context: one token in a decode step, all tokens of a
@@ -279,4 +280,4 @@ def splits(programs: int, context: int, num_sms: int) -> int:
 
 def rows_of_tile(rows: int) -> int:
     """Rows of a tile for ``rows`` in all: tl.dot wants 16, and 128 is as many as the registers hold."""
-    return max(16, min(128, triton.next_power_of_2(rows)))
+    return max(16, min(128, int(triton.next_power_of_2(rows))))

@@ -13,10 +13,14 @@ torch = pytest.importorskip("torch", reason="the kernels run on torch; pip insta
 
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.device import find_device
-from kvsim.calibrate.kernels import paged
+from kvsim.calibrate.kernels import contiguous_decode, paged
+from kvsim.calibrate.kernels.contiguous_decode import ContiguousDecode
 from kvsim.calibrate.kernels.decode_attention import DecodeAttention, uneven
 from kvsim.calibrate.kernels.kernel import Draw, Plan, Shape
+from kvsim.calibrate.kernels.mixed_attention import MixedAttention
 from kvsim.calibrate.kernels.prefill_attention import PrefillAttention
+from kvsim.calibrate.kernels.score_reduction import ScoreReduction
+from kvsim.calibrate.kernels.shared_prefix_decode import SharedPrefixDecode
 from kvsim.model.load import load_model
 
 CPU = find_device("cpu")
@@ -133,3 +137,50 @@ def test_vllm_is_called_as_its_engine_calls_it(bench: Bench, vllm_calls: list[di
     long = PrefillAttention().prepare({**PREFILL, "backend": "vllm", "new": 513}, bench)
     long.run(0)
     assert vllm_calls[-1]["num_splits"] == 0  # more tokens than a CUDA graph holds
+
+
+def test_mixed_step_goes_to_vllm_in_one_launch(bench: Bench, vllm_calls: list[dict[str, object]]) -> None:
+    point = {"backend": "vllm", **HEADS, "new": 20, "past": 37, "batch": 3, "context": 50}
+    launch = MixedAttention().prepare(point, bench)
+    assert launch.error() <= launch.tolerance
+    (schedule, call) = vllm_calls
+    assert schedule["batch_size"] == 4 and schedule["max_seqlen_q"] == 20 and schedule["max_seqlen_k"] == 57
+    assert call["cu_seqlens_q"].tolist() == [0, 1, 2, 3, 23]  # type: ignore[attr-defined]
+    assert launch.flops == 4 * 6 * 32 * (3 * 50 + 20 * 37 + 20 * 21 / 2)
+    in_turn = MixedAttention().prepare({**point, "backend": "torch"}, bench)
+    assert in_turn.error() <= in_turn.tolerance and in_turn.flops == launch.flops
+
+
+def test_score_reduction_by_hand(bench: Bench) -> None:
+    """Two heads of one KV head, one query each, keys of equal score: every key gets 1/9 of each query."""
+    launch = ScoreReduction().prepare(
+        {"head_dim": 16, "heads": 2, "kv_heads": 1, "window": 1, "context": 9}, bench
+    )
+    kept = bench.keep("pool", bench._kept["pool"][0], list)
+    kept.zero_()
+    assert torch.allclose(launch.run(0).float(), torch.full((1, 8), 1 / 9), atol=1e-3)
+    assert launch.error() <= launch.tolerance
+    kept[4 * 16 : 5 * 16] = (
+        1.0  # key 4 alone differs; the pooling spreads the largest over 3 keys on either side
+    )
+    found = launch.run(0)[0].float()
+    assert launch.error() <= launch.tolerance
+    assert found[1:8].max() - found[1:8].min() < 1e-6
+
+
+@pytest.mark.parametrize("form", ["padded", "hf"])
+def test_contiguous_decode_sees_the_newest_token(bench: Bench, form: str) -> None:
+    point = {"form": form, "head_dim": 32, "heads": 6, "kv_heads": 2, "batch": 2, "context": 500}
+    launch = ContiguousDecode().prepare(point, bench)
+    assert launch.error() <= launch.tolerance and launch.num_bytes == 2 * 500 * 2 * 2 * 32 * 2
+    found = launch.run(0)
+    assert found.shape == (2, 6, 1, 32)
+    repeated = contiguous_decode._repeated(torch.arange(2.0).view(1, 2, 1, 1), 3)
+    assert repeated.flatten().tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_shared_prefix_counts_the_prefix_once(bench: Bench) -> None:
+    point = {"head_dim": 32, "heads": 6, "kv_heads": 2, "batch": 3, "prefix": 64, "context": 40}
+    launch = SharedPrefixDecode().prepare(point, bench)
+    assert launch.num_bytes == (64 + 3 * 40) * 2 * 2 * 32 * 2
+    assert launch.flops == 4 * 3 * (64 + 40) * 6 * 32

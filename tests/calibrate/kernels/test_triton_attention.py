@@ -47,6 +47,24 @@ for heads, kv_heads, head_dim in ((14, 2, 32), (3, 3, 24)):
         assert relative_error(shared[sequence, -1:], paged.reference(queries[sequence, -1:], keys, values)) < 2e-3
 """
 
+SCATTERED = """
+import torch
+from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.device import find_device
+from kvsim.calibrate.kernels.paged import chunk_error
+from kvsim.calibrate.triton.scattered_attention import scattered_attention
+
+bench = Bench(find_device("cpu"))
+for new, context, heads, kv_heads, head_dim in ((5, 3 * 64, 4, 2, 32), (150, 300, 3, 3, 24), (64, 64, 2, 1, 16)):
+    positions = bench.permutation(context)[:new].sort().values
+    keys, values = bench.randn(2, context, kv_heads, head_dim, dtype=torch.float16)
+    queries = bench.randn(new, heads, head_dim, dtype=torch.float16)
+    found = scattered_attention(queries, keys, values, positions.to(torch.int32))
+    for head in range(heads):
+        kv = head * kv_heads // heads
+        assert chunk_error(found[:, head], queries[:, head], keys[:, kv], values[:, kv], positions) < 2e-3
+"""
+
 
 def _interpreted(script: str) -> None:
     """Run in a process of its own: Triton reads the variable when it is imported."""
@@ -57,3 +75,7 @@ def _interpreted(script: str) -> None:
 
 def test_split_attention_equals_the_reference() -> None:
     _interpreted(SPLIT)
+
+
+def test_scattered_attention_equals_the_reference() -> None:
+    _interpreted(SCATTERED)
