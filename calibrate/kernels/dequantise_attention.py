@@ -59,7 +59,7 @@ class DequantiseAttention(Kernel):
         num_bytes = pairs * (packed * packed_bytes(bits, head_dim) + fresh * 2 * head_dim * 2)
         sets = bench.sets(num_bytes)
         caches = [_cache(bench, i, bits, pairs, packed, head_dim) for i in range(sets)]
-        caches_of = [tuple(_batched(part, batch, kv_heads) for part in cache) for cache in caches]
+        caches_of = [(_batched(k, batch, kv_heads), _batched(v, batch, kv_heads)) for k, v in caches]
         windows = bench.randn(sets, 2, batch, kv_heads, GROUP, head_dim)
         queries = bench.randn(batch, heads, head_dim)
         contexts = torch.full((batch,), context, dtype=torch.int32, device=bench.device)
@@ -92,7 +92,8 @@ class DequantiseAttention(Kernel):
             )
 
         def error() -> float:
-            return sample_error(run(0), bits, queries, *caches_of[0], windows[0, 0], windows[0, 1], fresh)
+            keys, values = caches_of[0]
+            return sample_error(run(0), bits, queries, keys, values, windows[0, 0], windows[0, 1], fresh)
 
         return Launch(
             run,
@@ -220,4 +221,4 @@ def _facts(bench: Bench, bits: int, count: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def _batched(packed: Packed, batch: int, kv_heads: int) -> Packed:
-    return Packed(*(part.unflatten(0, (batch, kv_heads)) for part in packed))
+    return Packed(*(part.view(batch, kv_heads, *part.shape[1:]) for part in packed))

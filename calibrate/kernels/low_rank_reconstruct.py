@@ -82,7 +82,7 @@ def plain(
 ) -> torch.Tensor:
     """The same by torch, in float32 until it is written; (tokens, KV heads, head_dim)."""
     half = cos.shape[1]
-    keys = (latent.float() @ weight.float()).unflatten(1, (-1, 2 * half))
+    keys = (latent.float() @ weight.float()).view(len(latent), -1, 2 * half)
     first, second = keys.chunk(2, dim=-1)
     c, s = cos[positions.long()][:, None], sin[positions.long()][:, None]
     return torch.cat([first * c - second * s, second * c + first * s], -1).to(latent.dtype)

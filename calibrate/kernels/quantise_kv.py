@@ -143,7 +143,7 @@ def dequantise(packed: Packed, bits: int, by_channel: bool) -> torch.Tensor:
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Uint8 codes (..., n) to bytes (..., n * bits / 8)."""
     each = 8 // bits
-    apart = codes.unflatten(-1, (-1, each))
+    apart = codes.reshape(*codes.shape[:-1], -1, each)
     packed = apart[..., 0].clone()
     for j in range(1, each):
         packed |= apart[..., j] << (bits * j)
@@ -183,5 +183,7 @@ def packed_error(
 
 def _grouped(values: torch.Tensor, by_channel: bool) -> torch.Tensor:
     """(..., groups, 32, head_dim) by channel, else (..., tokens, groups, 32)."""
-    axis = -2 if by_channel else -1
-    return values.unflatten(axis, (values.shape[axis] // GROUP, GROUP))
+    *lead, tokens, head_dim = values.shape
+    if by_channel:
+        return values.reshape(*lead, tokens // GROUP, GROUP, head_dim)
+    return values.reshape(*lead, tokens, head_dim // GROUP, GROUP)

@@ -1,5 +1,6 @@
 """Decode attention over a packed cache: split-KV, dequantised in registers, one tile row a query head."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -77,7 +78,7 @@ def dequantise_attention(
 
 
 @triton.jit
-def _unpacked(codes, ROWS: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _unpacked(codes, ROWS: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr):
     """Bytes (ROWS, DIM * BITS / 8) to float32 (ROWS, DIM); the first channel of a byte lies in its lowest bits."""
     if BITS == 8:
         apart = codes
@@ -91,7 +92,7 @@ def _unpacked(codes, ROWS: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _add(queries, k, v, alive, scale, best, total, acc):  # type: ignore[no-untyped-def]
+def _add(queries, k, v, alive, scale, best, total, acc):
     """One more tile of keys and values into the running softmax; exponents to base 2."""
     scores = tl.dot(queries, tl.trans(k)) * scale
     scores = tl.where(alive[None, :], scores, float("-inf"))
@@ -104,7 +105,7 @@ def _add(queries, k, v, alive, scale, best, total, acc):  # type: ignore[no-unty
 
 
 @triton.jit(do_not_specialize=["heads", "kv_heads", "group", "splits"])
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     queries,
     key_codes,
     key_scale,
@@ -194,7 +195,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["splits"])
-def _combine(partial, sums, out, splits, DIM: tl.constexpr, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _combine(partial, sums, out, splits, DIM: tl.constexpr, SPLITS: tl.constexpr):
     """Weigh the splits of one head by their sums of exponentials (logarithms to base 2)."""
     head = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, SPLITS)

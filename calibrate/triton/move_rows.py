@@ -1,5 +1,6 @@
 """Copying scattered rows (K or V of tokens or pages), each a multiple of 128 bytes, by tiles of 8 KiB."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -31,7 +32,7 @@ def _tiles(pool: torch.Tensor, rows: int) -> tuple[int, int, int]:
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _gather(pool, source, out, rows, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gather(pool, source, out, rows, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     """Programs next to each other copy parts of the same rows."""
     parts = width // WIDTH
     row = (tl.program_id(0) // parts) * ROWS + tl.arange(0, ROWS)
@@ -43,7 +44,7 @@ def _gather(pool, source, out, rows, width, WIDTH: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _move(pool, source, target, rows, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _move(pool, source, target, rows, width, WIDTH: tl.constexpr, ROWS: tl.constexpr):
     parts = width // WIDTH
     row = (tl.program_id(0) // parts) * ROWS + tl.arange(0, ROWS)
     column = (tl.program_id(0) % parts) * WIDTH + tl.arange(0, WIDTH)

@@ -1,5 +1,6 @@
 """Bounds on what a page of keys can score (Quest), for all pages of a sequence."""
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -34,7 +35,7 @@ def page_scores(
 
 
 @triton.jit(do_not_specialize=["pages", "group"])
-def _score(  # type: ignore[no-untyped-def]
+def _score(
     queries, lows, highs, out, pages, group, DIM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One (sequence, KV head) and ``BLOCK`` pages: sum over channels of max(q * low, q * high), highest of the group.
