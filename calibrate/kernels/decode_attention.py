@@ -28,12 +28,13 @@ from kvsim.calibrate.kernels.paged import (
 )
 from kvsim.model.spec import DTYPE_BYTES
 
-BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# between powers of two too: waves of programs and the number of splits make stairs
+BATCH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CONTEXT = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, MAX_CONTEXT)
 DENSE: Axes = (BATCH, CONTEXT)
-THIN: Axes = (BATCH[::2], CONTEXT[::2])
-COARSE: Axes = ((1, 4, 16, 64, 256), (256, 1024, 4096, 16384, 65536))
-FEW: Axes = ((1, 16, 128), (256, 2048, 16384))
+THIN: Axes = ((1, 2, 4, 8, 16, 32, 64, 128, 256), CONTEXT[::2])
+COARSE: Axes = ((1, 2, 4, 8, 16, 32, 64, 128, 256), (256, 1024, 4096, 16384, 65536))
+FEW: Axes = ((1, 4, 16, 64, 256), (256, 2048, 16384))
 UNEVEN: Axes = ((8, 32, 128), (1024, 4096, 16384))
 UNEVEN_FEW: Axes = ((32,), (1024, 4096))
 # bfloat16 keeps 8 bits: the weights are rounded to it before they meet V, and so is the result; fp8 keeps 4

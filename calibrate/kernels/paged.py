@@ -185,7 +185,7 @@ def chunk_error(
 ) -> float:
     """Relative error of sampled rows of one head: row i of (rows, head_dim) sees keys up to ``positions[i]``."""
     rows = torch.tensor(sample(len(positions), 8), device=positions.device)
-    expected = reference(queries[rows], keys, values, positions[rows] + 1)
+    expected = reference(queries.float()[rows], keys, values, positions[rows] + 1)
     return worst([relative_error(found[row], expected[i]) for i, row in enumerate(rows.tolist())])
 
 
