@@ -25,6 +25,7 @@ TOKENS = (
     *(12288, 16384),
 )
 COARSE = (1, 16, 128, 512, 1024, 2048, 4096, 8192, 16384)
+COMPARED = (1, 64, 512, 2048, 8192)
 TINY = (1, 5)
 PROFILED_TOKENS = 8192  # vLLM's max_num_batched_tokens on an H100
 TOLERANCE = 1e-2  # inputs and outputs keep 8 bits (2**-9 each rounding); native forms round in between
@@ -42,9 +43,9 @@ def backends(plan: Plan, compiled: bool = True) -> tuple[str, ...]:
     return (*found, "triton")
 
 
-def token_counts(plan: Plan, backend: str) -> Sequence[int]:
-    """Dense for the backend that engines run, coarse for the others."""
-    return plan.pick(TOKENS if backend == backends(plan)[0] else COARSE, COARSE, TINY)
+def token_counts(plan: Plan, engines: bool) -> Sequence[int]:
+    """Dense for the backend that ``engines`` run, in a full plan a few to compare for the others."""
+    return plan.pick(TOKENS if engines else COMPARED, COARSE, TINY)
 
 
 def off_grid_tokens(plan: Plan, draw: Draw) -> list[int]:

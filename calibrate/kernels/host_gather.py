@@ -45,12 +45,12 @@ class HostGather(Kernel):
 
             address = pool.data_ptr()
 
-            def run(i: int) -> object:
-                return gather(address, index[i], out)
+            def run(i: int) -> None:
+                gather(address, index[i], out)
         else:
 
-            def run(i: int) -> object:
-                return torch.index_select(pool, 0, index[i], out=out)
+            def run(i: int) -> None:
+                torch.index_select(pool, 0, index[i], out=out)
 
         def error() -> float:
             run(0)

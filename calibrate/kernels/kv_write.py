@@ -14,7 +14,6 @@ import torch
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.elementwise import (
     COARSE,
-    TINY,
     backends,
     hbm_bytes,
     off_grid_tokens,
@@ -38,10 +37,13 @@ class KvWrite(Kernel):
 
     def points(self, plan: Plan) -> Sequence[Point]:
         found = []
-        for backend in backends(plan, compiled=False):
+        known = backends(plan, compiled=False)
+        for backend in known:
             for kv_heads, head_dim in _heads(plan):
                 for dtype in plan.pick(("bfloat16", "fp8"), ("bfloat16",), ("bfloat16", "fp8")):
-                    counts = token_counts_of(plan, backend, dtype)
+                    counts = token_counts(plan, backend == known[0])
+                    if plan.size == "full" and dtype == "fp8" and backend == known[0]:
+                        counts = COARSE  # half the bytes, the same stairs
                     found += [_point(backend, dtype, kv_heads, head_dim, tokens) for tokens in counts]
         return found
 
@@ -64,11 +66,13 @@ class KvWrite(Kernel):
             some = some_tokens(tokens, bench.device)
             some = torch.cat((some, some[-1:]))  # at least two rows, so that a swap of K and V cannot hide
             write(key, value, cache, slots)
-            wide = cache.float()
+            raw = (
+                cache if dtype == "bfloat16" else cache.view(torch.uint8)
+            )  # fp8 cannot be indexed everywhere
             block, place = slots[some] // BLOCK_SIZE, slots[some] % BLOCK_SIZE
             return max(
-                relative_error(wide[block, 0, place], key[some]),
-                relative_error(wide[block, 1, place], value[some]),
+                relative_error(raw[block, i, place].view(cache.dtype).float(), rows_of[some])
+                for i, rows_of in enumerate((key, value))
             )
 
         # bfloat16 is a copy, to the bit; e4m3 keeps 4 bits: half a unit is 2**-4, 0.026 in the root mean square
@@ -96,13 +100,6 @@ class KvWrite(Kernel):
             if point["backend"] == "vllm"
             else "kvsim.calibrate.triton.kv_write"
         )
-
-
-def token_counts_of(plan: Plan, backend: str, dtype: str) -> Sequence[int]:
-    """Dense for what engines run by default."""
-    if plan.size == "tiny":
-        return TINY
-    return token_counts(plan, backend) if backend == "vllm" and dtype == "bfloat16" else COARSE
 
 
 def _point(backend: str, dtype: str, kv_heads: int, head_dim: int, tokens: int) -> Point:
@@ -140,7 +137,7 @@ def _backend(backend: str, bench: Bench, dtype: str) -> Callable[..., Any]:
         return _plain
     from kvsim.calibrate.triton.kv_write import write
 
-    return lambda key, value, cache, slots: write(key, value, *cache.unbind(1), slots)
+    return lambda key, value, cache, slots: write(key, value, cache[:, 0], cache[:, 1], slots)
 
 
 def _plain(key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor) -> None:

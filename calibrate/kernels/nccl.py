@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.kernels.kernel import Kernel, Launch, Plan, Point
@@ -47,7 +48,7 @@ class Nccl(Kernel):
 
     def points(self, plan: Plan) -> Sequence[Point]:
         if plan.size == "tiny":
-            return [{"op": "all_reduce", "num_gpus": 2, "num_bytes": 1024}]  # seconds of starting processes
+            return [{"op": op, "num_gpus": 2, "num_bytes": 1024} for op in OPS]
         sizes = plan.pick(FULL, FULL[::3], ())
         return [
             {"op": op, "num_gpus": num_gpus, "num_bytes": size}
@@ -57,18 +58,18 @@ class Nccl(Kernel):
         ]
 
     def prepare(self, point: Point, bench: Bench) -> Launch:
-        """The point in processes of its own. For a check of a single point: the clock of :meth:`measure` is the workers'."""
-        found: list[dict[str, float]] = []
+        """All operations of the point's size in processes of their own, kept for the next point.
 
-        def run(i: int) -> None:
-            if not found:
-                found.extend(_in_processes([point], bench.on_gpu))
+        Only for a check of the results: the clock of :meth:`measure` is the workers'.
+        """
+        num_gpus, size = int(point["num_gpus"]), int(point["num_bytes"])
+        every: list[Point] = [{"op": op, "num_gpus": num_gpus, "num_bytes": size} for op in OPS]
 
-        def error() -> float:
-            run(0)
-            return found[0]["error"]
+        def found() -> dict[str, float]:
+            rows = bench.keep("nccl", (num_gpus, size), lambda: _in_processes(every, bench.on_gpu))
+            return rows[OPS.index(str(point["op"]))]
 
-        return Launch(run=run, error=error, tolerance=0.0, graph=False)
+        return Launch(run=lambda i: found(), error=lambda: found()["error"], tolerance=0.0, graph=False)
 
     def measure(
         self, points: Sequence[Point], bench: Bench
@@ -113,7 +114,7 @@ def _in_processes(points: Sequence[Point], on_gpu: bool) -> list[dict[str, float
     num_gpus = int(points[0]["num_gpus"])
     with tempfile.TemporaryDirectory() as folder:
         try:
-            torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+            spawn(
                 _worker, args=(num_gpus, [dict(point) for point in points], folder, on_gpu), nprocs=num_gpus
             )
         except Exception as error:

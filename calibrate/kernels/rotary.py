@@ -40,7 +40,7 @@ class Rotary(Kernel):
             _point(backend, heads, tokens)
             for backend in backends(plan)
             for heads in _heads(plan)
-            for tokens in token_counts(plan, backend)
+            for tokens in token_counts(plan, backend == backends(plan)[0])
         ]
 
     def prepare(self, point: Point, bench: Bench) -> Launch:

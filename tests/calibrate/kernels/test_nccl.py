@@ -1,4 +1,4 @@
-"""Collectives over two processes of a CPU: every operation against what the processes' data give."""
+"""Collectives: the check of a result, by hand; two processes of a CPU run every operation in test_every_kernel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,29 @@ from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.device import find_device
 from kvsim.calibrate.kernels import nccl
 
+POINTS = [{"op": op, "num_gpus": gpus, "num_bytes": 2048} for gpus in (4, 2) for op in nccl.OPS]
+BENCH = Bench(find_device("cpu"))
 
-def test_every_operation_is_right_over_two_processes() -> None:
-    points = [{"op": op, "num_gpus": gpus, "num_bytes": 2048} for gpus in (2, 4) for op in nccl.OPS]
-    measured = nccl.Nccl().measure(points, Bench(find_device("cpu")))
+
+def _found(error: float) -> object:
+    return lambda points, on_gpu: [
+        {"latency_us": float(i), "spread_us": 0.5, "error": error} for i, _ in enumerate(points)
+    ]
+
+
+def test_more_gpus_than_there_are_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl, "_in_processes", _found(0.0))
+    measured = nccl.Nccl().measure(POINTS, BENCH)
     assert measured is not None
-    about, columns = measured
-    assert about["largest_error"] == 0
-    assert columns["op"].tolist() == list(nccl.OPS)  # what four GPUs would run is left out
-    assert (columns["latency_us"] > 0).all()
+    assert measured[1]["op"].tolist() == list(nccl.OPS)
+    assert set(measured[1]["num_gpus"].tolist()) == {2}
+    assert measured[1]["latency_us"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_wrong_result_names_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl, "_in_processes", _found(3.0))
+    with pytest.raises(RuntimeError, match=r"all_reduce.*wrong by up to 3"):
+        nccl.Nccl().measure(POINTS, BENCH)
 
 
 def test_mismatch_by_hand() -> None:
