@@ -66,7 +66,8 @@ class DecodeAttention(Kernel):
             coarse = plan.pick(COARSE, FEW, FEW)
             found += _grid("triton", "even", "bfloat16", first, *coarse)
             found += _grid("triton", "uneven", "bfloat16", first, *few)
-            found += _grid("vllm", "even", "fp8", first, *coarse)
+            if not vllm_flash.why_not("fp8"):
+                found += _grid("vllm", "even", "fp8", first, *coarse)
         return found
 
     def prepare(self, point: Point, bench: Bench) -> Launch:

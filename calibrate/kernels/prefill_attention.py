@@ -56,7 +56,8 @@ class PrefillAttention(Kernel):
             axes = plan.pick(DENSE, COARSE, FEW) if heads == first else plan.pick(COARSE, FEW, FEW)
             found += _grid(main, "bfloat16", heads, *axes)
         if usable:
-            found += _grid("vllm", "fp8", first, *plan.pick(COARSE, FEW, FEW))
+            if not vllm_flash.why_not("fp8"):
+                found += _grid("vllm", "fp8", first, *plan.pick(COARSE, FEW, FEW))
             found += _grid("torch", "bfloat16", first, *plan.pick(COARSE, FEW, FEW))
         return found
 

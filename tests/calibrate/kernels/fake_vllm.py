@@ -42,5 +42,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setitem(sys.modules, "vllm", package)
     monkeypatch.setitem(sys.modules, "vllm.vllm_flash_attn", module)
     monkeypatch.setattr(vllm_flash, "version", lambda: 3)
-    monkeypatch.setattr(vllm_flash, "why_not", lambda: "")
+    monkeypatch.setattr(vllm_flash, "why_not", lambda kv_dtype="bfloat16": "")
     return calls

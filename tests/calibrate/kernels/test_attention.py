@@ -134,6 +134,8 @@ def test_vllm_is_called_as_its_engine_calls_it(bench: Bench, vllm_calls: list[di
     assert schedule["max_seqlen_k"] == max(uneven(5, 40)) and decode["max_seqlen_k"] == 131072
     assert decode["scheduler_metadata"] is not None and decode["max_seqlen_q"] == 1
     assert (prefill["max_seqlen_q"], prefill["max_seqlen_k"], prefill["causal"]) == (20, 57, True)
+    grid = DecodeAttention().points(Plan("full", (LLAMA,)))
+    assert grid[0]["backend"] == "vllm" and {p["kv_dtype"] for p in grid} == {"bfloat16", "fp8"}
     long = PrefillAttention().prepare({**PREFILL, "backend": "vllm", "new": 513}, bench)
     long.run(0)
     assert vllm_calls[-1]["num_splits"] == 0  # more tokens than a CUDA graph holds
