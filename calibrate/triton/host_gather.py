@@ -12,7 +12,7 @@ def _gather(address, index, out, words: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < words
-    host = tl.multiple_of(address, 16).to(tl.pointer_type(tl.int32))
+    host = tl.multiple_of(address.to(tl.pointer_type(tl.int32)), 16)
     there = tl.load(index + row) * words
     values = tl.load(host + there + column, mask=inside)
     tl.store(out + row * words + column, values, mask=inside)
