@@ -111,7 +111,11 @@ def _plan(models: list[str], quick: bool, device: str) -> Plan:
     from kvsim.calibrate.kernels.kernel import Plan, Shape
     from kvsim.model.load import load_model, model_presets
 
-    specs = [load_model(name) for name in models or model_presets()]
+    # the first model's shapes get the densest grids
+    specs = [
+        load_model(name)
+        for name in models or sorted(model_presets(), key=lambda name: name != "llama-3.1-8b")
+    ]
     shapes = [Shape(spec, parts) for spec in specs for parts in (1, 2, 4, 8) if spec.num_heads % parts == 0]
     return Plan("tiny" if device == "cpu" else "quick" if quick else "full", tuple(shapes))
 

@@ -33,7 +33,9 @@ def test_grid_has_every_point_once_and_nothing_but_its_columns(name: str, size: 
     rows = [tuple(point[column] for column in kernel.columns) for point in points]
     assert len(set(rows)) == len(rows)
     text = {column for column in kernel.columns if isinstance(points[0][column], str)}
-    assert all(isinstance(point[column], str) == (column in text) for point in points for column in kernel.columns)
+    assert all(
+        isinstance(point[column], str) == (column in text) for point in points for column in kernel.columns
+    )
 
 
 @pytest.mark.parametrize("name", kernel_names())

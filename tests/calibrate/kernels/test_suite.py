@@ -201,9 +201,9 @@ def test_a_gpu_that_tells_nothing_is_refused() -> None:
         _from_properties(about)
 
 
-def test_sets_outgrow_the_cache_twice() -> None:
+def test_sets_outgrow_the_cache_four_times() -> None:
     bench = Bench(CPU)
     bench.device = torch.device("cuda")
     bench.facts = replace(CPU, l2_bytes=100)
-    assert [bench.sets(size) for size in (1, 30, 100, 199, 200, 1000)] == [64, 7, 2, 2, 1, 1]
+    assert [bench.sets(size) for size in (1, 30, 100, 399, 400, 1000)] == [64, 14, 4, 2, 1, 1]
     assert np.isfinite(bench.sets(0))
