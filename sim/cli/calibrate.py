@@ -178,7 +178,7 @@ def engine(
 ) -> None:
     """Fit host overhead, CUDA graph bases and mixed and sustained factors to microbenchmarks of an engine."""
     from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
-    from kvsim.calibrate.engines.profile import profile_text, report_lines, write_profile
+    from kvsim.calibrate.engines.engine_profile import profile_text, report_lines, write_profile
     from kvsim.engine.profile import load_engine
 
     folders = [read_microbenchmarks(folder, run or ()) for folder in runs]
