@@ -26,6 +26,7 @@ class Request:
     kinds: list[int] = field(default_factory=list)  # of the prompt's segments; index into SEGMENT_KINDS
     session: int = -1
     tenant: int = -1
+    followed: bool = False  # another request waits for its end
 
     generated: int = 0  # output tokens scheduled so far, kept over a preemption
     cached: int = 0  # prompt tokens that came from reuse at the last admission
@@ -136,5 +137,6 @@ class Batch:
         if rest:
             first = -self.round % size  # bases in this phase are at a block boundary now
             phase = self._phase
-            begun += sum(phase[first - i] for i in range(rest))
+            last = first - rest  # the phases first, first - 1, ... down to the one after this; they go around
+            begun += sum(phase[last + 1 : first + 1]) if last >= -1 else sum(phase[: first + 1]) + sum(phase[last + 1 :])
         return begun

@@ -14,6 +14,7 @@ from kvsim.errors import ScenarioError
 @cache_managers.register("contiguous")
 class Contiguous(CacheManager):
     api_version = API_VERSION
+    steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
         options = dict(config.options or {})

@@ -17,6 +17,7 @@ from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
 API_VERSION = 1
+ABOUT_STEPS = ("decode_steps", "decode_work", "commit", "prefilled", "release")
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +94,10 @@ class CacheManager(ABC):
 
     ``block_tokens``: the batch counts block boundaries for this size. ``uses_tiers``: KV goes to the tiers below HBM,
     and :attr:`used_bytes` has an entry for each. ``needs_kinds``: requests come with the kinds
-    of their segments. ``needs_future``: :meth:`set_future` is called before the run.
+    of their segments. ``needs_future``: :meth:`set_future` is called before the run. ``steady_work``: what
+    decode_steps and decode_work have said of a batch stays true when prefilled and release are called in the middle of
+    those steps; a run of steps then goes on through them. A subclass that overrides one of these four methods, or
+    commit, has to say so again.
     """
 
     services: Services
@@ -101,6 +105,13 @@ class CacheManager(ABC):
     uses_tiers: bool = False
     needs_kinds: bool = False
     needs_future: bool = False
+    steady_work: bool = False
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        own = vars(cls)
+        if "steady_work" not in own and not own.keys().isdisjoint(ABOUT_STEPS):
+            cls.steady_work = False
 
     @abstractmethod
     def match(self, request: Request) -> Plan:

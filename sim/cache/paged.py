@@ -19,6 +19,7 @@ class Paged(CacheManager):
     """Counts blocks: a request holds ceil(context / block) of them, so no table is kept."""
 
     api_version = API_VERSION
+    steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config

@@ -42,6 +42,7 @@ class Found:
 @cache_managers.register("prefix_tree")
 class PrefixTreeManager(Paged):
     uses_tiers = True
+    steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

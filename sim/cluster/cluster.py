@@ -10,7 +10,6 @@ import simpy
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
-from kvsim.engine.timing import Array
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 from kvsim.workloads.trace import Trace
@@ -41,7 +40,7 @@ class Cluster:
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
         self.last_token_ns = 0
-        self._next_sample = [0]
+        self.gaps = recorder.inter_token.add_many  # call-back of a replica: gaps between output tokens
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
@@ -49,7 +48,6 @@ class Cluster:
     def start(self, replicas: Sequence[Replica]) -> None:
         """Set the run up; ``env.run()`` then plays it."""
         self.replicas = replicas
-        self._next_sample = [0] * len(replicas)
         self.env.process(self._arrivals())
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
@@ -75,6 +73,7 @@ class Cluster:
             kinds=trace.kinds(row) if self.with_kinds else [],
             session=trace.session.item(row),
             tenant=trace.tenant.item(row),
+            followed=row in self._followers,
         )
         if self.on_arrival is not None:
             self.on_arrival(request)
@@ -103,9 +102,9 @@ class Cluster:
                 lambda _, row=follower, arrival=arrival: self._enter(row, arrival),  # type: ignore[misc]
             )
 
-    def finish(self, replica: Replica, request: Request) -> None:
-        """Call-back of a replica: the last token of ``request`` has been taken."""
-        now, front = self.env.now, self.front_in_ns + self.front_out_ns
+    def finish(self, replica: Replica, request: Request, now: int) -> None:
+        """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
+        front = self.front_in_ns + self.front_out_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else request.admitted_ns
         self.recorder.requests.append(
             RequestRow(
@@ -128,8 +127,8 @@ class Cluster:
             )
         )
         self.num_finished += 1
-        self.last_token_ns = now + self.front_out_ns
-        if request.index in self._followers:
+        self.last_token_ns = max(self.last_token_ns, now + self.front_out_ns)
+        if request.followed:
             if self.front_out_ns:
                 At(
                     self.env,
@@ -140,16 +139,8 @@ class Cluster:
             else:
                 self._release_followers(request.index)
 
-    def gaps(self, gaps_ns: Sequence[int] | Array, tokens: int) -> None:
-        """Call-back of a replica: gaps between output tokens."""
-        self.recorder.itl_run(gaps_ns, tokens)
-
-    def sample(self, replica: Replica) -> None:
-        """Call-back of a replica: it has decided; note its state if the last note is old enough."""
-        now = self.env.now
-        if now < self._next_sample[replica.index]:
-            return
-        self._next_sample[replica.index] = now + self.recorder.every_ns
+    def sample(self, replica: Replica, now: int) -> int:
+        """Call-back of a replica: its state at a decision; when it should tell next."""
         manager = replica.manager
         self.recorder.timeline.append(
             TimelineRow(
@@ -162,3 +153,4 @@ class Cluster:
                 held_bytes=manager.held_bytes,
             )
         )
+        return now + max(1, self.recorder.every_ns)

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
 import simpy
 
 from kvsim.cache.manager import CacheManager, Plan, Services, Transfer
-from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
+from kvsim.engine.run import Effects, Run, Tally
 from kvsim.engine.spec import EngineSpec
-from kvsim.engine.timing import Array, lay_out, sum_of
+from kvsim.engine.timing import Times, lay_out
 from kvsim.entities import Batch, Request
 
 LONGEST_RUN = 4096
@@ -36,24 +36,17 @@ LONGEST_RUN = 4096
 class Owner(Protocol):
     """What a replica tells whoever put requests into it."""
 
-    def finish(self, replica: Replica, request: Request) -> None:
-        """The last token of ``request`` has been taken; its latency lacks only the front end's way out."""
+    gaps: Callable[[Times, int], None]
+    """In each of some steps so many output tokens came so long (nanoseconds) after the token before them."""
 
-    def sample(self, replica: Replica) -> None:
-        """The replica has decided."""
+    def finish(self, replica: Replica, request: Request, now: int) -> None:
+        """The last token of ``request`` was taken at ``now``; its latency lacks only the front end's way out.
 
-    def gaps(self, gaps_ns: Sequence[int] | Array, tokens: int) -> None:
-        """In each of some steps ``tokens`` output tokens came so long after the token before them."""
+        A request that is ``followed`` is told of at that moment, others at the latest when somebody looks.
+        """
 
-
-class Effects:
-    """What becomes true when a step's output is taken."""
-
-    __slots__ = ("finished", "first_tokens")
-
-    def __init__(self, first_tokens: list[Request], finished: list[Request]) -> None:
-        self.first_tokens = first_tokens
-        self.finished = finished
+    def sample(self, replica: Replica, now: int) -> int:
+        """The replica decided at ``now``; it asks again at its first decision from the time on that it is given."""
 
 
 class Replica(Services):
@@ -88,13 +81,14 @@ class Replica(Services):
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.finishing: dict[Request, None] = {}
 
+        self._run: Run | None = None  # None = no step was decided
         self._effects: deque[Effects | None] = deque([None] * (1 if engine.async_scheduling else 0))
         self._last: Effects | None = None  # of the step scheduled last
-        self._taken_decodes = 0  # of the step whose output the next boundary takes, with two in flight
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._alarm: At | None = None  # None = idle
+        self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
         # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
         self._frees_late = engine.async_scheduling and bool(links.read)
@@ -102,36 +96,33 @@ class Replica(Services):
         self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
         self._order = 0
         self._horizon = 64
+        self._uses_links = False  # kernels of the current run
 
-        self._priced: Priced | None = None  # the current run, and below its times:
-        self._steps = 0
-        self._decodes = 0
-        self._began = 0
-        self._done = 0  # steps of the run that are committed
-        self._boundaries: Sequence[int] | Array = []  # of decision i + 1, i = 0 .. steps - 1
-        self._ends: Sequence[int] | Array = []
-        self._fused = False
-        self._uses_links = False
-
-        self.busy_ns = self.num_steps = self.num_events = self.recomputed_tokens = 0
-        self.outstanding_tokens = 0  # prompt tokens of unfinished requests
+        self.tally = Tally(cost, engine.async_scheduling, owner.gaps)
+        self.num_events = self.recomputed_tokens = 0
+        self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
+        self._outstanding_tokens = 0
 
     # ---- what others call
 
     def receive(self, request: Request) -> None:
         """Change. A request has reached the engine's queue."""
+        run, now = self._run, self.env.now
+        if run is not None and (run.output is not None or self.sample_at < now):
+            self.sync()
         self.waiting.append(request)
-        self.outstanding_tokens += request.input_tokens
+        self._outstanding_tokens += request.input_tokens
         if self._alarm is None:
-            self._ring_at(self.env.now)
+            self._ring_at(now)
         elif len(self.waiting) == 1:
             self._cut()
 
     def sync(self) -> None:
         """Change. Bring the state to now: steps that are scheduled by now are committed."""
-        if self._fused:
-            self._commit(self._scheduled_by_now())
+        run = self._run
+        if run is not None and run.fused:
+            self._commit(run, run.decided_by(self.env.now))
 
     def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
         return self.links.estimate_ns(src, "hbm", num_bytes, num_extents)
@@ -141,6 +132,12 @@ class Replica(Services):
         return int(self.cost.price(StepWork(1, tokens, 0, (kernel,))).step_ns[0])
 
     @property
+    def outstanding_tokens(self) -> int:
+        """Prompt tokens of unfinished requests, as of now."""
+        self.sync()
+        return self._outstanding_tokens
+
+    @property
     def num_running(self) -> int:
         return len(self.running)
 
@@ -148,109 +145,125 @@ class Replica(Services):
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self.loading) + len(self.polled) + len(self.loaded)
 
+    @property
+    def busy_ns(self) -> int:
+        """Time with a step on the device."""
+        return self.tally.busy_ns
+
+    @property
+    def num_steps(self) -> int:
+        return self.tally.num_steps
+
     # ---- runs and the clock
 
     def _ring_at(self, at_ns: int) -> None:
         # of replicas that decide at the same moment the first goes first
-        priority = PRIORITY_BOUNDARY + self.index
-        self._alarm = At(self.env, at_ns - self.env.now, priority, self._boundary)
-
-    def _scheduled_by_now(self) -> int:
-        """Steps of the current run whose decision lies before now; the first one always does."""
-        return min(self._steps, 1 + bisect_left(self._boundaries, self.env.now))
+        env = self.env
+        self._alarm = At(env, at_ns - env.now, PRIORITY_BOUNDARY + self.index, self._boundary)
 
     def _cut(self) -> None:
         """End the current run where the engine next looks at its queue."""
-        if self._fused:
-            steps = self._scheduled_by_now()
-            if steps < self._steps:
-                self._steps = steps
+        run = self._run
+        if run is not None and run.fused:
+            steps = run.decided_by(self.env.now)
+            if steps < run.steps:
+                run.steps = steps
                 self._horizon = max(8, 2 * steps)
-                self._ring_at(int(self._boundaries[steps - 1]))
+                self._ring_at(int(run.boundaries[steps - 1]))
 
-    def _commit(self, steps: int) -> None:
-        """Change. The first ``steps`` steps of the run are scheduled."""
-        fresh = steps - self._done
+    def _commit(self, run: Run, steps: int) -> None:
+        """Change. The first ``steps`` steps of the run are scheduled, and the boundaries between them are passed."""
+        if steps > 1:
+            if run.output is not None:
+                self._take_output(run)
+            if self.sample_at <= run.boundaries[steps - 2]:
+                self._sample_between(run, steps)
+        fresh = steps - run.done
         if fresh > 0:
             self.manager.commit(self.batch, fresh)
             self.batch.round += fresh
-            self._done = steps
+            run.done = steps
+
+    def _take_output(self, run: Run) -> None:
+        """Change. The first boundary of the run is reached: take the output of the step before it."""
+        output, run.output, self._effects[0] = run.output, None, None
+        assert output is not None
+        self._commit(run, 1)
+        at = int(run.boundaries[0])
+        self._apply(output, at)
+        if self.check:
+            self.manager.check_integrity()
+        if run.steps > 1 and self.sample_at <= at:
+            self.sample_at = self.owner.sample(self, at)
+
+    def _sample_between(self, run: Run, steps: int) -> None:
+        """Show the owner the decisions inside the run that it wants to see, with only the steps before them committed."""
+        boundaries = run.boundaries
+        while self.sample_at <= boundaries[steps - 2]:
+            i = bisect_left(boundaries, self.sample_at, max(0, run.done - 1))
+            self._commit(run, i + 1)
+            self.sample_at = self.owner.sample(self, int(boundaries[i]))
+
+    def _tapped(self, event: simpy.Event) -> None:
+        """Somebody has to know at once what the first boundary of the run brings."""
+        run = self._run
+        if event is self._tap and run is not None and run.output is not None and run.steps > 1:
+            self._take_output(run)
 
     def _boundary(self, event: simpy.Event) -> None:
         """The engine's thread turns to its next decision."""
         if event is not self._alarm:
             return  # the run was cut: an earlier alarm has rung
         self.num_events += 1
-        steps = self._steps
-        self._in_flight = steps > 0
-        if steps:
-            self._close_run(steps)
-        elif self._taken_decodes and self.engine.async_scheduling:
-            # the output of the last step before there was nothing to do
-            self.owner.gaps([self.env.now - self._decided], self._taken_decodes)
-            self._taken_decodes = 0
-        self._decided = self.env.now
+        now = self.env.now
+        run = self._run
+        self._in_flight = run is not None
+        if run is not None:
+            self._close(run)
+        else:
+            self.tally.wait(now - self._decided)
+        self._decided = now
         self._effects.append(self._last)
         self._last = None
         effects = self._effects.popleft()
         if self._to_free:
             self._free_preempted()
         if effects is not None:
-            self._apply(effects)
+            self._apply(effects, now)
         if self.polled:
             self._poll()
-        self._decide()
+        self._decide(now)
         if self.check:
-            self._check_integrity()
-        self.owner.sample(self)
+            self.manager.check_integrity()
+        if now >= self.sample_at:
+            self.sample_at = self.owner.sample(self, now)
 
-    def _close_run(self, steps: int) -> None:
-        """Account for the run that ends here."""
-        assert self._priced is not None
-        self.cost.account(self._priced, 0, steps)
-        self.busy_ns += sum_of(self._priced.step_ns[:steps])
-        self.num_steps += steps
-        self._report_gaps(steps)
-        if self._fused:
-            self._commit(steps)
+    def _close(self, run: Run) -> None:
+        """The run ends here."""
+        steps = run.steps
+        if run.fused:
+            self._commit(run, steps)
             finished = self.batch.finished()
             if finished:
                 self._finish_later([], finished)
-            if steps == len(self._boundaries):
+            if steps == len(run.boundaries):
                 self._horizon = min(LONGEST_RUN, 2 * self._horizon)
-        self._device_end = int(self._ends[steps - 1])
-        self._steps = 0
-        self._fused = False
-
-    def _report_gaps(self, steps: int) -> None:
-        """Output tokens of decodes come as far apart as the boundaries at which they are taken."""
-        times = self._boundaries[:steps]
-        gaps: Sequence[int] | Array
-        if isinstance(times, np.ndarray):
-            gaps = np.diff(times, prepend=self._began)
-        else:
-            gaps = [after - before for before, after in zip([self._began, *times], times, strict=False)]
-        if self.engine.async_scheduling:  # the first boundary takes the output of the step before the run
-            if self._taken_decodes:
-                self.owner.gaps(gaps[:1], self._taken_decodes)
-            gaps = gaps[1:]
-        if self._decodes and len(gaps):
-            self.owner.gaps(gaps, self._decodes)
-        self._taken_decodes = self._decodes
+        self.tally.close(run)
+        self._device_end = int(run.ends[steps - 1])
+        self._run = None
 
     def _finish_later(self, first_tokens: list[Request], finished: list[Request]) -> None:
         for request in finished:
             self.finishing[request] = None
         self._last = Effects(first_tokens, finished)
 
-    def _apply(self, effects: Effects) -> None:
-        """A step's output is taken now."""
-        now = self.env.now
+    def _apply(self, effects: Effects, now: int) -> None:
+        """A step's output is taken."""
         for request in effects.first_tokens:
             if request.first_token_ns < 0:
                 request.first_token_ns = now
             else:  # its first one since a preemption
-                self.owner.gaps([now - request.last_token_ns], 1)
+                self.owner.gaps((now - request.last_token_ns,), 1)
             if request in self.running:
                 self._start(self.manager.prefilled(request))
         for request in effects.finished:
@@ -259,8 +272,8 @@ class Replica(Services):
                 del self.running[request]
                 self._blocked = False
                 self._start(self.manager.release(request, request.kv_tokens))
-            self.outstanding_tokens -= request.input_tokens
-            self.owner.finish(self, request)
+            self._outstanding_tokens -= request.input_tokens
+            self.owner.finish(self, request, now)
 
     # ---- transfers
 
@@ -299,47 +312,67 @@ class Replica(Services):
 
     # ---- decisions
 
-    def _decide(self) -> None:
-        """Schedule the next step or run of steps, as of now."""
-        preempted = False
-        while self.batch.requests and not self.manager.decode_steps(self.batch, 1):
-            self._preempt_last()
-            preempted = True
-        if self.partial is not None or (not preempted and self._could_admit()):
-            self._mixed_step(preempted)
-        elif self.batch.requests:
-            self._decode_run(preempted)
+    def _decide(self, now: int) -> None:
+        """Schedule the next step or run of steps."""
+        batch, manager = self.batch, self.manager
+        admits, preempted, steps = self._could_admit(), False, 0
+        if batch.requests:
+            alone = self.partial is None and not admits
+            steps = manager.decode_steps(batch, self._alike() if alone else 1)
+            while not steps and batch.requests:
+                self._preempt_last()
+                preempted = True
+                steps = manager.decode_steps(batch, 1) if batch.requests else 0
+        if self.partial is not None or (admits and not preempted):
+            self._mixed_step(now, preempted)
+        elif steps:
+            self._decode_run(now, steps)
         else:
-            self._nothing(preempted)
+            self._nothing(now, preempted)
 
     def _could_admit(self) -> bool:
         return bool(
             (self.waiting or self.loaded)
             and not self._blocked
             and len(self.running) < self.engine.max_num_seqs
-            and len(self.batch) < self.engine.max_num_batched_tokens
+            and len(self.batch.requests) < self.engine.max_num_batched_tokens
         )
 
-    def _nothing(self, preempted: bool) -> None:
+    def _alike(self) -> int:
+        """Decode steps in which nothing but the batch's contexts changes, as far as scheduling goes."""
+        if self.polled:
+            return 1
+        if self._effects and self._effects[0] is not None:  # the first boundary takes this output
+            if self.waiting or self.loaded or not self.manager.steady_work:
+                return 1
+        return min(self.batch.steps_to_finish(), self._horizon, LONGEST_RUN)
+
+    def _nothing(self, now: int, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
-        if preempted or self.polled or any(self._effects) or self._device_end > self.env.now:
-            self._ring_at(max(self.env.now, self._device_end))
+        if preempted or self.polled or any(self._effects) or self._device_end > now:
+            self._ring_at(max(now, self._device_end))
         else:
             self._alarm = None
 
-    def _decode_run(self, preempted: bool) -> None:
-        batch = self.batch
-        waits = (
-            preempted or bool(self.polled) or (self.engine.async_scheduling and self._effects[0] is not None)
-        )
-        steps = 1 if waits else min(batch.steps_to_finish(), self._horizon, LONGEST_RUN)
-        steps = self.manager.decode_steps(batch, steps)
-        num = len(batch)
+    def _decode_run(self, now: int, steps: int) -> None:
+        batch, engine = self.batch, self.engine
+        num = len(batch.requests)
         kernels = self.manager.decode_work(batch, steps)
-        self._fused = True
-        self._run(StepWork(steps, num, num, kernels), num, self.engine.launch_ns, self.engine.cpu_ns)
+        self._note_links(kernels)
+        priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
+        boundaries, ends = lay_out(
+            now, self._device_end, priced.step_ns, engine.launch_ns, engine.cpu_ns, engine.tail_ns, engine.async_scheduling
+        )
+        self.step_tokens = num
+        run = self._begin(Run(priced, now, boundaries, ends, num, fused=True))
+        output = self._effects[0] if self._effects else None
+        if output is not None and steps > 1:
+            run.output = output
+            if self.links.read or any(request.followed for request in output.finished):
+                at = int(boundaries[0])
+                self._tap = At(self.env, at - now, PRIORITY_BOUNDARY + self.index, self._tapped)
 
-    def _mixed_step(self, preempted: bool) -> None:
+    def _mixed_step(self, now: int, preempted: bool) -> None:
         """One step in which prompts may be prefilled."""
         engine, manager, batch = self.engine, self.manager, self.batch
         decodes = len(batch)
@@ -364,7 +397,7 @@ class Replica(Services):
                 preempted = True
         started = 0
         if not preempted:
-            started = self._admit(budget, prefills, loads)
+            started = self._admit(now, budget, prefills, loads)
 
         complete: list[Request] = []
         for request, tokens in prefills:
@@ -388,13 +421,15 @@ class Replica(Services):
             self._blocked = False  # the head of the queue may reuse what this step computes
         tokens = decodes + sum(count for _, count in prefills)
         if not tokens:
-            self._nothing(preempted)
+            self._nothing(now, preempted)
             return
         cpu = engine.thread_ns(tokens, bool(prefills)) + started * engine.cpu_request_ns
         work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels))
-        self._run(work, decodes, engine.launch_ns, cpu, loads)
+        self._one_step(now, work, decodes, cpu, loads)
 
-    def _admit(self, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]) -> int:
+    def _admit(
+        self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
+    ) -> int:
         """Move requests from the queue into the step while there is budget, room and a slot; how many are new."""
         manager, started = self.manager, 0
         while budget > 0 and (self.loaded or self.waiting) and len(self.running) < self.engine.max_num_seqs:
@@ -416,11 +451,11 @@ class Replica(Services):
                 if any(transfer.mode == "before" for transfer in plan.transfers):
                     self.loading[request] = len(plan.transfers)  # it waits for all of them
                     if request.load_started_ns < 0 and request.admitted_ns < 0:
-                        request.load_started_ns = self.env.now
+                        request.load_started_ns = now
                     continue
                 loads += plan.transfers
             if request.admitted_ns < 0:
-                request.admitted_ns = self.env.now
+                request.admitted_ns = now
             tokens = min(request.to_compute, budget)
             grown = manager.grow(request, tokens)
             assert grown, f"request {request.index} was admitted without room for its first {tokens} tokens"
@@ -477,41 +512,51 @@ class Replica(Services):
 
     # ---- time of a run
 
-    def _run(
-        self, work: StepWork, decodes: int, launch: int, cpu: int, loads: list[Transfer] | None = None
-    ) -> None:
-        """Price the steps and lay out their boundaries; the alarm is set to the last one."""
-        self._uses_links = any(kernel.lane != "gpu" for kernel in work.kernels)
-        if not self._fused and self.engine.sustained_after_ns and work.tokens > decodes:
-            work = self._in_clocks(work, launch)
-        priced = self.cost.price(work, self.links.share() if self._uses_links else None)
-        now, end = self.env.now, self._device_end
-        deep = self.engine.async_scheduling
-        prices = priced.step_ns
-        boundaries: Sequence[int] | Array
-        ends: Sequence[int] | Array
+    def _one_step(self, now: int, work: StepWork, decodes: int, cpu: int, loads: list[Transfer]) -> None:
+        """Price and lay out a step that is committed already."""
+        engine, end = self.engine, self._device_end
+        launch, tail = engine.launch_ns, engine.tail_ns
+        carries_prefill = work.tokens > decodes
+        if engine.sustained_after_ns and carries_prefill:
+            work = self._in_clocks(work, now + launch)
+        self._note_links(work.kernels)
+        priced = self.cost.price(work, self._link_share())
+        boundaries: Times
+        ends: Times
         if loads:
             start = max(end, now + launch)
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
-            step_end = layerwise_end_ns(start, int(prices[0]), first_layer, load_end, self.links.num_layers)
-            end_of_step = max(step_end, now + cpu + self.engine.tail_ns)
-            boundaries, ends = [max(end if deep else end_of_step, now + cpu)], [end_of_step]
+            price = int(priced.step_ns[0])
+            step_end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers)
+            end_of_step = max(step_end, now + cpu + tail)
+            boundaries = [max(end if engine.async_scheduling else end_of_step, now + cpu)]
+            ends = [end_of_step]
         else:
-            boundaries, ends = lay_out(now, end, prices, launch, cpu, self.engine.tail_ns, deep)
-        if work.tokens > decodes:
-            self._prefill_end = int(ends[-1])
-        self._priced, self._steps, self._done = priced, work.steps, 0
-        self._boundaries, self._ends = boundaries, ends
-        self.step_tokens, self._decodes, self._began = work.tokens, decodes, now
-        self._ring_at(int(boundaries[-1]))
+            boundaries, ends = lay_out(now, end, priced.step_ns, launch, cpu, tail, engine.async_scheduling)
+        if carries_prefill:
+            self._prefill_end = int(ends[0])
+        self.step_tokens = work.tokens
+        self._begin(Run(priced, now, boundaries, ends, decodes, fused=False))
 
-    def _in_clocks(self, work: StepWork, launch: int) -> StepWork:
+    def _begin(self, run: Run) -> Run:
+        """The alarm is set to the last boundary of the run."""
+        self._run = run
+        self._ring_at(int(run.boundaries[-1]))
+        return run
+
+    def _note_links(self, kernels: tuple[Kernel, ...]) -> None:
+        self._uses_links = False
+        for kernel in kernels:
+            if kernel.lane != "gpu":
+                self._uses_links = True
+
+    def _link_share(self) -> dict[str, float] | None:
+        return self.links.share() if self._uses_links else None
+
+    def _in_clocks(self, work: StepWork, launched: int) -> StepWork:
         """The step with prefill as the GPU's clocks are by then: down, if the steps before it carried prefill too."""
-        start = max(self._device_end, self.env.now + launch)
-        if self._prefill_end < self._device_end or start > self._device_end + launch:
+        start = max(self._device_end, launched)
+        if self._prefill_end < self._device_end or start > self._device_end + self.engine.launch_ns:
             self._prefill_began = start
         return work._replace(sustained=start - self._prefill_began >= self.engine.sustained_after_ns)
-
-    def _check_integrity(self) -> None:
-        self.manager.check_integrity()

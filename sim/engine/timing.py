@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Times = Sequence[int] | Array
 
 
 def lay_out(
-    now: int, device_end: int, prices: Sequence[int] | Array, launch: int, cpu: int, tail: int, deep: bool
-) -> tuple[Sequence[int] | Array, Sequence[int] | Array]:
+    now: int, device_end: int, prices: Times, launch: int, cpu: int, tail: int, deep: bool
+) -> tuple[Times, Times]:
     """Times of a run: (boundary after each step's decision, device end of each step), in nanoseconds.
 
     Step i is decided at b[i - 1] (the first one now), starts on the device when the step before has ended and its
@@ -21,8 +22,11 @@ def lay_out(
     waits for the thread and for the output of the step before (deep) or of this one. An array of prices gives
     arrays.
     """
-    fastest = min_of(prices)
-    if deep and launch <= cpu <= fastest and tail <= fastest and now + cpu <= device_end:
+    if len(prices) == 1:
+        free = now + cpu
+        end = max(max(device_end, now + launch) + int(prices[0]), free + tail)
+        return [max(device_end if deep else end, free)], [end]
+    if deep and launch <= cpu and now + cpu <= device_end and max(cpu, tail) <= min_of(prices):
         if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
             times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
             return times[:-1], times[1:]
@@ -41,11 +45,18 @@ def lay_out(
     return boundaries, ends
 
 
-def min_of(values: Sequence[int] | Array) -> int:
+def gaps_between(times: Times, count: int) -> Times:
+    """Differences of the first ``count`` times: ``count`` - 1 of them."""
+    if isinstance(times, np.ndarray):
+        return times[1:count] - times[: count - 1]
+    return [after - before for before, after in zip(times, times[1:count], strict=False)]
+
+
+def min_of(values: Times) -> int:
     """Smallest of a list or an array."""
     return int(values.min()) if isinstance(values, np.ndarray) else min(values)
 
 
-def sum_of(values: Sequence[int] | Array) -> int:
+def sum_of(values: Times) -> int:
     """Sum of a list or an array."""
     return int(values.sum()) if isinstance(values, np.ndarray) else sum(values)

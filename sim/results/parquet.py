@@ -51,12 +51,13 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
 
 
 def write_timeline(outcome: Outcome, path: Path) -> None:
-    """One row a scheduling decision; ``used_bytes_TIER`` is held and cached KV, ``held_bytes`` HBM's held."""
+    """One row a scheduling decision, by time; ``used_bytes_TIER`` is held and cached KV, ``held_bytes`` HBM's held."""
     rows = outcome.recorder.timeline
-    table = {"t_s": _numbers(rows.column("t_ns") / 1e9)}
+    order = np.lexsort((rows.column("replica"), rows.column("t_ns")))
+    table = {"t_s": _numbers(rows.column("t_ns")[order] / 1e9)}
     for name in ("replica", "running", "waiting", "step_tokens", "held_bytes"):
-        table[name] = _numbers(rows.column(name))
-    used = rows.column("used_bytes") if len(rows) else np.zeros((0, len(outcome.tier_names)), dtype=np.int64)
+        table[name] = _numbers(rows.column(name)[order])
+    used = rows.column("used_bytes")[order] if len(rows) else np.zeros((0, len(outcome.tier_names)), dtype=np.int64)
     for i, tier in enumerate(outcome.tier_names):
         table[f"used_bytes_{tier}"] = _numbers(used[:, i])
     _write(table, path)
