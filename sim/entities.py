@@ -34,6 +34,7 @@ class Request:
     computed: int = 0  # of those, scheduled so far
     order: int = 0  # position in the running list: counts up with every admission
     base: int = 0  # context = base + batch round, while decoding
+    last_round: int = -1  # batch round after its last token; -1 = not decoding
     kv: Any = None  # the cache manager's own state
 
     first_cached: int = -1  # exact reuse at first admission
@@ -97,34 +98,38 @@ class Batch:
 
     def add(self, request: Request, context: int, remaining: int) -> None:
         """``request`` decodes from the next step on; it has ``context`` tokens of KV and ``remaining`` to generate."""
-        request.base = context - self.round
+        request.base = base = context - self.round
+        request.last_round = last = self.round + remaining
         self.requests[request] = None
-        self.sum_base += request.base
-        self._phase[request.base % self.block_tokens] += 1
-        heapq.heappush(self._finish, (self.round + remaining, request.order, request))
+        self.sum_base += base
+        self._phase[base % self.block_tokens] += 1
+        heapq.heappush(self._finish, (last, request.order, request))
         self._array = None
 
     def remove(self, request: Request) -> None:
         """``request`` has left: finished or preempted."""
         del self.requests[request]
+        request.last_round = -1
         self.sum_base -= request.base
         self._phase[request.base % self.block_tokens] -= 1
         self._array = None
 
     def steps_to_finish(self) -> int:
         """Steps until some request has generated its last token."""
+        finish = self._finish
         while True:
-            last, _, request = self._finish[0]
-            if request in self.requests and request.base + last == request.kv_tokens:
+            last, _, request = finish[0]
+            if request.last_round == last:
                 return last - self.round
-            heapq.heappop(self._finish)
+            heapq.heappop(finish)
 
     def finished(self) -> list[Request]:
         """Requests that have generated their last token; they are removed."""
         done: list[Request] = []
-        while self._finish and self._finish[0][0] <= self.round:
-            last, _, request = heapq.heappop(self._finish)
-            if request in self.requests and request.base + last == request.kv_tokens:
+        finish, now = self._finish, self.round
+        while finish and finish[0][0] <= now:
+            last, _, request = heapq.heappop(finish)
+            if request.last_round == last:
                 done.append(request)
                 self.remove(request)
         return done
@@ -138,5 +143,9 @@ class Batch:
             first = -self.round % size  # bases in this phase are at a block boundary now
             phase = self._phase
             last = first - rest  # the phases first, first - 1, ... down to the one after this; they go around
-            begun += sum(phase[last + 1 : first + 1]) if last >= -1 else sum(phase[: first + 1]) + sum(phase[last + 1 :])
+            begun += (
+                sum(phase[last + 1 : first + 1])
+                if last >= -1
+                else sum(phase[: first + 1]) + sum(phase[last + 1 :])
+            )
         return begun

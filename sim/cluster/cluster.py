@@ -10,6 +10,7 @@ import simpy
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
+from kvsim.engine.timing import Times
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 from kvsim.workloads.trace import Trace
@@ -40,7 +41,10 @@ class Cluster:
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
         self.last_token_ns = 0
-        self.gaps = recorder.inter_token.add_many  # call-back of a replica: gaps between output tokens
+        self._add_row = recorder.requests.append
+        self.gaps: Callable[[Times, int], None] = (
+            recorder.inter_token.add_many
+        )  # call-back of a replica: gaps between output tokens
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
@@ -64,16 +68,16 @@ class Cluster:
         trace = self.trace
         ids, ends = trace.content(row)
         request = Request(
-            index=row,
-            arrival_ns=arrival_ns,
-            input_tokens=trace.input_tokens.item(row),
-            output_tokens=trace.output_tokens.item(row),
-            ids=ids,
-            ends=ends,
-            kinds=trace.kinds(row) if self.with_kinds else [],
-            session=trace.session.item(row),
-            tenant=trace.tenant.item(row),
-            followed=row in self._followers,
+            row,
+            arrival_ns,
+            trace.input_tokens.item(row),
+            trace.output_tokens.item(row),
+            ids,
+            ends,
+            trace.kinds(row) if self.with_kinds else [],
+            trace.session.item(row),
+            trace.tenant.item(row),
+            row in self._followers,
         )
         if self.on_arrival is not None:
             self.on_arrival(request)
@@ -106,24 +110,24 @@ class Cluster:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
         front = self.front_in_ns + self.front_out_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else request.admitted_ns
-        self.recorder.requests.append(
+        self._add_row(
             RequestRow(
-                request=request.index,
-                arrival_ns=request.arrival_ns,
-                input_tokens=request.input_tokens,
-                output_tokens=request.output_tokens,
-                cached_tokens=request.first_cached,
-                approximate_tokens=request.first_approximate,
-                queue_ns=queue_end - request.arrival_ns - self.front_in_ns,
-                load_ns=request.admitted_ns - queue_end,
-                prefill_ns=request.first_token_ns - request.admitted_ns,
-                host_ns=front,
-                e2e_ns=now + self.front_out_ns - request.arrival_ns,
-                replica=replica.index,
-                preemptions=request.preemptions,
-                session=request.session,
-                tenant=request.tenant,
-                hits_by_tier=request.hits_by_tier,
+                request.index,
+                request.arrival_ns,
+                request.input_tokens,
+                request.output_tokens,
+                request.first_cached,
+                request.first_approximate,
+                queue_end - request.arrival_ns - self.front_in_ns,
+                request.admitted_ns - queue_end,
+                request.first_token_ns - request.admitted_ns,
+                front,
+                now + self.front_out_ns - request.arrival_ns,
+                replica.index,
+                request.preemptions,
+                request.session,
+                request.tenant,
+                request.hits_by_tier,
             )
         )
         self.num_finished += 1

@@ -39,10 +39,15 @@ class DecodeCurve(NamedTuple):
     table_until: float
     derived_until: float
 
+    @property
+    def beyond(self) -> str:
+        """Provenance beyond the table."""
+        return worst(self.provenance, "derived")
+
     def provenance_at(self, sum_context: float) -> str:
         if sum_context <= self.table_until:
             return self.provenance
-        return worst(self.provenance, "derived") if sum_context <= self.derived_until else "extrapolated"
+        return self.beyond if sum_context <= self.derived_until else "extrapolated"
 
 
 class DecodeAttention(Pricer):

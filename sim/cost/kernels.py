@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -100,6 +100,9 @@ class KernelCostModel(CostModel):
             return self._one_step(work)
         return Columns(self, work, link_share or {}).run()
 
+    def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
+        return self._decode_run(num_seqs, num_seqs, num_seqs, sum_context, num_seqs, steps)
+
     def account(self, priced: Priced, start: int, stop: int) -> None:
         if stop > start:
             priced.count(self._usage, start, stop)  # type: ignore[attr-defined]
@@ -120,20 +123,20 @@ class KernelCostModel(CostModel):
         if self.strict and max(start, last) > plan.curve.derived_until:
             self.refuse("decode_attention", {"num_seqs": num_seqs, "sum_context": max(start, last)})
         i = bisect_right(knots, start) - 1
+        base, slope = plan.base[i], plan.slope[i]
         step_ns: Any
-        if steps == 1:
-            step_ns = [int(plan.base[i] + plan.slope[i] * start)]
-        elif steps < VECTOR_STEPS:
-            if step > 0 and last < knots[i + 1]:
-                base, slope = plan.base[i], plan.slope[i]
+        if steps == 1 or step == 0:
+            step_ns = [int(base + slope * start)] * steps
+        elif step > 0 and last < knots[i + 1]:  # all of it on one line
+            if steps < VECTOR_STEPS:
                 step_ns = [int(base + slope * x) for x in range(start, last + 1, step)]
-            elif step == 0:
-                step_ns = [int(plan.base[i] + plan.slope[i] * start)] * steps
             else:
-                step_ns = []
-                for x in range(start, last + (1 if step > 0 else -1), step):
-                    i = bisect_right(knots, x) - 1
-                    step_ns.append(int(plan.base[i] + plan.slope[i] * x))
+                step_ns = (base + slope * np.arange(start, last + 1, step)).astype(np.int64)
+        elif steps < VECTOR_STEPS:
+            step_ns = []
+            for x in range(start, last + (1 if step > 0 else -1), step):
+                i = bisect_right(knots, x) - 1
+                step_ns.append(int(plan.base[i] + plan.slope[i] * x))
         else:
             sums = start + step * np.arange(steps, dtype=np.int64)
             rows = np.searchsorted(plan.knots_array, sums, side="right") - 1
@@ -150,9 +153,10 @@ class KernelCostModel(CostModel):
         prefills, launched = False, False
         for name, args, _, _, _ in work.kernels:
             if name == "prefill_attention":
-                prefills = prefills or cast(float, args["new"]) > 0
-            elif name == "decode_attention":
-                launched = launched or cast(float, args["num_seqs"]) > 0
+                if args["new"] > 0:  # type: ignore[operator]
+                    prefills = True
+            elif name == "decode_attention" and args["num_seqs"] > 0:  # type: ignore[operator]
+                launched = True
         terms = self.terms
         factor = terms.kernel_factor(prefills, work.sustained)
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
@@ -162,7 +166,7 @@ class KernelCostModel(CostModel):
         pricers = self._pricers
         for name, args, _, _, lane in work.kernels:
             pricer = pricers[name] if name in pricers else self.pricer(name)
-            time_ns, provenance = pricer.price(cast("Mapping[str, float]", args), lane)
+            time_ns, provenance = pricer.price(args, lane)  # type: ignore[arg-type]
             if name == "prefill_attention":
                 if launched and time_ns:
                     time_ns -= self._prefill.launch_ns

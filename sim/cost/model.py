@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from kvsim.cost.work import StepWork
+from kvsim.cost.work import Kernel, Ramp, StepWork
 
 PROVENANCES = ("measured", "imported", "derived", "extrapolated")
 
@@ -29,6 +29,13 @@ class CostModel(ABC):
         Raises:
             CalibrationError: the profile lacks a kernel, or extrapolation is refused.
         """
+
+    def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
+        """:meth:`price` of plain decode steps: ``num_seqs`` sequences read ``sum_context`` tokens in the first step,
+        their own new ones included, and one more each in every further step."""
+        sums = Ramp(sum_context, num_seqs) if steps > 1 else sum_context
+        kernel = Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sums})
+        return self.price(StepWork(steps, num_seqs, num_seqs, (kernel,)))
 
     @abstractmethod
     def account(self, priced: Priced, start: int, stop: int) -> None:

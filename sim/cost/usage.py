@@ -22,7 +22,7 @@ class Usage:
         self.engine = engine
         self.steps_ns = 0  # sum of all counted step_ns
         self.parts_ns: dict[Key, float] = {}
-        self.linear: dict[int, tuple[LinearPriced, int]] = {}  # by id: the price, its uses
+        self.linear: dict[int, list[Any]] = {}  # by id: the price, its uses
         self.plans: dict[DecodePlan, None] = {}  # an ordered set
 
     def add(self, key: Key, time_ns: float) -> None:
@@ -30,7 +30,10 @@ class Usage:
 
     def add_linear(self, priced: LinearPriced, uses: int) -> None:
         known = self.linear.get(id(priced))
-        self.linear[id(priced)] = (priced, known[1] + uses if known else uses)
+        if known is None:
+            self.linear[id(priced)] = [priced, uses]
+        else:
+            known[1] += uses
 
     def total_ns(self) -> dict[Key, int]:
         """By (kernel, provenance), whole nanoseconds; they add up to the counted steps exactly.
@@ -75,18 +78,17 @@ class DecodePlan:
         self.knots_array: Array = np.array(curve.knots)
         self.base_array: Array = np.array(self.base)
         self.slope_array: Array = np.array(self.slope)
-        self.rows: dict[str, int] = {}  # counted steps by provenance of the attention
-        self.rows_ns: dict[str, int] = {}
+        self.counted: dict[str, list[int]] = {}  # by provenance of the attention: steps, their nanoseconds
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
-        num_rows = sum(self.rows.values())
+        num_rows = sum(rows for rows, _ in self.counted.values())
         for key, time_ns in self.fixed:
             add(key, time_ns * num_rows)
         add(engine, self.engine_ns * num_rows)
-        for provenance, rows in self.rows.items():
-            add(("decode_attention", provenance), self.rows_ns[provenance] - self.fixed_ns * rows)
-        return sum(self.rows_ns.values())
+        for provenance, (rows, rows_ns) in self.counted.items():
+            add(("decode_attention", provenance), rows_ns - self.fixed_ns * rows)
+        return sum(rows_ns for _, rows_ns in self.counted.values())
 
 
 class DecodeRun(Priced):
@@ -101,18 +103,43 @@ class DecodeRun(Priced):
         self.step = step
 
     def count(self, usage: Usage, start: int, stop: int) -> None:
-        plan, curve = self.plan, self.plan.curve
-        first, last = self.start + self.step * start, self.start + self.step * (stop - 1)
+        plan = self.plan
+        curve = plan.curve
         usage.plans[plan] = None
-        if max(first, last) <= curve.table_until:
+        first, last = self.start + self.step * start, self.start + self.step * (stop - 1)
+        if first <= curve.table_until >= last:
             runs = [(curve.provenance, start, stop)]
+        elif self.step >= 0:
+            until = self._rows_until(curve.table_until, start, stop)
+            derived = self._rows_until(curve.derived_until, until, stop)
+            runs = [
+                (curve.provenance, start, until),
+                (curve.beyond, until, derived),
+                ("extrapolated", derived, stop),
+            ]
         else:
             runs = [(curve.provenance_at(self.start + self.step * i), i, i + 1) for i in range(start, stop)]
         for provenance, begin, end in runs:
-            rows = self.step_ns[begin:end]
+            if end == begin:
+                continue
+            rows = self.step_ns
+            if end - begin != len(rows):
+                rows = rows[begin:end]
             time_ns = sum(rows) if type(rows) is list else int(np.sum(rows))
-            plan.rows[provenance] = plan.rows.get(provenance, 0) + end - begin
-            plan.rows_ns[provenance] = plan.rows_ns.get(provenance, 0) + time_ns
+            counted = plan.counted.get(provenance)
+            if counted is None:
+                plan.counted[provenance] = [end - begin, time_ns]
+            else:
+                counted[0] += end - begin
+                counted[1] += time_ns
+
+    def _rows_until(self, sum_context: float, start: int, stop: int) -> int:
+        """First of the rows start..stop with a larger sum of contexts, for one that does not fall; else ``stop``."""
+        if self.start + self.step * (stop - 1) <= sum_context:
+            return stop
+        if self.start + self.step * start > sum_context:
+            return start
+        return int((sum_context - self.start) // self.step) + 1
 
 
 class OneStep(Priced):
@@ -136,6 +163,8 @@ class OneStep(Priced):
         usage.steps_ns += self.step_ns[0]
         for priced in self.linear:
             usage.add_linear(priced, 1)
+        parts_ns = usage.parts_ns
         for key, time_ns in self.parts:
-            usage.add(key, time_ns)
-        usage.add(usage.engine, self.engine_ns)
+            parts_ns[key] = parts_ns.get(key, 0.0) + time_ns
+        if self.engine_ns:
+            usage.add(usage.engine, self.engine_ns)

@@ -25,14 +25,12 @@ NS = 1_000_000_000
 class At(simpy.Event):
     """Happens after ``delay_ns``, before or after other events of that time as ``priority`` says."""
 
+    _ok, _value, _defused = True, None, False  # it happens, whatever comes
+
     def __init__(
         self, env: simpy.Environment, delay_ns: int, priority: int, callback: Callable[[simpy.Event], None]
     ) -> None:
-        self.env = env
         self.callbacks = [callback]
-        self._value = None
-        self._ok = True
-        self._defused = False
         env.schedule(self, priority, delay_ns)
 
 

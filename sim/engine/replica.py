@@ -97,6 +97,7 @@ class Replica(Services):
         self._order = 0
         self._horizon = 64
         self._uses_links = False  # kernels of the current run
+        self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
 
         self.tally = Tally(cost, engine.async_scheduling, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
@@ -342,9 +343,9 @@ class Replica(Services):
         """Decode steps in which nothing but the batch's contexts changes, as far as scheduling goes."""
         if self.polled:
             return 1
-        if self._effects and self._effects[0] is not None:  # the first boundary takes this output
-            if self.waiting or self.loaded or not self.manager.steady_work:
-                return 1
+        output = self._effects[0] if self._effects else None
+        if output is not None and (self.waiting or self.loaded or not self.manager.steady_work):
+            return 1  # what the first boundary takes could change the decision there
         return min(self.batch.steps_to_finish(), self._horizon, LONGEST_RUN)
 
     def _nothing(self, now: int, preempted: bool) -> None:
@@ -357,18 +358,28 @@ class Replica(Services):
     def _decode_run(self, now: int, steps: int) -> None:
         batch, engine = self.batch, self.engine
         num = len(batch.requests)
-        kernels = self.manager.decode_work(batch, steps)
-        self._note_links(kernels)
-        priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
+        if self._plain_decodes:
+            self._uses_links = False
+            priced = self.cost.price_decodes(num, batch.sum_base + num * (batch.round + 1), steps)
+        else:
+            kernels = self.manager.decode_work(batch, steps)
+            self._note_links(kernels)
+            priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
         boundaries, ends = lay_out(
-            now, self._device_end, priced.step_ns, engine.launch_ns, engine.cpu_ns, engine.tail_ns, engine.async_scheduling
+            now,
+            self._device_end,
+            priced.step_ns,
+            engine.launch_ns,
+            engine.cpu_ns,
+            engine.tail_ns,
+            engine.async_scheduling,
         )
         self.step_tokens = num
         run = self._begin(Run(priced, now, boundaries, ends, num, fused=True))
         output = self._effects[0] if self._effects else None
         if output is not None and steps > 1:
             run.output = output
-            if self.links.read or any(request.followed for request in output.finished):
+            if self.links.read or (output.finished and any(request.followed for request in output.finished)):
                 at = int(boundaries[0])
                 self._tap = At(self.env, at - now, PRIORITY_BOUNDARY + self.index, self._tapped)
 
@@ -419,12 +430,17 @@ class Replica(Services):
             self._finish_later(complete, finished)
         if prefills:
             self._blocked = False  # the head of the queue may reuse what this step computes
-        tokens = decodes + sum(count for _, count in prefills)
+        tokens = decodes
+        for _, new in prefills:
+            tokens += new
         if not tokens:
             self._nothing(now, preempted)
             return
         cpu = engine.thread_ns(tokens, bool(prefills)) + started * engine.cpu_request_ns
-        work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels))
+        sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(
+            now + engine.launch_ns
+        )
+        work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels), sustained)
         self._one_step(now, work, decodes, cpu, loads)
 
     def _admit(
@@ -516,9 +532,6 @@ class Replica(Services):
         """Price and lay out a step that is committed already."""
         engine, end = self.engine, self._device_end
         launch, tail = engine.launch_ns, engine.tail_ns
-        carries_prefill = work.tokens > decodes
-        if engine.sustained_after_ns and carries_prefill:
-            work = self._in_clocks(work, now + launch)
         self._note_links(work.kernels)
         priced = self.cost.price(work, self._link_share())
         boundaries: Times
@@ -534,7 +547,7 @@ class Replica(Services):
             ends = [end_of_step]
         else:
             boundaries, ends = lay_out(now, end, priced.step_ns, launch, cpu, tail, engine.async_scheduling)
-        if carries_prefill:
+        if work.tokens > decodes:
             self._prefill_end = int(ends[0])
         self.step_tokens = work.tokens
         self._begin(Run(priced, now, boundaries, ends, decodes, fused=False))
@@ -554,9 +567,9 @@ class Replica(Services):
     def _link_share(self) -> dict[str, float] | None:
         return self.links.share() if self._uses_links else None
 
-    def _in_clocks(self, work: StepWork, launched: int) -> StepWork:
-        """The step with prefill as the GPU's clocks are by then: down, if the steps before it carried prefill too."""
+    def _clocks_are_down(self, launched: int) -> bool:
+        """Change. Whether the GPU has carried prefill, step by step, for so long that the next such step is slower."""
         start = max(self._device_end, launched)
         if self._prefill_end < self._device_end or start > self._device_end + self.engine.launch_ns:
             self._prefill_began = start
-        return work._replace(sustained=start - self._prefill_began >= self.engine.sustained_after_ns)
+        return start - self._prefill_began >= self.engine.sustained_after_ns

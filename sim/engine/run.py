@@ -37,9 +37,13 @@ class Run:
         self.boundaries = boundaries
         self.ends = ends
         self.decodes = decodes  # output tokens of each step, without first tokens
-        self.fused = fused  # decode steps, committed when somebody looks; else one step, committed when it was decided
+        self.fused = (
+            fused  # decode steps, committed when somebody looks; else one step, committed when it was decided
+        )
         self.done = 0  # steps that are committed
-        self.output: Effects | None = None  # of the step before the run, where it does not end the run: due at boundaries[0]
+        self.output: Effects | None = (
+            None  # of the step before the run, where it does not end the run: due at boundaries[0]
+        )
 
     def decided_by(self, now: int) -> int:
         """Steps that are decided before ``now``; the first one always is."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, pairwise
 
 import numpy as np
+import numpy.typing as npt
 
-Array = np.ndarray[Any, Any]
+Array = npt.NDArray[np.int64]
 Times = Sequence[int] | Array
 
 
@@ -49,7 +49,7 @@ def gaps_between(times: Times, count: int) -> Times:
     """Differences of the first ``count`` times: ``count`` - 1 of them."""
     if isinstance(times, np.ndarray):
         return times[1:count] - times[: count - 1]
-    return [after - before for before, after in zip(times, times[1:count], strict=False)]
+    return [after - before for before, after in pairwise(times[:count])]
 
 
 def min_of(values: Times) -> int:

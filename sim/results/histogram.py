@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import repeat
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
 BUCKETS_PER_OCTAVE = 1024
 NUM_BUCKETS = 65 * BUCKETS_PER_OCTAVE  # every 64-bit duration
-PENDING = 16_384
+PENDING = 32_768
 
 
 class DurationHistogram:
@@ -23,35 +23,41 @@ class DurationHistogram:
     """
 
     def __init__(self) -> None:
-        self._pending_ns: list[int] = []
-        self._pending_count: list[int] = []
+        self._pending_ns: list[Sequence[int]] = []
+        self._pending_count: list[int] = []  # of each duration in the sequence at the same place
+        self._pending_arrays: list[npt.NDArray[np.int64]] = []  # the same for what came as arrays
+        self._pending_array_count: list[int] = []
+        self._num_pending = 0  # durations
         self._sum_ns: npt.NDArray[np.int64] | None = None
         self._count: npt.NDArray[np.int64] | None = None
 
     def add(self, duration_ns: int, count: int) -> None:
         """Count ``duration_ns`` (at least 0) ``count`` times."""
-        if count:
-            self._pending_ns.append(duration_ns)
-            self._pending_count.append(count)
-            if len(self._pending_ns) >= PENDING:
-                self._compact()
+        self.add_many((duration_ns,), count)
 
-    def add_many(self, durations_ns: Iterable[int], count: int) -> None:
-        """Count each of ``durations_ns`` ``count`` times."""
+    def add_many(self, durations_ns: Sequence[int] | npt.NDArray[np.int64], count: int) -> None:
+        """Count each of ``durations_ns`` ``count`` times. The sequence is kept for a while: it must not change."""
         if count:
-            self._pending_ns.extend(
-                durations_ns.tolist() if isinstance(durations_ns, np.ndarray) else durations_ns
-            )
-            self._pending_count.extend(repeat(count, len(self._pending_ns) - len(self._pending_count)))
-            if len(self._pending_ns) >= PENDING:
+            if isinstance(durations_ns, np.ndarray):
+                self._pending_arrays.append(durations_ns)
+                self._pending_array_count.append(count)
+            else:
+                self._pending_ns.append(durations_ns)
+                self._pending_count.append(count)
+            self._num_pending += len(durations_ns)
+            if self._num_pending >= PENDING:
                 self._compact()
 
     def _compact(self) -> None:
         if self._sum_ns is None or self._count is None:
             self._sum_ns = np.zeros(NUM_BUCKETS, dtype=np.int64)
             self._count = np.zeros(NUM_BUCKETS, dtype=np.int64)
-        ns = np.array(self._pending_ns, dtype=np.int64)
-        count = np.array(self._pending_count, dtype=np.int64)
+        ns = np.fromiter(chain.from_iterable(self._pending_ns), np.int64)
+        ns = np.concatenate((ns, *self._pending_arrays))
+        count = np.repeat(
+            np.array(self._pending_count + self._pending_array_count, dtype=np.int64),
+            [*map(len, self._pending_ns), *map(len, self._pending_arrays)],
+        )
         assert ns.size == 0 or ns.min() >= 0, f"negative duration: {ns.min()} ns"
         mantissa, exponent = np.frexp(
             ns.astype(np.float64)
@@ -61,7 +67,8 @@ class DurationHistogram:
         ).astype(np.int64)
         np.add.at(self._sum_ns, bucket, ns * count)
         np.add.at(self._count, bucket, count)
-        self._pending_ns, self._pending_count = [], []
+        self._pending_ns, self._pending_count, self._num_pending = [], [], 0
+        self._pending_arrays, self._pending_array_count = [], []
 
     def values(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Mean (nanoseconds, ascending) and number of each bucket in use."""

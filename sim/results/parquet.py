@@ -57,7 +57,11 @@ def write_timeline(outcome: Outcome, path: Path) -> None:
     table = {"t_s": _numbers(rows.column("t_ns")[order] / 1e9)}
     for name in ("replica", "running", "waiting", "step_tokens", "held_bytes"):
         table[name] = _numbers(rows.column(name)[order])
-    used = rows.column("used_bytes")[order] if len(rows) else np.zeros((0, len(outcome.tier_names)), dtype=np.int64)
+    used = (
+        rows.column("used_bytes")[order]
+        if len(rows)
+        else np.zeros((0, len(outcome.tier_names)), dtype=np.int64)
+    )
     for i, tier in enumerate(outcome.tier_names):
         table[f"used_bytes_{tier}"] = _numbers(used[:, i])
     _write(table, path)

@@ -112,7 +112,7 @@ class Logged(Replica):
         if event is not self._alarm:
             return super()._boundary(event)
         effects = self._effects[0]
-        self._decoded.append(self._decodes if self._steps else 0)
+        self._decoded.append(self._run.decodes if self._run is not None else 0)
         tokens = self._decoded.popleft()
         super()._boundary(event)
         first = effects.first_tokens if effects else []
