@@ -81,6 +81,7 @@ class CacheConfig:
     eviction: str = "lru"
     load_policy: str = "always"  # always | if_faster
     tiers: tuple[Any, ...] = ()  # TierConfig of kvsim.cache.tiers, nearest first
+    store_answers: bool = False  # tiers get prompts only (vLLM's default), or what was generated as well
     options: Mapping[str, Any] | None = None
 
     @property

@@ -133,10 +133,13 @@ class PrefixTreeManager(Paged):
         self.tree.extend(held.leaf, full_blocks)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        return self._write(request.kv, request, (request.cached + request.computed) // self.block_tokens)
+        return self._write(request.kv, request, request.cached + request.computed)
 
-    def _write(self, held: Held, request: Request, full_blocks: int) -> tuple[Transfer, ...]:
+    def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
         """Offer full blocks to the tiers; what is on its way to the nearest stays pinned in HBM."""
+        if not self.config.store_answers:
+            tokens = min(tokens, request.input_tokens)
+        full_blocks = tokens // self.block_tokens
         if not self.tiers or full_blocks <= held.written:
             return ()
         transfers = self.tiers.store(request.ids, request.ends, held.written, full_blocks)
@@ -173,7 +176,7 @@ class PrefixTreeManager(Paged):
     def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
         held: Held = request.kv
         self._full(held, context)
-        transfers = self._write(held, request, context // self.block_tokens)
+        transfers = self._write(held, request, context)
         self._let_go(request)
         return transfers
 

@@ -2,8 +2,8 @@
 
 A tier is filled as HBM's content becomes complete (``through``) or with what the tier above evicts
 (``on_eviction``). The bytes of an evicted run stay where they were until the copy has ended; to have room for new
-content nonetheless, a tier that demotes keeps one 16th of its blocks free or on the way out. A store that finds no
-room is dropped (as vLLM's offloading does). What a disk gives to HBM passes through DDR and stays there.
+content nonetheless, a tier that demotes keeps one 16th of its blocks free or on the way out. Of a store only
+what finds room is kept. What a disk gives to HBM passes through DDR and stays there.
 """
 
 from __future__ import annotations

@@ -155,6 +155,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
             for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
         ),
         options=scenario.cache.options,
+        store_answers=scenario.cache.store_answers,
     )
     profile = load_profile(_profile_name(scenario, gpu.name))
     trace = build_trace(scenario)

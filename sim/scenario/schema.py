@@ -119,6 +119,9 @@ class Cache(Part):
     """Handed to the manager as they are."""
     load_policy: Literal["always", "if_faster"] = "always"
     """if_faster: load from a tier only when that takes less time than computing again."""
+    store_answers: bool = False
+    """Tiers get answers too, when their request ends. Otherwise (vLLM's default) an answer is stored as a part of the next
+    prompt that repeats it."""
     tiers: Annotated[tuple[Tier, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")

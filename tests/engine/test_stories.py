@@ -158,6 +158,19 @@ def test_load_before() -> None:
     assert times(simulation) == {0: (346, 346), 1: (1388, 1388), 2: (2140, 2140)}
 
 
+@pytest.mark.parametrize(("store_answers", "loaded"), [(False, 8), (True, 12)])
+def test_an_answer_is_stored_with_the_next_prompt_or_when_it_ends(store_answers: bool, loaded: int) -> None:
+    """8 tokens and an answer of 5, of which 4 have KV; another prompt takes all of HBM; then turn 2 repeats both."""
+    trace = toy_trace(
+        [(0, 8, 5), (2000, 32, 1), (4000, 17, 1)],
+        [[(1, 8)], [(9, 32)], [(1, 8), (5, 5), (2, 4)]],
+        output_ids=[5, -1, -1],
+    )
+    cache = tiered("before", store_answers=store_answers)
+    simulation = toy_simulation(trace, cache=cache, links=(DDR,))
+    assert {row.request: row.hits_by_tier for row in simulation.recorder.requests}[2] == (0, loaded)
+
+
 def test_load_layerwise() -> None:
     """The same, but the step starts at once: 4 layers, the first is there after 8 of 30 ns."""
     simulation = toy_simulation(toy_trace(PROMPTS, PARTS), cache=tiered("layerwise"), links=(DDR,))
