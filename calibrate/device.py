@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from kvsim.cost.roofline import Roofline
@@ -46,8 +47,9 @@ def find_device(kind: str) -> Device:
             "calibrate: torch is not installed; pip install 'kvsim[gpu]' (and triton, for kernels that torch lacks)"
         ) from None
     software = {"torch": str(torch.__version__), "python": platform.python_version()}
-    if version := _triton():
-        software["triton"] = version
+    for package in ("triton", "vllm"):
+        if found := _version(package):
+            software[package] = found
     if kind == "cpu":
         return Device(
             "cpu",
@@ -149,12 +151,12 @@ def _from_properties(about: Any) -> GpuSpec:
     )
 
 
-def _triton() -> str | None:
+def _version(package: str) -> str | None:
+    """Of an installed package, by its metadata: importing vllm takes seconds."""
     try:
-        import triton
-    except ImportError:
+        return version(package)
+    except PackageNotFoundError:
         return None
-    return str(triton.__version__)
 
 
 def _smi(keys: str) -> str | None:

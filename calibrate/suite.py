@@ -25,7 +25,8 @@ from kvsim.calibrate.write import write_profile, write_table
 from kvsim.cost.profile import Array, load_profile
 from kvsim.errors import CalibrationError
 
-OFF_GRID = {"full": 200, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
+OFF_GRID = {"full": 60, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
+OFF_GRID_IN_STEPS = 200  # in a full plan, of what every step runs
 
 
 @dataclass
@@ -61,7 +62,7 @@ def run_suite(
         header.update({key: value for key, value in load_profile(out).header.items() if key == "composite"})
     outcome = Outcome(out)
     bench = Bench(device)
-    draw = read_draw(OFF_GRID[plan.size])
+    some, many = read_draw(OFF_GRID[plan.size]), read_draw(OFF_GRID_IN_STEPS)
     outcome.kept = [kernel.name for kernel in kernels if kernel.name in tables and kernel.name not in again]
     outcome.skipped = {
         kernel.name: why for kernel in kernels if kernel.name not in tables and (why := lacks(kernel, device))
@@ -69,7 +70,9 @@ def run_suite(
     chosen = [kernel for kernel in kernels if kernel.name not in outcome.skipped]
     grids = {kernel.name: list(kernel.points(plan)) for kernel in chosen if kernel.name not in outcome.kept}
     checks = {
-        kernel.name: list(kernel.off_grid(plan, draw))
+        kernel.name: list(
+            kernel.off_grid(plan, many if plan.size == "full" and kernel.name in IN_STEPS else some)
+        )
         for kernel in chosen
         if kernel.name in grids or "off_grid" not in tables[kernel.name][0]
     }

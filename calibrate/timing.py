@@ -14,6 +14,8 @@ from kvsim.calibrate.kernels.kernel import Launch
 GRAPH_S = 0.001  # device time of one graph: launches are repeated until they fill it
 SPENT_S = 0.01  # device time of all timed replays of a point
 LEAST, MOST = 5, 20  # replays
+HELD_BACK = 400_000  # GPU cycles, about 0.2 ms: the graph is handed over before the clock starts
+COPIES_S = 0.1  # device time of all replays of what cannot be captured: links are noisier than kernels
 IDLE_S, SPIN_S = 0.05, 0.06  # an idle GPU lowers its clocks, and light kernels raise them slowly: see _wake
 
 
@@ -38,13 +40,16 @@ def time_launch(launch: Launch, on_gpu: bool) -> Timing:
     _wake()
     once_s = _events(lambda: _round(launch, launch.sets)) / launch.sets
     if not launch.graph:
-        return _done(_replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets))
+        spent_s = COPIES_S if once_s < COPIES_S / LEAST else SPENT_S
+        return _done(
+            _replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets, spent_s)
+        )
     launches = launch.sets * max(1, min(round(GRAPH_S / max(once_s, 1e-6) / launch.sets), 256))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _round(launch, launches)
     graph.replay()
-    return _done(_replays(graph.replay, launches, _events(graph.replay)))
+    return _done(_replays(graph.replay, launches, _events(graph.replay), held_back=HELD_BACK))
 
 
 _busy_until = 0.0  # when the last timing ended
@@ -68,9 +73,12 @@ def _done(timing: Timing) -> Timing:
     return timing
 
 
-def _replays(replay: Callable[[], object], launches: int, replay_s: float) -> Timing:
-    count = max(LEAST, min(MOST, round(SPENT_S / max(replay_s, 1e-6))))
-    return _quartiles([1e6 * _events(replay) / launches for _ in range(count)])
+def _replays(
+    replay: Callable[[], object], launches: int, replay_s: float, spent_s: float = SPENT_S, held_back: int = 0
+) -> Timing:
+    most = MOST if held_back else 10 * MOST
+    count = max(LEAST, min(most, round(spent_s / max(replay_s, 1e-6))))
+    return _quartiles([1e6 * _events(replay, held_back) / launches for _ in range(count)])
 
 
 def _round(launch: Launch, launches: int) -> None:
@@ -78,9 +86,12 @@ def _round(launch: Launch, launches: int) -> None:
         launch.run(i % launch.sets)
 
 
-def _events(work: Callable[[], object]) -> float:
-    """Seconds between two CUDA events around ``work``."""
+def _events(work: Callable[[], object], held_back: int = 0) -> float:
+    """Seconds between two CUDA events around ``work``; the GPU waits ``held_back`` cycles before the first, so that a
+    host slow to hand the work over is not timed."""
     start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if held_back:
+        torch.cuda._sleep(held_back)
     start.record()
     work()
     stop.record()

@@ -24,9 +24,13 @@ from kvsim.calibrate.kernels.paged import (
 )
 
 FORMS = ("padded", "hf")
-DENSE: Axes = ((1, 2, 4, 8, 16, 32, 64), (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768))
-COARSE: Axes = ((1, 8, 32), (256, 2048, 16384))
-FEW: Axes = ((1, 16), (256, 4096))
+# odd contexts, as they are: aligned ones can be faster
+DENSE: Axes = (
+    (1, 2, 4, 8, 12, 16, 24, 32, 36, 40, 48, 64),
+    (127, 255, 511, 1023, 2047, 4095, 8191, 16383, 32767),
+)
+COARSE: Axes = ((1, 8, 32), (255, 2047, 16383))
+FEW: Axes = ((1, 16), (255, 4095))
 SIZES = ("heads", "kv_heads", "head_dim", "batch", "context")
 ROOM = 1.25  # of the preallocated cache over what is filled
 MOST_BYTES = 30e9  # the cache, its copy and K and V of every head together

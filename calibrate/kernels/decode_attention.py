@@ -29,7 +29,41 @@ from kvsim.calibrate.kernels.paged import (
 from kvsim.model.spec import DTYPE_BYTES
 
 # between powers of two too: waves of programs and the number of splits make stairs
-BATCH = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+BATCH = (
+    *(
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        10,
+        12,
+        14,
+        16,
+        17,
+        20,
+        24,
+        28,
+        32,
+        33,
+        36,
+        40,
+        44,
+        48,
+        50,
+        56,
+        64,
+        66,
+        72,
+        80,
+        88,
+        96,
+    ),
+    *(112, 128, 160, 192, 256, 384, 512),
+)
 CONTEXT = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, MAX_CONTEXT)
 DENSE: Axes = (BATCH, CONTEXT)
 THIN: Axes = ((1, 2, 4, 8, 16, 32, 64, 128, 256), CONTEXT[::2])
@@ -58,7 +92,8 @@ class DecodeAttention(Kernel):
         main, first = "vllm" if usable else "triton", first_heads(plan)
         found: list[Point] = []
         for heads in heads_by_rank(plan):
-            axes = plan.pick(DENSE, THIN, FEW) if heads == first else plan.pick(COARSE, FEW, FEW)
+            coarse = COARSE if heads in plan.heads(split=False) else FEW
+            axes = plan.pick(DENSE, THIN, FEW) if heads == first else plan.pick(coarse, FEW, FEW)
             found += _grid(main, "even", "bfloat16", heads, *axes)
         few = plan.pick(UNEVEN, UNEVEN_FEW, FEW)
         found += _grid(main, "uneven", "bfloat16", first, *few)

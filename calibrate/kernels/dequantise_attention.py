@@ -31,7 +31,7 @@ class DequantiseAttention(Kernel):
             shapes = [(4, 2, 64)]
             sizes = [(2, 64), (3, 77)]
         else:
-            shapes = plan.heads()
+            shapes = plan.heads(split=False)
             contexts = plan.pick(CONTEXTS, QUICK_CONTEXTS, ())
             sizes = [(b, c) for b in plan.pick(BATCHES, QUICK_BATCHES, ()) for c in contexts]
         return [
@@ -105,7 +105,7 @@ class DequantiseAttention(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        shapes = plan.heads()
+        shapes = plan.heads(split=False)
         found = []
         for i, (batch, context) in enumerate(draw.decodes):
             heads, kv_heads, head_dim = shapes[i % len(shapes)]

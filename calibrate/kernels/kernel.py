@@ -74,9 +74,13 @@ class Plan:
         """The one of the three that goes with :attr:`size`; tiny is for a CPU and must take milliseconds."""
         return {"full": full, "quick": quick, "tiny": tiny}[self.size]
 
-    def heads(self) -> list[tuple[int, int, int]]:
-        """(heads, KV heads, head_dim) of one GPU, every combination of the shapes once, most heads first."""
-        found = {(shape.heads, shape.kv_heads, shape.model.head_dim) for shape in self.shapes}
+    def heads(self, split: bool = True) -> list[tuple[int, int, int]]:
+        """(heads, KV heads, head_dim) of one GPU, every combination of the shapes once, most heads first.
+
+        ``split`` false: only of models that one GPU holds whole, where the plan has such.
+        """
+        shapes = [shape for shape in self.shapes if split or shape.tensor_parallel == 1] or self.shapes
+        found = {(shape.heads, shape.kv_heads, shape.model.head_dim) for shape in shapes}
         return sorted(found, reverse=True)
 
 

@@ -24,8 +24,8 @@ from kvsim.calibrate.kernels.paged import (
 )
 from kvsim.calibrate.kernels.prefill_attention import PrefillAttention
 
-NEW = (128, 512, 1024, 2048, 4096, 8192)
-BATCH = (1, 8, 32, 64, 128, 256)
+NEW = (128, 256, 512, 513, 1024, 2048, 8192)
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 CONTEXT = (256, 1024, 4096, 16384)
 PAST = (0, 4096)
 POOL_BYTES = 8e9
@@ -56,9 +56,9 @@ class MixedAttention(Kernel):
             _point(heads, new, past, batch, context)
             for heads in kinds
             for batch in batches
-            for context in contexts
+            for context in (contexts if heads == kinds[0] else contexts[::2])
             if fits(heads, batch, context)
-            for past in plan.pick(PAST, (0,) if heads != kinds[0] else PAST, PAST)
+            for past in (PAST if heads == kinds[0] else (0,))
             for new in news
         ]
 

@@ -29,7 +29,7 @@ class PageScores(Kernel):
         if plan.size == "tiny":
             shapes, sizes = [(4, 2, 64)], [(1, 5), (2, 70)]
         else:
-            shapes = plan.heads()
+            shapes = plan.heads(split=False)
             pages = plan.pick(PAGES, QUICK_PAGES, ())
             sizes = [(b, p) for b in plan.pick(BATCHES, QUICK_BATCHES, ()) for p in pages]
         return [
@@ -67,7 +67,7 @@ class PageScores(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        shapes = plan.heads()
+        shapes = plan.heads(split=False)
         found = []
         for i, (batch, context) in enumerate(draw.decodes):
             heads, kv_heads, head_dim = shapes[i % len(shapes)]

@@ -29,10 +29,38 @@ from kvsim.calibrate.kernels.paged import (
 )
 from kvsim.model.spec import DTYPE_BYTES
 
-NEW = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
+# also just past where FlashAttention takes fewer splits (257) and vLLM sets no bound on them (513)
+NEW = (
+    *(
+        16,
+        32,
+        64,
+        96,
+        128,
+        160,
+        192,
+        224,
+        256,
+        257,
+        288,
+        320,
+        384,
+        448,
+        512,
+        513,
+        576,
+        640,
+        768,
+        896,
+        1024,
+        1280,
+        1536,
+    ),
+    *(2048, 2560, 3072, 4096, 5120, 6144, 8192, 16384),
+)
 PAST = (0, 256, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 114688)
 DENSE: Axes = (NEW, PAST)
-COARSE: Axes = ((16, 64, 128, 256, 512, 1024, 2048, 4096, 8192), (0, 1024, 4096, 16384, 65536))
+COARSE: Axes = ((16, 64, 128, 256, 257, 512, 513, 1024, 2048, 4096, 8192), (0, 4096, 32768))
 FEW: Axes = ((128, 512, 2048, 8192), (0, 4096, 32768))
 POOL_BYTES = 4e9
 # bfloat16 keeps 8 bits: the weights are rounded to it before they meet V, and so is the result; fp8 keeps 4
@@ -53,7 +81,8 @@ class PrefillAttention(Kernel):
         main, first = "vllm" if usable else "torch", first_heads(plan)
         found: list[Point] = []
         for heads in heads_by_rank(plan):
-            axes = plan.pick(DENSE, COARSE, FEW) if heads == first else plan.pick(COARSE, FEW, FEW)
+            coarse = COARSE if heads in plan.heads(split=False) else FEW
+            axes = plan.pick(DENSE, COARSE, FEW) if heads == first else plan.pick(coarse, FEW, FEW)
             found += _grid(main, "bfloat16", heads, *axes)
         if usable:
             if not vllm_flash.why_not("fp8"):

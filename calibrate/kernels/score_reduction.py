@@ -21,9 +21,10 @@ from kvsim.calibrate.kernels.paged import (
 )
 
 WINDOW = (8, 16, 32, 64)
-CONTEXT = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-COARSE = ((32,), (1024, 4096, 16384, 65536))
-FEW = ((32,), (2048, 16384))
+# odd, as contexts are: matrix products over aligned ones take a quarter less
+CONTEXT = (511, 1023, 2047, 4095, 8191, 16383, 32767, 65535, 131071)
+COARSE = ((32,), (1023, 4095, 16383, 65535))
+FEW = ((32,), (2047, 16383))
 SIZES = ("heads", "kv_heads", "head_dim", "window", "context")
 POOLED = 7  # keys that the pooling looks at
 POOL_BYTES = 1e9

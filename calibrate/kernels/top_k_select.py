@@ -57,7 +57,7 @@ class TopKSelect(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        heads = plan.heads()
+        heads = plan.heads(split=False)
         found = []
         for i, (batch, context) in enumerate(draw.decodes):
             rows = min(batch * heads[i % len(heads)][1], ROWS[-1])
