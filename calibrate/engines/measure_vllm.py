@@ -24,6 +24,7 @@ Weights are random (``load_format`` dummy) where the model folder has only a con
 depend on their values.
 
 ``use`` is copied to the meta file: ``fit`` for microbenchmarks, ``check`` for what a fit must never see, ``warm_up``.
+The meta file says for each workload how long the container's CPU quota held its processes up (``cpu_throttled_s``).
 ``gpu_log`` samples clock, power and temperature five times a second while the workload runs.
 """
 
@@ -306,6 +307,15 @@ def summary(name: str, wall_s: float, requests: list[list[Any]], preempted: int)
     }
 
 
+def cpu_throttled_s(stat: Path = Path("/sys/fs/cgroup/cpu.stat")) -> float | None:
+    """Seconds so far in which the container had used up its CPU quota; None outside one."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        return int(counts["throttled_usec"]) / 1e6
+    except (OSError, KeyError, ValueError):
+        return None
+
+
 def versions() -> dict[str, str]:
     """What ran where. Asks nvidia-smi for the GPU: a CUDA context here would take memory from the engine."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
@@ -370,6 +380,7 @@ async def run_phase(phase: dict[str, Any], out: Path) -> None:
     try:
         for workload in phase["workloads"]:
             recording.clear()
+            throttled_s = cpu_throttled_s()
             begin, sampler = time.perf_counter(), None
             gpu_rows: list[list[Any]] = []
             if workload.get("gpu_log"):
@@ -399,6 +410,8 @@ async def run_phase(phase: dict[str, Any], out: Path) -> None:
                 )
             preempted = sum(row[6] or 0 for row in recording.iterations)
             line = summary(workload["name"], time.perf_counter() - begin, served, preempted)
+            if throttled_s is not None:
+                line["cpu_throttled_s"] = round((cpu_throttled_s() or throttled_s) - throttled_s, 3)
             meta["workloads"].append({**line, "use": workload.get("use")})
             print(json.dumps(line), flush=True)
             part = out / f"{phase['name']}.meta.json.part"

@@ -89,6 +89,25 @@ def steady_decode(context: int, batches: Sequence[int], steps: int, first_conten
     return groups.rows
 
 
+def shared_decode(
+    context: int, shared: int, batches: Sequence[int], steps: int, first_content: int
+) -> list[Row]:
+    """As :func:`steady_decode`, but the contexts begin with the same ``shared`` tokens: one copy in HBM, read by all."""
+    groups = Groups(first_content)
+    own = groups.contents([context - shared] * max(batches))
+    [prefix] = groups.contents([shared])
+    head = [list(prefix)] if shared else []
+
+    def prompts(batch: int, output_tokens: int) -> list[Row]:
+        return [row(0.0, context, output_tokens, segments=[*head, list(tail)]) for tail in own[:batch]]
+
+    groups.add(prompts(max(batches), 1), 0.2 + max(batches) * context / PREFILL_TOKENS_PER_S)
+    for batch in batches:
+        output_tokens = steps + batch // 4
+        groups.add(prompts(batch, output_tokens), 0.3 + output_tokens * (0.01 + batch * context * 5e-8))
+    return groups.rows
+
+
 def uneven_decode(compositions: Sequence[Sequence[int]], steps: int, first_content: int) -> list[Row]:
     """Batches of the given contexts, each computed right before it is decoded."""
     groups = Groups(first_content)

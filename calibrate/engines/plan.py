@@ -1,7 +1,7 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
-Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. Without TRACES_DIR it writes the plan of the host tier's
-microbenchmarks alone, which stands in ``plans/loads``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
+Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. Without TRACES_DIR it writes two small
+plans into OUT_DIR/loads and OUT_DIR/shared, which stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
 ``lmcache_miniswe.jsonl.gz`` and ``azure2023_conv.csv.gz`` (docs/measurements.md names their sources). Same traces,
 same files.
 """
@@ -244,6 +244,19 @@ def build_loads(out: Path, models: str) -> None:
     plan.write()
 
 
+def build_shared(out: Path, models: str) -> None:
+    """Write the plan that tells what reading a prefix costs which several decodes share: about 40 s beside the start."""
+    plan = Plan(out, models)
+    plan.phase("shared", "llama-3.1-8b", 33_000)
+    plan.workload("warm_up", micro.solo((128, 512, 2048, 8192), 2), "sequential", 20, "warm_up")
+    for number, (context, shared) in enumerate(
+        ((4096, 0), (4096, 1024), (4096, 2048), (4096, 4064), (1024, 512))
+    ):
+        rows = micro.shared_decode(context, shared, (4, 8, 16, 32, 64), 64, 27_000_000 + 1000 * number)
+        plan.workload(f"shared_c{context}_s{shared}", rows, "groups", 40)
+    plan.write()
+
+
 LOADED = (256, 6144, 512, 16384, 1024, 3072, 2048, 24576, 384, 4096, 12288, 768, 32768, 1536, 8192)
 LOAD_GPU_BLOCKS = 2200
 LOAD_HOST_GIB = 24.0
@@ -261,4 +274,5 @@ if __name__ == "__main__":
     if arguments.traces:
         build(arguments.out, arguments.traces, arguments.models)
     else:
-        build_loads(arguments.out, arguments.models)
+        build_loads(arguments.out / "loads", arguments.models)
+        build_shared(arguments.out / "shared", arguments.models)

@@ -175,6 +175,15 @@ def test_transfers_that_ended_leave_a_row(tmp_path: Path, engines: list[StandIn]
     assert measure_vllm.transfers_of({"data": {"vllm:kv_offload_cpu_cache_usage_perc": {(): 0.25}}}) == []
 
 
+def test_time_in_which_the_container_had_no_cpu_left(tmp_path: Path) -> None:
+    stat = tmp_path / "cpu.stat"
+    stat.write_text("usage_usec 5000000\nnr_throttled 3\nthrottled_usec 250000\n")
+    assert measure_vllm.cpu_throttled_s(stat) == 0.25
+    stat.write_text("usage_usec 5000000\n")
+    assert measure_vllm.cpu_throttled_s(stat) is None
+    assert measure_vllm.cpu_throttled_s(tmp_path / "none") is None
+
+
 def test_groups_run_one_after_another(tmp_path: Path, engines: list[StandIn]) -> None:
     rows = [microbenchmarks.row(g * 5.0, 16, 4, group=g) for g in range(3) for _ in range(2)]
     requests, _, _ = measured(tmp_path, rows, "groups")
@@ -216,6 +225,16 @@ def test_a_steady_decode_computes_its_prompts_before_it_decodes_them() -> None:
     assert [row["arrival_s"] for row in rows] == sorted(row["arrival_s"] for row in rows)
 
 
+def test_decodes_that_share_a_prefix_differ_behind_it() -> None:
+    rows = microbenchmarks.shared_decode(64, 48, (1, 4), steps=10, first_content=100)
+    batch = [row for row in rows if row["group"] == 2]
+    assert len(batch) == 4 and {row["output_tokens"] for row in batch} == {11}
+    assert {tuple(row["segments"][0]) for row in batch} == {(104, 48)}
+    assert len({tuple(row["segments"][1]) for row in batch}) == 4
+    alone = microbenchmarks.shared_decode(64, 0, (4,), steps=10, first_content=100)
+    assert all(row["segments"] == [[100 + i % 4, 64]] for i, row in enumerate(alone))
+
+
 def test_injections_are_alone_and_the_decodes_outlast_them() -> None:
     rows = microbenchmarks.injections(8, 1024, (64, 8192), 3, first_content=0, seed=1)
     for group in range(1, 4):
@@ -230,21 +249,23 @@ def test_injections_are_alone_and_the_decodes_outlast_them() -> None:
         assert min(row["output_tokens"] for row in decodes) * step_s > idle_s
 
 
-LOADS = Path(__file__).parents[2] / "calibrate" / "engines" / "plans" / "loads"
+PLANS = Path(__file__).parents[2] / "calibrate" / "engines" / "plans"
 
 
-def test_the_shipped_plan_is_what_the_program_writes(tmp_path: Path) -> None:
-    plan.build_loads(tmp_path, "../../models")
-    written, shipped = (sorted(path.rglob("*.*")) for path in (tmp_path, LOADS))
-    assert [path.relative_to(tmp_path) for path in written] == [path.relative_to(LOADS) for path in shipped]
+@pytest.mark.parametrize(("name", "build"), [("loads", plan.build_loads), ("shared", plan.build_shared)])
+def test_the_shipped_plan_is_what_the_program_writes(name: str, build: Any, tmp_path: Path) -> None:
+    folder = PLANS / name
+    build(tmp_path, "../../models")
+    written, shipped = (sorted(path.rglob("*.*")) for path in (tmp_path, folder))
+    assert [path.relative_to(tmp_path) for path in written] == [path.relative_to(folder) for path in shipped]
     for ours, theirs in zip(written, shipped, strict=True):
         unpacked = [
             gzip.decompress(p.read_bytes()) if p.suffix == ".gz" else p.read_bytes() for p in (ours, theirs)
         ]
         assert unpacked[0] == unpacked[1], ours.name
-    for phase in json.loads((LOADS / "plan.json").read_text())["phases"]:
-        assert (LOADS / phase["engine"]["model"] / "config.json").is_file()
-        assert all((LOADS / workload["file"]).is_file() for workload in phase["workloads"])
+    for phase in json.loads((folder / "plan.json").read_text())["phases"]:
+        assert (folder / phase["engine"]["model"] / "config.json").is_file()
+        assert all((folder / workload["file"]).is_file() for workload in phase["workloads"])
 
 
 RUNS = Path(__file__).parents[2] / "calibrate" / "data" / "vllm-0.24.0_h100-sxm"
