@@ -15,7 +15,7 @@ GRAPH_S = 0.001  # device time of one graph: launches are repeated until they fi
 SPENT_S = 0.01  # device time of all timed replays of a point
 LEAST, MOST = 5, 20  # replays
 HELD_BACK = 400_000  # GPU cycles, about 0.2 ms: the graph is handed over before the clock starts
-COPIES_S = 0.1  # device time of all replays of what cannot be captured: links are noisier than kernels
+COPIES_S = 0.05  # device time of all replays of what cannot be captured: links are noisier than kernels
 IDLE_S, SPIN_S = 0.05, 0.06  # an idle GPU lowers its clocks, and light kernels raise them slowly: see _wake
 
 

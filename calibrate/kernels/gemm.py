@@ -72,6 +72,7 @@ SPLIT = (
     8192,
 )  # of models on several GPUs
 QUICK = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)  # and of fp8
+SPARSE = (1, 16, 64, 128, 256, 512, 1024, 4096)
 HEAD_ROWS = 1024  # the LM head only sees rows that are sampled
 SAMPLE = 64  # rows and columns of the result that are checked
 
@@ -89,8 +90,12 @@ class Gemm(Kernel):
             for dtype in ("bfloat16", "fp8"):
                 if dtype == "fp8" and (width.is_head or n % 16 or k % 16):
                     continue  # LM heads stay in 16 bits; torch._scaled_mm wants multiples of 16
+                if dtype == "fp8" and width.is_split:
+                    continue  # between the widths of one GPU
                 dense = SPLIT if width.is_split else FULL
-                rows = plan.pick(dense if dtype == "bfloat16" else QUICK, QUICK, (1, 16))
+                rows = plan.pick(
+                    dense if dtype == "bfloat16" else QUICK, SPARSE if width.is_split else QUICK, (1, 16)
+                )
                 found += [
                     {"dtype": dtype, "n": n, "k": k, "m": m}
                     for m in rows

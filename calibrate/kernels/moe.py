@@ -48,7 +48,7 @@ class Moe(Kernel):
         for shape in _shapes(plan):
             for backend in known:
                 for distribution in DISTRIBUTIONS:
-                    counts = plan.pick(TOKENS if backend == known[0] else COARSE, COARSE, TINY)
+                    counts = plan.pick(TOKENS if distribution == DISTRIBUTIONS[0] else COARSE, COARSE, TINY)
                     found += [_point(backend, distribution, shape, tokens) for tokens in counts]
         return found
 

@@ -220,7 +220,8 @@ def first_heads(plan: Plan) -> Heads:
 def heads_by_rank(plan: Plan) -> list[Heads]:
     """Every combination of heads, that of :func:`first_heads` first."""
     first = first_heads(plan)
-    return [first, *(heads for heads in plan.heads() if heads != first)]
+    others = plan.heads(split=plan.size == "full")
+    return [first, *(heads for heads in others if heads != first)]
 
 
 def fits(heads: Heads, batch: int, context: int, most_bytes: float = POOL_BYTES) -> bool:

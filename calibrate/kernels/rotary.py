@@ -127,7 +127,7 @@ def _point(backend: str, heads: tuple[int, int, int], tokens: int) -> Point:
 
 
 def _heads(plan: Plan) -> list[tuple[int, int, int]]:
-    return [(5, 1, 16)] if plan.size == "tiny" else plan.heads()
+    return [(5, 1, 16)] if plan.size == "tiny" else plan.heads(split=False)
 
 
 def _backend(
