@@ -20,10 +20,10 @@ import yaml
 import kvsim.cluster.run as cluster_run
 import kvsim.engine.replica as replica_module
 from kvsim.cache.manager import Transfer
+from kvsim.calibrate.engines.engine_profile import profile_text, write_profile
 from kvsim.calibrate.engines.fit import Fit, fit_copies, fit_engine, read_microbenchmarks
 from kvsim.calibrate.engines.measure_vllm import rows_of
 from kvsim.calibrate.engines.microbenchmarks import loads
-from kvsim.calibrate.engines.engine_profile import profile_text, write_profile
 from kvsim.cli.main import run_command
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
