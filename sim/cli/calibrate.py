@@ -177,8 +177,8 @@ def engine(
     as_json: AsJson = False,
 ) -> None:
     """Fit host overhead, CUDA graph bases and mixed and sustained factors to microbenchmarks of an engine."""
-    from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
     from kvsim.calibrate.engines.engine_profile import profile_text, report_lines, write_profile
+    from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
     from kvsim.engine.profile import load_engine
 
     folders = [read_microbenchmarks(folder, run or ()) for folder in runs]

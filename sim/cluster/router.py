@@ -57,10 +57,13 @@ class PrefixAware(Router):
         if len(replicas) == 1:
             return replicas[0]
         best, least = replicas[0], None
-        for replica in replicas:
+        for load, replica in sorted(
+            ((replica.outstanding_tokens, replica) for replica in replicas), key=lambda pair: pair[0]
+        ):
+            if least is not None and load + 1 > least:
+                break  # even with all but the last token in cache it would be more work
             replica.sync()
-            plan = replica.manager.match(request)
-            work = plan.compute_tokens + replica.outstanding_tokens
-            if least is None or work < least:
+            work = replica.manager.match(request).compute_tokens + load
+            if least is None or (work, replica.index) < (least, best.index):
                 best, least = replica, work
         return best

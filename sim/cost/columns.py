@@ -11,7 +11,7 @@ from kvsim.cost.lattice import quantise_array
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
-from kvsim.cost.work import Kernel, StepWork, column
+from kvsim.cost.work import Kernel, Ramp, StepWork, column
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Place = tuple[str, str]  # group, lane
 MAIN: Place = ("main", "gpu")
+VECTOR_STEPS = 32  # from here on numpy beats a Python loop
 
 
 class Part(NamedTuple):
@@ -35,14 +36,15 @@ class ColumnRun(Priced):
 
     def __init__(
         self,
-        step_ns: Array,
-        linear: list[tuple[LinearPriced, Array]],
+        step_ns: Sequence[int],
+        linear: list[tuple[LinearPriced, Array | None]],
         parts: list[Part],
         waited_for: dict[Place, Array],
         engine_ns: float,
     ) -> None:
-        """``linear``: prices and the steps that have them; ``waited_for``: where a lane is the longest."""
-        self.step_ns = cast("Sequence[int]", step_ns)
+        """``linear``: prices and the steps that have them, None = all; ``waited_for``: where a lane is the longest, for
+        lanes that do not always have their group to themselves."""
+        self.step_ns = step_ns
         self._linear = linear
         self._parts = parts
         self._waited_for = waited_for
@@ -51,17 +53,25 @@ class ColumnRun(Priced):
     def count(self, usage: Usage, start: int, stop: int) -> None:
         """Lanes that hide behind a longer one do not count."""
         rows = slice(start, stop)
-        usage.steps_ns += int(np.sum(self.step_ns[rows]))
+        step_ns = self.step_ns[rows]
+        usage.steps_ns += sum(step_ns) if isinstance(step_ns, list) else int(np.sum(step_ns))
+        waited_for = self._waited_for
         for priced, steps in self._linear:
-            usage.add_linear(priced, int(np.count_nonzero(steps[rows] & self._waited_for[MAIN][rows])))
+            has_it = waited_for.get(MAIN) if steps is None else steps & waited_for.get(MAIN, ALWAYS)
+            usage.add_linear(priced, stop - start if has_it is None else int(np.count_nonzero(has_it[rows])))
         for place, name, provenance, time_ns in self._parts:
-            seen = time_ns[rows] * self._waited_for[place][rows]
+            seen = time_ns[rows]
+            if place in waited_for:
+                seen = seen * waited_for[place][rows]
             if isinstance(provenance, str):
-                usage.add((name, provenance), float(seen.sum()))
+                usage.add((name, provenance), float(np.add.reduce(seen)))
                 continue
             for one, row_ns in zip(provenance[rows], seen.tolist(), strict=True):
                 usage.add((name, one), row_ns)
         usage.add(usage.engine, self._engine_ns * (stop - start))
+
+
+ALWAYS = np.ones(1, dtype=bool)
 
 
 class Columns:
@@ -74,24 +84,31 @@ class Columns:
 
     def run(self) -> ColumnRun:
         work, model = self._work, self._model
-        prefills = self._any_positive("prefill_attention", "new")
-        launched = self._any_positive("decode_attention", "num_seqs", main_only=True)
+        prefills = None
+        if any(kernel.name == "prefill_attention" for kernel in work.kernels):
+            prefills = self._any_positive("prefill_attention", "new")
+            launched = self._any_positive("decode_attention", "num_seqs", main_only=True)
         linear, linear_ns, engine_ns = self._linear(prefills)
         parts = []
         for kernel in work.kernels:
+            name, _, calls, group, lane = kernel
             time_ns, provenance = self._kernel(kernel)
-            if kernel.name == "prefill_attention" and _in_main(kernel):
+            if name == "prefill_attention" and _in_main(kernel):
                 runs = time_ns > 0
                 time_ns = np.where(launched & runs, time_ns - model.prefill_launch_ns, time_ns)
                 launched = launched | runs
-            if not _is_one(kernel.calls):
-                time_ns = quantise_array(time_ns * column(kernel.calls, work.steps))
-            if kernel.lane == "gpu" and (factor := self._factor(kernel.name)) != 1:
+            if not _is_one(calls):
+                if isinstance(calls, Ramp):
+                    calls = calls.array(work.steps)
+                time_ns = quantise_array(time_ns * calls)
+            if prefills is not None and lane == "gpu" and (factor := self._factor(name)) != 1:
                 time_ns = np.where(prefills, quantise_array(time_ns * factor), time_ns)
-            parts.append(Part((kernel.group, kernel.lane), kernel.name, provenance, time_ns))
-        total_ns, waited_for = _join(linear_ns, parts)
-        step_ns = (total_ns + engine_ns + 0.5).astype(np.int64)
-        return ColumnRun(step_ns, linear, parts, waited_for, engine_ns)
+            parts.append(Part((group, lane), name, provenance, time_ns))
+        total_ns, waited_for = _join(linear_ns, parts, work.steps)
+        step_ns = (total_ns + (engine_ns + 0.5)).astype(np.int64)
+        # a short run is cheaper to lay out as a list
+        steps = step_ns.tolist() if work.steps < VECTOR_STEPS else step_ns
+        return ColumnRun(cast("Sequence[int]", steps), linear, parts, waited_for, engine_ns)
 
     def _kernel(self, kernel: Kernel) -> tuple[Array, str | list[str]]:
         steps, share = self._work.steps, self._link_share.get(kernel.lane, 1.0)
@@ -117,41 +134,52 @@ class Columns:
                 found |= column(kernel.args[arg], self._work.steps) > 0
         return found
 
-    def _linear(self, prefills: Array) -> tuple[list[tuple[LinearPriced, Array]], Array, float]:
-        """Linear layers and LM head: (prices and the steps that have them, nanoseconds of shape (steps,)), and what
-        the engine adds to each step: prompts are in all of them or in none."""
-        found: list[tuple[LinearPriced, Array]] = []
-        time_ns: Array = np.zeros(self._work.steps)
+    def _linear(
+        self, prefills: Array | None
+    ) -> tuple[list[tuple[LinearPriced, Array | None]], Array | float, float]:
+        """Linear layers and LM head: (prices and the steps that have them, nanoseconds of each step or of all), and what
+        the engine adds to each step: prompts are in all of them or in none. ``prefills``: None = in none."""
+        work, model = self._work, self._model
+        if prefills is None:
+            layers, head, engine_ns = model.linear(
+                work.tokens, work.sampled, False, model.terms.kernel_factor(False, work.sustained)
+            )
+            return [(layers, None), (head, None)], layers.total_ns + head.total_ns, engine_ns
+        found: list[tuple[LinearPriced, Array | None]] = []
+        time_ns: Array = np.zeros(work.steps)
         engine_ns = 0.0
         for carries in (False, True):
             steps = prefills == carries
             if steps.any():
-                factor = self._model.terms.kernel_factor(carries, self._work.sustained)
-                layers, head, engine_ns = self._model.linear(
-                    self._work.tokens, self._work.sampled, carries, factor
-                )
+                factor = model.terms.kernel_factor(carries, work.sustained)
+                layers, head, engine_ns = model.linear(work.tokens, work.sampled, carries, factor)
                 found += [(layers, steps), (head, steps)]
                 time_ns[steps] = layers.total_ns + head.total_ns
         return found, time_ns, engine_ns
 
 
-def _join(linear_ns: Array, parts: list[Part]) -> tuple[Array, dict[Place, Array]]:
-    """(sum over groups of the longest lane, where each lane is the longest; of equal ones the first)."""
-    groups: dict[str, dict[str, Array]] = {MAIN[0]: {MAIN[1]: linear_ns}}
+def _join(linear_ns: Array | float, parts: list[Part], steps: int) -> tuple[Array, dict[Place, Array]]:
+    """(sum over groups of the longest lane, where each lane is the longest if it has not the group to itself; of equal
+    ones the first)."""
+    groups: dict[str, dict[str, Array | float]] = {MAIN[0]: {MAIN[1]: linear_ns}}
     for (group, lane), _, _, time_ns in parts:
         sums = groups.setdefault(group, {})
         sums[lane] = sums[lane] + time_ns if lane in sums else time_ns
-    total_ns: Array = np.zeros(len(linear_ns))
+    total_ns: Array | float = 0.0
     waited_for: dict[Place, Array] = {}
     for group, sums in groups.items():
-        longest = np.maximum.reduce(list(sums.values()))
+        longest, *others = sums.values()
+        for other in others:
+            longest = np.maximum(longest, other)
         total_ns = total_ns + longest
-        taken: Array = np.zeros(len(linear_ns), dtype=bool)
+        if not others:
+            continue
+        taken: Array = np.zeros(steps, dtype=bool)
         for lane, time_ns in sums.items():
             first = (time_ns == longest) & ~taken
             waited_for[group, lane] = first
             taken = taken | first
-    return total_ns, waited_for
+    return total_ns if isinstance(total_ns, np.ndarray) else np.full(steps, total_ns), waited_for
 
 
 def _is_one(calls: Any) -> bool:

@@ -22,7 +22,7 @@ from kvsim.cost.heads import head_rows
 from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
-from kvsim.cost.work import Column, column
+from kvsim.cost.work import Column, Ramp
 from kvsim.model.spec import DTYPE_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -103,7 +103,14 @@ class DecodeAttention(Pricer):
         if not isinstance(num_seqs, int | float) or num_seqs <= 0:
             return super().column(args, steps, lane, share)
         curve = self.curve(num_seqs)
-        sums = column(args["sum_context"], steps)
+        sums = args["sum_context"]
+        if isinstance(sums, Ramp):
+            sums = sums.array(steps)
+        elif not isinstance(sums, np.ndarray):
+            time_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
+            return np.full(steps, time_ns), provenance
+        if len(curve.knots) == 1:
+            return quantise_array(curve.base[0] + curve.slope[0] * sums), curve.provenance
         i = np.searchsorted(curve.knots, sums, side="right") - 1
         time_ns = quantise_array(np.array(curve.base)[i] + np.array(curve.slope)[i] * sums)
         if sums.max() <= curve.table_until:

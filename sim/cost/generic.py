@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import log
 
+import numpy as np
+
 from kvsim.cost.grid import Grid
-from kvsim.cost.lattice import quantise
-from kvsim.cost.pricer import Pricer
+from kvsim.cost.lattice import quantise, quantise_array
+from kvsim.cost.pricer import Array, Pricer
 from kvsim.cost.profile import Table
 from kvsim.cost.setting import Setting, table_dtype, worst
+from kvsim.cost.work import Column, Ramp
 from kvsim.errors import CalibrationError
 
 # Host link where the scenario names none: PCIe gen5 x16, 63 GB/s raw, pinned copies reach about 50.
@@ -48,6 +51,26 @@ class RooflinePricer(Pricer):
         else:
             time_ns = self._gpu.time_ns(flops / self._parts, moved / self._parts)
         return quantise(time_ns), "extrapolated"
+
+    def column(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Array, str | list[str]]:
+        rows = {
+            name: value.array(steps) if isinstance(value, Ramp) else value for name, value in args.items()
+        }
+        moved, flops = _size(self._name, rows)  # type: ignore[arg-type]
+        if not isinstance(moved, np.ndarray) and not isinstance(flops, np.ndarray):
+            return np.full(steps, self.price(args, lane, share)[0]), "extrapolated"  # type: ignore[arg-type]
+        if lane == "cpu":
+            return quantise_array(
+                1e9 * np.maximum(moved / CPU_BYTES_PER_S, flops / CPU_FLOPS_PER_S)
+            ), "extrapolated"
+        if lane in ("h2d", "d2h"):
+            rate = self._read if lane == "h2d" else self._write
+            time_ns = self._operation_ns + 1e9 * moved / self._parts / (rate * share)
+            copies = np.logical_or(np.greater(moved, 0), np.greater(flops, 0))
+            return quantise_array(np.where(copies, time_ns, 0.0)), "extrapolated"
+        return quantise_array(self._gpu.times_ns(flops / self._parts, moved / self._parts)), "extrapolated"
 
 
 class TablePricer(Pricer):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kvsim.cost.columns import Columns
+from kvsim.cost.columns import MAIN, VECTOR_STEPS, Columns
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import quantise
@@ -34,7 +34,7 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
 
-VECTOR_STEPS = 32  # from here on numpy beats a Python loop
+SCALARS = (int, float, bool)
 
 
 class KernelCostModel(CostModel):
@@ -97,7 +97,7 @@ class KernelCostModel(CostModel):
                     if type(sums) is int:
                         return self._decode_run(work.tokens, work.sampled, num_seqs, sums, 0, work.steps)
         if work.steps == 1 and _are_plain(kernels):
-            return self._one_step(work)
+            return self._one_step(work, link_share)
         return Columns(self, work, link_share or {}).run()
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
@@ -149,36 +149,59 @@ class KernelCostModel(CostModel):
 
     # -- one step with scalar sizes --------------------------------------------------------------------------
 
-    def _one_step(self, work: StepWork) -> OneStep:
+    def _one_step(self, work: StepWork, link_share: Mapping[str, float] | None) -> OneStep:
         prefills, launched = False, False
-        for name, args, _, _, _ in work.kernels:
-            if name == "prefill_attention":
-                if args["new"] > 0:  # type: ignore[operator]
-                    prefills = True
+        for name, args, calls, group, lane in work.kernels:
+            if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
+                prefills = True
             elif name == "decode_attention" and args["num_seqs"] > 0:  # type: ignore[operator]
-                launched = True
+                launched = launched or (calls == 1 and lane == "gpu" and group == "main")
         terms = self.terms
         factor = terms.kernel_factor(prefills, work.sustained)
         mixed = factor * terms.mixed_attention_factor if prefills else 1.0
         layers, head, engine_ns = self.linear(work.tokens, work.sampled, prefills, factor)
-        total = layers.total_ns + head.total_ns + engine_ns
+        total = layers.total_ns + head.total_ns
         parts: list[tuple[Key, float]] = []
+        lanes: dict[tuple[str, str], float] | None = (
+            None  # sums, once a kernel is not in the main group on the GPU
+        )
+        places: list[tuple[str, str]] = []  # of the parts
         pricers = self._pricers
-        for name, args, _, _, lane in work.kernels:
+        for name, args, calls, group, lane in work.kernels:
             pricer = pricers[name] if name in pricers else self.pricer(name)
-            time_ns, provenance = pricer.price(args, lane)  # type: ignore[arg-type]
-            if name == "prefill_attention":
+            share = link_share.get(lane, 1.0) if link_share else 1.0
+            time_ns, provenance = pricer.price(args, lane, share)  # type: ignore[arg-type]
+            place = (group, lane)
+            in_main = place == MAIN
+            if calls != 1:
+                time_ns = quantise(time_ns * calls)  # type: ignore[operator]
+            elif name == "prefill_attention" and in_main:
                 if launched and time_ns:
                     time_ns -= self._prefill.launch_ns
                 launched = launched or time_ns > 0
-            scale = mixed if name == "decode_attention" else factor
-            if scale != 1.0:
-                time_ns = quantise(time_ns * scale)
+            if lane == "gpu":
+                scale = mixed if name == "decode_attention" else factor
+                if scale != 1.0:
+                    time_ns = quantise(time_ns * scale)
             if self.strict and provenance == "extrapolated":
                 self.refuse(name, args)
             parts.append(((name, provenance), time_ns))
-            total += time_ns
-        return OneStep([int(total + 0.5)], (layers, head), parts, engine_ns)
+            places.append(place)
+            if not in_main:
+                lanes = lanes or {}
+                lanes[place] = lanes.get(place, 0.0) + time_ns
+            else:
+                total += time_ns
+        if lanes is not None:
+            lanes = {MAIN: total, **lanes}
+            longest = _longest(lanes)
+            total = sum(lanes[place] for place in longest)
+            parts = [
+                (key, time_ns if place in longest else 0.0)
+                for (key, time_ns), place in zip(parts, places, strict=True)
+            ]
+            return OneStep([int(total + engine_ns + 0.5)], (layers, head), parts, engine_ns, MAIN in longest)
+        return OneStep([int(total + engine_ns + 0.5)], (layers, head), parts, engine_ns)
 
     # -- what all ways share ---------------------------------------------------------------------------------
 
@@ -258,11 +281,21 @@ class KernelCostModel(CostModel):
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:
-    """Scalar sizes, once, on the GPU beside the linear layers."""
-    for _, args, calls, group, lane in kernels:
-        if lane != "gpu" or group != "main" or type(calls) is not int or calls != 1:
+    """Scalar sizes and numbers of calls."""
+    for _, args, calls, _, _ in kernels:
+        if type(calls) not in SCALARS:
             return False
         for value in args.values():
-            if type(value) is not int and type(value) is not float:
+            if type(value) not in SCALARS:
                 return False
     return True
+
+
+def _longest(lanes: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
+    """In each group the lane that takes longest, of equal ones the first."""
+    found: dict[str, tuple[str, str]] = {}
+    for place, time_ns in lanes.items():
+        group = place[0]
+        if group not in found or time_ns > lanes[found[group]]:
+            found[group] = place
+    return set(found.values())

@@ -22,4 +22,8 @@ def quantise(time_ns: float) -> float:
 
 def quantise_array(time_ns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """:func:`quantise` elementwise, bit for bit the same."""
-    return np.floor(time_ns * SCALE + 0.5) / SCALE
+    scaled = time_ns * SCALE
+    scaled += 0.5
+    np.floor(scaled, out=scaled)
+    scaled /= SCALE
+    return scaled

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from kvsim.model.spec import DTYPE_BYTES
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,13 @@ class Roofline:
 
     def time_ns(self, flops: float, num_bytes: float, dtype: str = "bfloat16") -> float:
         return 1e9 * max(flops / self.peak(dtype), num_bytes / self.hbm_bytes_per_s)
+
+    def times_ns(self, flops: Array | float, num_bytes: Array | float, dtype: str = "bfloat16") -> Array:
+        """:meth:`time_ns` elementwise."""
+        slowest = num_bytes / self.hbm_bytes_per_s
+        if isinstance(flops, np.ndarray) or flops > 0:
+            slowest = np.maximum(flops / self.peak(dtype), slowest)
+        return 1e9 * np.asarray(slowest)
 
     def gemm_ns(self, m: float, n: float, k: float, dtype: str) -> float:
         """(m, k) x (k, n): weights are read once."""

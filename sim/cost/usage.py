@@ -145,7 +145,7 @@ class DecodeRun(Priced):
 class OneStep(Priced):
     """A single step: cached linear prices, the other kernels one by one, the engine."""
 
-    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
+    __slots__ = ("engine_ns", "linear", "linear_counts", "parts", "step_ns")
 
     def __init__(
         self,
@@ -153,7 +153,10 @@ class OneStep(Priced):
         linear: tuple[LinearPriced, LinearPriced],
         parts: list[tuple[Key, float]],
         engine_ns: float,
+        linear_counts: bool = True,
     ) -> None:
+        """``parts``: 0 for what hides behind a longer lane; so do the linear layers unless ``linear_counts``."""
+        self.linear_counts = linear_counts
         self.step_ns = step_ns
         self.linear = linear
         self.parts = parts
@@ -162,7 +165,7 @@ class OneStep(Priced):
     def count(self, usage: Usage, start: int, stop: int) -> None:
         usage.steps_ns += self.step_ns[0]
         for priced in self.linear:
-            usage.add_linear(priced, 1)
+            usage.add_linear(priced, 1 if self.linear_counts else 0)
         parts_ns = usage.parts_ns
         for key, time_ns in self.parts:
             parts_ns[key] = parts_ns.get(key, 0.0) + time_ns

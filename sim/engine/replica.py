@@ -135,7 +135,9 @@ class Replica(Services):
     @property
     def outstanding_tokens(self) -> int:
         """Prompt tokens of unfinished requests, as of now."""
-        self.sync()
+        run = self._run
+        if run is not None and run.output is not None and run.boundaries[0] < self.env.now:
+            self.sync()
         return self._outstanding_tokens
 
     @property

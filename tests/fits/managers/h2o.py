@@ -20,6 +20,8 @@ from kvsim.entities import Batch, Request
 class H2O(Paged):
     """``request.kv``: slots the request may fill; until its prompt is through, those of the prompt."""
 
+    steady_work = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         self.budget = (config.options or {}).get("budget", config.max_model_len)

@@ -19,6 +19,8 @@ from kvsim.entities import Batch, Request
 
 
 class Kivi(PrefixTreeManager):
+    steady_work = True
+
     def __init__(self, config: CacheConfig) -> None:
         options = dict(config.options or {})
         self.bits, self.group = options.get("bits", 16), options.get("group", config.block_tokens)

@@ -18,6 +18,8 @@ from kvsim.entities import Batch
 
 
 class Quest(PrefixTreeManager):
+    steady_work = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         options = dict(config.options or {})

@@ -27,6 +27,8 @@ class Values:
 
 
 class ShadowKV(Paged):
+    steady_work = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         options = dict(config.options or {})

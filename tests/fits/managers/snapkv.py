@@ -15,6 +15,8 @@ from kvsim.entities import Batch, Request
 class SnapKV(Paged):
     """``request.kv``: tokens whose room has been given back."""
 
+    steady_work = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         self.budget = (config.options or {}).get("budget", config.max_model_len)
