@@ -168,6 +168,7 @@ def _join(linear_ns: Array | float, parts: list[Part], steps: int) -> tuple[Arra
     total_ns: Array | float = 0.0
     waited_for: dict[Place, Array] = {}
     for group, sums in groups.items():
+        longest: Array | float
         longest, *others = sums.values()
         for other in others:
             longest = np.maximum(longest, other)
@@ -175,8 +176,8 @@ def _join(linear_ns: Array | float, parts: list[Part], steps: int) -> tuple[Arra
         if not others:
             continue
         taken: Array = np.zeros(steps, dtype=bool)
-        for lane, time_ns in sums.items():
-            first = (time_ns == longest) & ~taken
+        for lane, sum_ns in sums.items():
+            first = (sum_ns == longest) & ~taken
             waited_for[group, lane] = first
             taken = taken | first
     return total_ns if isinstance(total_ns, np.ndarray) else np.full(steps, total_ns), waited_for

@@ -107,8 +107,8 @@ class DecodeAttention(Pricer):
         if isinstance(sums, Ramp):
             sums = sums.array(steps)
         elif not isinstance(sums, np.ndarray):
-            time_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
-            return np.full(steps, time_ns), provenance
+            same_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
+            return np.full(steps, same_ns), provenance
         if len(curve.knots) == 1:
             return quantise_array(curve.base[0] + curve.slope[0] * sums), curve.provenance
         i = np.searchsorted(curve.knots, sums, side="right") - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -174,7 +174,7 @@ class KernelCostModel(CostModel):
             place = (group, lane)
             in_main = place == MAIN
             if calls != 1:
-                time_ns = quantise(time_ns * calls)  # type: ignore[operator]
+                time_ns = quantise(time_ns * cast(float, calls))
             elif name == "prefill_attention" and in_main:
                 if launched and time_ns:
                     time_ns -= self._prefill.launch_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +35,29 @@ PLAIN_COLUMNS = (
 )
 
 
+ROWS_AT_ONCE = 1 << 17
+
+
 def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> None:
-    """One row a completed request, in the order of request numbers.
+    """One row a completed request, in the order of request numbers; written a row group at a time.
 
     ``tpot_s`` is null at one output token; ``session`` and ``tenant`` are names, null if there are none;
     ``hit_tokens_TIER`` splits the tokens found in cache by the tier that held them.
     """
-    table = {name: _numbers(getattr(columns, name)) for name in PLAIN_COLUMNS}
-    table["tpot_s"] = _numbers(columns.tpot_s, null=np.isnan(columns.tpot_s))
-    table["session"] = _names(columns.session, outcome.session_names)
-    table["tenant"] = _names(columns.tenant, outcome.tenant_names)
-    table["approximate_tokens"] = _numbers(columns.approximate_tokens)
-    for i, tier in enumerate(outcome.tier_names):
-        table[f"hit_tokens_{tier}"] = _numbers(columns.hits_by_tier[:, i])
-    _write(table, path)
+
+    def part(rows: slice) -> dict[str, Any]:
+        table = {name: _numbers(getattr(columns, name)[rows]) for name in PLAIN_COLUMNS}
+        tpot_s = columns.tpot_s[rows]
+        table["tpot_s"] = _numbers(tpot_s, null=np.isnan(tpot_s))
+        table["session"] = _names(columns.session[rows], outcome.session_names)
+        table["tenant"] = _names(columns.tenant[rows], outcome.tenant_names)
+        table["approximate_tokens"] = _numbers(columns.approximate_tokens[rows])
+        for i, tier in enumerate(outcome.tier_names):
+            table[f"hit_tokens_{tier}"] = _numbers(columns.hits_by_tier[rows, i])
+        return table
+
+    starts = range(0, max(1, len(columns.request)), ROWS_AT_ONCE)
+    _write((part(slice(start, start + ROWS_AT_ONCE)) for start in starts), path)
 
 
 def write_timeline(outcome: Outcome, path: Path) -> None:
@@ -64,7 +74,7 @@ def write_timeline(outcome: Outcome, path: Path) -> None:
     )
     for i, tier in enumerate(outcome.tier_names):
         table[f"used_bytes_{tier}"] = _numbers(used[:, i])
-    _write(table, path)
+    _write([table], path)
 
 
 def _numbers(values: Numbers, null: npt.NDArray[np.bool_] | None = None) -> pyarrow.Array:
@@ -88,8 +98,15 @@ def _names(index: Ints, names: tuple[str, ...]) -> pyarrow.DictionaryArray:
     return pa.DictionaryArray.from_arrays(_numbers(index.astype(np.int32), null=index < 0), known)
 
 
-def _write(table: dict[str, Any], path: Path) -> None:
+def _write(parts: Iterable[dict[str, Any]], path: Path) -> None:
+    """``parts``: at least one table, all with the same columns; each becomes a row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.table(table), path, compression="zstd")
+    writer = None
+    for part in parts:
+        table = pa.table(part)
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()

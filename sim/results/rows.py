@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 Row = TypeVar("Row", bound=NamedTuple)
 
+Integers = npt.NDArray[Any]  # of any signed or unsigned width
+
 ROWS_PER_CHUNK = 16_384
 
 
 class Rows(Sequence[Row], Generic[Row]):
-    """Looks like a list of named tuples of ints; costs 8 bytes a number instead of about 40.
+    """Looks like a list of named tuples of ints; a number costs the bytes that its column needs instead of about 40.
 
     One field, ``wide``, is itself a tuple of ints (one per tier) of the same length in every row. Rows are
     read back as they were appended. Two tables, or a table and a list, are equal when their rows are.
@@ -24,7 +26,7 @@ class Rows(Sequence[Row], Generic[Row]):
         self._row_type = row_type
         self._fields: tuple[str, ...] = row_type._fields
         self._wide = self._fields.index(wide)
-        self._chunks: list[npt.NDArray[np.int64]] = []  # each (columns, ROWS_PER_CHUNK)
+        self._chunks: list[list[Integers]] = []  # each has one array a column, of ROWS_PER_CHUNK rows
         self._tail: list[Row] = []
 
     def append(self, row: Row) -> None:
@@ -47,22 +49,24 @@ class Rows(Sequence[Row], Generic[Row]):
         at, tiers = self._fields.index(field), self._num_wide()
         tail = self._integers([row[at] for row in self._tail], field)
         if at == self._wide:
-            packed = [chunk[at : at + tiers].T for chunk in self._chunks]
+            packed = [np.column_stack(chunk[at : at + tiers]).astype(np.int64) for chunk in self._chunks]
             return np.concatenate([*packed, tail.reshape(len(self._tail), tiers)])
         first = at if at < self._wide else at + tiers - 1
-        return np.concatenate([*(chunk[first] for chunk in self._chunks), tail])
+        return np.concatenate([*(chunk[first] for chunk in self._chunks), tail], dtype=np.int64)
 
     def _num_wide(self) -> int:
         if self._chunks:
-            return int(self._chunks[0].shape[0]) - len(self._fields) + 1
+            return len(self._chunks[0]) - len(self._fields) + 1
         return len(self._tail[0][self._wide]) if self._tail else 0
 
-    def _pack(self, rows: list[Row]) -> npt.NDArray[np.int64]:
-        """Shape (columns, rows), the wide field as one column a tier."""
-        columns = [
-            self._integers(values, self._fields[i]) for i, values in enumerate(zip(*rows, strict=True))
-        ]
-        return np.vstack([column.T if i == self._wide else column for i, column in enumerate(columns)])
+    def _pack(self, rows: list[Row]) -> list[Integers]:
+        """One array a column, the wide field as one column a tier; each in as few bytes as its values need."""
+        packed: list[Integers] = []
+        for i, values in enumerate(zip(*rows, strict=True)):
+            column = self._integers(values, self._fields[i])
+            for one in column.T if i == self._wide else (column,):
+                packed.append(one.astype(np.result_type(*map(np.min_scalar_type, (one.min(), one.max())))))
+        return packed
 
     def _integers(self, values: Sequence[Any], field: str) -> npt.NDArray[np.int64]:
         array = np.array(values)
@@ -70,9 +74,9 @@ class Rows(Sequence[Row], Generic[Row]):
             raise TypeError(f"{self._row_type.__name__}.{field}: {array.dtype} found where integers belong")
         return array.astype(np.int64)
 
-    def _unpack(self, chunk: npt.NDArray[np.int64]) -> Iterator[Row]:
+    def _unpack(self, chunk: list[Integers]) -> Iterator[Row]:
         at, tiers = self._wide, self._num_wide()
-        for values in chunk.T.tolist():
+        for values in zip(*(column.tolist() for column in chunk), strict=True):
             yield self._row_type._make((*values[:at], tuple(values[at : at + tiers]), *values[at + tiers :]))
 
     def __len__(self) -> int:
@@ -96,7 +100,7 @@ class Rows(Sequence[Row], Generic[Row]):
         at, offset = divmod(i, ROWS_PER_CHUNK)
         if at == len(self._chunks):
             return self._tail[offset]
-        return next(self._unpack(self._chunks[at][:, offset : offset + 1]))
+        return next(self._unpack([column[offset : offset + 1] for column in self._chunks[at]]))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows | list):
