@@ -117,7 +117,9 @@ class PrefixTreeManager(Paged):
         if not super().grow(request, tokens):
             return False
         held: Held = request.kv
-        self._pay(held, self.private_blocks - before)
+        taken = self.private_blocks - before
+        held.owed_blocks -= taken
+        self.owed_blocks -= taken
         if not held.loading:
             self._index(held, (request.cached + request.computed + tokens) // self.block_tokens)
         return True

@@ -303,6 +303,10 @@ class PrefixTree:
                 left -= self._evict_copy(item, left)
             elif item.ref or item.end == item.start:
                 heapq.heappop(heap)
+            elif not item.children and not item.copies and item.end - item.start > left:
+                gone.append((item, item.end - left, item.end))  # nearly always: a part of a run is enough
+                item.end -= left
+                break
             else:
                 victim = item
                 while (

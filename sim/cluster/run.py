@@ -95,7 +95,6 @@ def play(simulation: Simulation, progress: Progress | None = None) -> float:
     """Run to the end; wall seconds of the loop."""
     env, cluster, total = simulation.env, simulation.cluster, len(simulation.trace)
     began = time.perf_counter()
-    gc.collect()
     gc.disable()  # the loop makes no reference cycles to speak of
     try:
         if progress is None:

@@ -87,6 +87,7 @@ class Replica(Services):
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
+        self._priority = PRIORITY_BOUNDARY + index  # of replicas that decide at the same moment the first goes first
         self._alarm: At | None = None  # None = idle
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -160,9 +161,8 @@ class Replica(Services):
     # ---- runs and the clock
 
     def _ring_at(self, at_ns: int) -> None:
-        # of replicas that decide at the same moment the first goes first
         env = self.env
-        self._alarm = At(env, at_ns - env.now, PRIORITY_BOUNDARY + self.index, self._boundary)
+        self._alarm = At(env, at_ns - env.now, self._priority, self._boundary)
 
     def _cut(self) -> None:
         """End the current run where the engine next looks at its queue."""
@@ -383,7 +383,7 @@ class Replica(Services):
             run.output = output
             if self.links.read or (output.finished and any(request.followed for request in output.finished)):
                 at = int(boundaries[0])
-                self._tap = At(self.env, at - now, PRIORITY_BOUNDARY + self.index, self._tapped)
+                self._tap = At(self.env, at - now, self._priority, self._tapped)
 
     def _mixed_step(self, now: int, preempted: bool) -> None:
         """One step in which prompts may be prefilled."""
