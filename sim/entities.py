@@ -137,6 +137,8 @@ class Batch:
     def new_blocks(self, steps: int) -> int:
         """Blocks that the next ``steps`` steps begin: one whenever a context is a multiple of the block size."""
         size = self.block_tokens
+        if steps == 1:
+            return self._phase[-self.round % size]
         cycles, rest = divmod(steps, size)
         begun = cycles * len(self.requests)
         if rest:

@@ -53,7 +53,9 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a user's mistake, 1 a mistake of ours, 130 interrupted."""
     gc.set_threshold(100_000, 20, 20)  # imports and traces make no garbage to look for: a tenth of a second
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy starts a thread a core; nothing here multiplies matrices
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy starts a thread a core; nothing here multiplies matrices
     sys.exit(run_command(arguments))
 
 

@@ -77,15 +77,25 @@ class Prompts(_Times):
             log(self._times[i + 1] / self._times[i]) / log(self._lengths[i + 1] / self._lengths[i])
             for i in range(len(points) - 1)
         ] + [2.0]
+        self._shortest = min(self._times)
+        self._found: dict[float, float] = {}  # the past of a chunk is where the one before it ended
 
     def at(self, new: float, past: float) -> tuple[float, str]:
         kind = "extrapolated" if new + past > self._lengths[-1] else "derived" if past else "measured"
         alone = self._whole(new)
         if not past:
             return alone, kind
-        return max(alone, min(self._times) + self._whole(new + past) - self._whole(past)), kind
+        return max(alone, self._shortest + self._whole(new + past) - self._whole(past)), kind
 
     def _whole(self, length: float) -> float:
+        found = self._found.get(length)
+        if found is None:
+            found = self._look_up(length)
+            if len(self._found) < REMEMBERED:
+                self._found[length] = found
+        return found
+
+    def _look_up(self, length: float) -> float:
         i = max(0, bisect_right(self._lengths, length) - 1)
         growth = 1.0 if length < self._lengths[0] else (length / self._lengths[i]) ** self._powers[i]
         return self._times[i] * growth

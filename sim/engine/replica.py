@@ -87,7 +87,9 @@ class Replica(Services):
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
-        self._priority = PRIORITY_BOUNDARY + index  # of replicas that decide at the same moment the first goes first
+        self._priority = (
+            PRIORITY_BOUNDARY + index
+        )  # of replicas that decide at the same moment the first goes first
         self._alarm: At | None = None  # None = idle
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -110,9 +112,9 @@ class Replica(Services):
 
     def receive(self, request: Request) -> None:
         """Change. A request has reached the engine's queue."""
-        run, now = self._run, self.env.now
-        if run is not None and (run.output is not None or self.sample_at < now):
-            self.sync()
+        now = self.env.now
+        if self.sample_at < now:
+            self.sync()  # what the owner wants to see comes before the request
         self.waiting.append(request)
         self._outstanding_tokens += request.input_tokens
         if self._alarm is None:
