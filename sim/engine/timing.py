@@ -26,7 +26,7 @@ def lay_out(
         free = now + cpu
         end = max(max(device_end, now + launch) + int(prices[0]), free + tail)
         return [max(device_end if deep else end, free)], [end]
-    if deep and launch <= cpu and now + cpu <= device_end and cpu <= (fastest := min_of(prices)) >= tail:
+    if deep and launch <= cpu and now + cpu <= device_end and cpu <= min_of(prices) >= tail:
         if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
             times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
             return times[:-1], times[1:]
