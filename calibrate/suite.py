@@ -22,11 +22,11 @@ from kvsim.calibrate.kernels.kernel import Kernel, Plan
 from kvsim.calibrate.measure import Progress, measure
 from kvsim.calibrate.off_grid import check_off_grid, read_draw
 from kvsim.calibrate.write import write_profile, write_table
-from kvsim.cost.profile import Array, load_profile
+from kvsim.cost.profile import Array, list_profiles, load_profile
 from kvsim.errors import CalibrationError
 
-OFF_GRID = {"full": 60, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
-OFF_GRID_IN_STEPS = 200  # in a full plan, of what every step runs
+OFF_GRID = {"full": 40, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
+OFF_GRID_IN_STEPS = 100  # in a full plan, of what every step runs
 
 
 @dataclass
@@ -155,6 +155,7 @@ def _header(plan: Plan, device: Device, out: Path, command: str) -> dict[str, An
         "name": out.stem,
         "gpu": {"name": device.name, "device": device.device, **device.gpu_spec, "clocks": clocks()},
         "provenance": "measured",
+        **({"also": also} if (also := _also(device)) else {}),
         "source": "kvsim calibrate",
         "licence": "Apache-2.0",
         "software": dict(device.software),
@@ -171,6 +172,12 @@ def _header(plan: Plan, device: Device, out: Path, command: str) -> dict[str, An
             )
         ),
     }
+
+
+def _also(device: Device) -> str:
+    """The shipped imported profile of this GPU, for tables that one machine cannot give, such as collectives."""
+    fits = [load_profile(name) for name in list_profiles()]
+    return next((p.name for p in reversed(fits) if p.gpu == device.name and p.provenance == "imported"), "")
 
 
 def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Array]]]:

@@ -31,10 +31,10 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
     }
     device: dict[str, Any] = {
         "step": _time(fit.device["step"]),
-        "token": _time(fit.device["token"]),
         "graphs": [[size, round(factor, 3)] for size, factor in fit.device["graphs"]],
         "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
         "uneven_factor": round(fit.device["uneven_factor"], 3),
+        "prefill_factor": round(fit.device["prefill_factor"], 3),
         "mixed_attention_factor": round(fit.device["mixed_attention_factor"], 3),
         "sustained_factor": round(fit.device["sustained_factor"], 3),
         "sustained_after": _time(SUSTAINED_S * 1e9),

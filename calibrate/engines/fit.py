@@ -41,7 +41,7 @@ from kvsim.validate.teacher import compare_steps
 
 SHORTEST, LONGEST = 48, 1200  # tokens of a prompt whose step is bound by its launch
 CHUNK_S = 0.1  # longer: the prompt had more chunks than the tables tell
-LAUNCH_FREE = 1.5  # windows of this many launches' holds are bound by the device
+DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
 SETTLED = 3  # steps of an unchanged batch before the first that counts
 SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
@@ -336,7 +336,7 @@ def _prefill(
     known: EngineTerms,
     cost: Any,
 ) -> tuple[dict[str, float], list[float]]:
-    """Per-token time of steps with prefill, and the factor on their decode attention.
+    """Factor on the kernels of steps with prefill, and the one on their decode attention on top.
 
     ``lone``: (tokens, seconds) of prompts that met an idle engine and fit one step.
     """
@@ -345,7 +345,7 @@ def _prefill(
     def errors(values: Sequence[float]) -> list[float]:
         terms = replace(
             known,
-            token_ns=values[0] * 1e3,
+            prefill_factor=values[0],
             mixed_attention_factor=values[1],
         )
         model = cost(terms)
@@ -353,7 +353,7 @@ def _prefill(
             window.predicted_s / window.measured_s - 1
             for run in runs
             for window in compare_steps(run, model, engine)
-            if window.kind != "decode" and window.measured_s > LAUNCH_FREE * engine.eager_cpu_ns / 1e9
+            if window.kind != "decode" and window.largest >= DEVICE_BOUND
         ]
         for tokens, seconds in lone:
             kernel = Kernel("prefill_attention", {"new": tokens, "past": 0})
@@ -362,10 +362,10 @@ def _prefill(
         return found
 
     found = least_squares(
-        errors, [2.0, 1.1], bounds=([0, 0.8], [10, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.01
+        errors, [1.05, 1.1], bounds=([0.8, 0.5], [1.5, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.01
     )
-    token_us, mixed = found.x.tolist()
-    return {"token": token_us * 1e3, "mixed_attention_factor": mixed}, errors(found.x.tolist())
+    whole, mixed = found.x.tolist()
+    return {"prefill_factor": whole, "mixed_attention_factor": mixed}, errors(found.x.tolist())
 
 
 def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
@@ -375,7 +375,7 @@ def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
     for run in runs:
         if "solo" in run.name and run.requests.engine_s is not None:
             pairs = zip(run.requests.input_tokens.tolist(), run.requests.engine_s.tolist(), strict=True)
-            found += [(tokens, seconds) for tokens, seconds in pairs if 1.6 * LONGEST <= tokens <= most]
+            found += [(tokens, seconds) for tokens, seconds in pairs if DEVICE_BOUND <= tokens <= most]
     return found
 
 

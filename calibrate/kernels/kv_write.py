@@ -37,7 +37,7 @@ class KvWrite(Kernel):
 
     def points(self, plan: Plan) -> Sequence[Point]:
         found = []
-        known = backends(plan, compiled=False)
+        known = backends(plan)
         for backend in known:
             for kv_heads, head_dim in _heads(plan):
                 for dtype in plan.pick(("bfloat16", "fp8"), ("bfloat16",), ("bfloat16", "fp8")):
@@ -86,7 +86,7 @@ class KvWrite(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        known, backend = _heads(plan), backends(plan, compiled=False)[0]
+        known, backend = _heads(plan), backends(plan)[0]
         drawn = off_grid_tokens(plan, draw)
         return [
             _point(backend, "bfloat16", kv_heads, head_dim, tokens)

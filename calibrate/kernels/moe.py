@@ -44,7 +44,7 @@ class Moe(Kernel):
 
     def points(self, plan: Plan) -> Sequence[Point]:
         found = []
-        known = backends(plan, compiled=False)[:1]  # to compile ours too takes longer than it tells
+        known = backends(plan)[:1]  # compiling ours too takes longer than it tells
         for shape in _shapes(plan):
             for backend in known:
                 for distribution in DISTRIBUTIONS:
@@ -93,7 +93,7 @@ class Moe(Kernel):
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
         shapes, known = _shapes(plan), plan.pick(TOKENS, COARSE, TINY)
         drawn = [tokens for tokens in draw.tokens if known[0] <= tokens <= known[-1] and tokens not in known]
-        backend = backends(plan, compiled=False)[0]
+        backend = backends(plan)[0]
         return [
             _point(backend, DISTRIBUTIONS[0], shape, tokens)
             for i, shape in enumerate(shapes)

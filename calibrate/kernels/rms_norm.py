@@ -1,7 +1,6 @@
 """Fused residual add and RMS norm of one layer, bfloat16: twice a layer, on every GPU over the whole hidden size.
 
-vLLM 0.24 runs Inductor's code by default, its ``fused_add_rms_norm`` with ``--enforce-eager``
-(see :mod:`kvsim.calibrate.kernels.elementwise`).
+Backend vllm: its ``fused_add_rms_norm`` (see :mod:`kvsim.calibrate.kernels.elementwise`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.elementwise import (
     TOLERANCE,
     backends,
-    compiled,
     hbm_bytes,
     off_grid_tokens,
     some_tokens,
@@ -76,9 +74,7 @@ class RmsNorm(Kernel):
         ]
 
     def source(self, point: Point) -> str:
-        return {"vllm": "vllm fused_add_rms_norm", "inductor": "torch.compile of the native form"}.get(
-            str(point["backend"]), "kvsim.calibrate.triton.rms_norm"
-        )
+        return "vllm fused_add_rms_norm" if point["backend"] == "vllm" else "kvsim.calibrate.triton.rms_norm"
 
 
 def reference(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -90,7 +86,7 @@ def reference(total: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def native(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The form that Inductor is given: float32 inside, rounded to bfloat16 before the weight. Gives both anew."""
+    """Plain torch, for a CPU: float32 inside, rounded to bfloat16 before the weight. Gives both anew."""
     total = x.float() + residual.float()
     scale = torch.rsqrt(total.pow(2).mean(dim=-1, keepdim=True) + EPSILON)
     return (total * scale).to(weight.dtype) * weight, total.to(x.dtype)
@@ -101,16 +97,6 @@ def _hidden_sizes(plan: Plan) -> list[int]:
 
 
 def _backend(backend: str, bench: Bench, weight: torch.Tensor) -> Apply:
-    if backend == "inductor":
-        hidden = len(weight)
-        function = compiled(
-            bench,
-            ("rms_norm", hidden),
-            native,
-            lambda tokens: (bench.randn(tokens, hidden), bench.randn(tokens, hidden), weight),
-            marked=2,
-        )
-        return lambda x, residual: function(x, residual, weight)
     if backend == "vllm":
         from vllm import _custom_ops as ops
 

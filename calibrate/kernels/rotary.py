@@ -1,7 +1,6 @@
 """Rotary embedding of Q and K of one layer on one GPU, bfloat16, in place in the output of the QKV product.
 
-vLLM 0.24 runs Inductor's code by default (there fused with the split of QKV), its ``rotary_embedding`` with
-``--enforce-eager`` (see :mod:`kvsim.calibrate.kernels.elementwise`).
+Backend vllm: its C kernel ``rotary_embedding`` (see :mod:`kvsim.calibrate.kernels.elementwise`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.elementwise import (
     TOLERANCE,
     backends,
-    compiled,
     hbm_bytes,
     off_grid_tokens,
     some_tokens,
@@ -78,9 +76,7 @@ class Rotary(Kernel):
         ]
 
     def source(self, point: Point) -> str:
-        return {"vllm": "vllm rotary_embedding", "inductor": "torch.compile of the native form"}.get(
-            str(point["backend"]), "kvsim.calibrate.triton.rotary"
-        )
+        return "vllm rotary_embedding" if point["backend"] == "vllm" else "kvsim.calibrate.triton.rotary"
 
 
 def cos_sin_table(head_dim: int, device: torch.device | str) -> torch.Tensor:
@@ -105,7 +101,7 @@ def reference(rows: torch.Tensor, positions: torch.Tensor, head_dim: int) -> tor
 def native(
     positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, cos_sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The form that Inductor is given; query, key: (tokens, heads * head_dim). Gives both anew, in bfloat16 throughout."""
+    """Plain torch, for a CPU; query, key: (tokens, heads * head_dim). Gives both anew, in bfloat16 throughout."""
     cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
 
     def turn(x: torch.Tensor) -> torch.Tensor:
@@ -149,15 +145,6 @@ def _backend(
     def anew(qkv: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor) -> Any:
         return native(positions, *split(qkv), cos_sin)
 
-    if backend == "inductor":
-        function = compiled(
-            bench,
-            ("rotary", heads, kv_heads, head_dim),
-            anew,
-            lambda tokens: (bench.randn(tokens, sum(widths)), bench.randint(POSITIONS, tokens), cos_sin),
-            marked=2,
-        )
-        return lambda qkv: function(qkv, positions, cos_sin)
     if backend == "vllm":
         from vllm import _custom_ops as ops
 

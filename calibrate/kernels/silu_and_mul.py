@@ -1,6 +1,6 @@
 """SiLU of the gate times up, between the two products of a dense MLP on one GPU, bfloat16.
 
-vLLM 0.24 runs Inductor's code by default, its ``silu_and_mul`` with ``--enforce-eager``
+Backend vllm: its C kernel ``silu_and_mul``
 (see :mod:`kvsim.calibrate.kernels.elementwise`). Routed experts have it inside table ``moe``.
 """
 
@@ -14,7 +14,6 @@ from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.elementwise import (
     TOLERANCE,
     backends,
-    compiled,
     hbm_bytes,
     off_grid_tokens,
     some_tokens,
@@ -65,9 +64,7 @@ class SiluAndMul(Kernel):
         ]
 
     def source(self, point: Point) -> str:
-        return {"vllm": "vllm silu_and_mul", "inductor": "torch.compile of the native form"}.get(
-            str(point["backend"]), "kvsim.calibrate.triton.silu_and_mul"
-        )
+        return "vllm silu_and_mul" if point["backend"] == "vllm" else "kvsim.calibrate.triton.silu_and_mul"
 
 
 def reference(gate_up: torch.Tensor) -> torch.Tensor:
@@ -76,7 +73,7 @@ def reference(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def native(gate_up: torch.Tensor) -> torch.Tensor:
-    """The form that Inductor is given."""
+    """Plain torch, for a CPU."""
     inter = gate_up.shape[-1] // 2
     return torch.nn.functional.silu(gate_up[..., :inter]) * gate_up[..., inter:]
 
@@ -90,14 +87,6 @@ def _inter_sizes(plan: Plan) -> list[int]:
 
 
 def _backend(backend: str, bench: Bench, inter: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    if backend == "inductor":
-        return compiled(
-            bench,
-            ("silu_and_mul", inter),
-            native,
-            lambda tokens: (bench.randn(tokens, 2 * inter),),
-            marked=1,
-        )
     if backend == "vllm":
         from vllm import _custom_ops as ops  # noqa: F401  loads torch.ops._C
 

@@ -73,6 +73,9 @@ def describe_profile(profile: Profile) -> str:
         f"source {header['source']}, date {header.get('date', 'not stated')}",
         f"licence {header.get('licence', 'not stated')}",
     ]
+    if profile.other is not None:
+        lacking = [name for name in profile.other.table_names if name not in profile.table_names]
+        lines.append(f"from {profile.other.name}: {', '.join(lacking) or 'nothing'}")
     for row in coverage(profile):
         lines += ["", f"{row.table}: {row.points} points ({row.provenance}, {row.engine})"]
         lines += [

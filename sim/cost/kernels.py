@@ -227,7 +227,7 @@ class KernelCostModel(CostModel):
         """Linear layers, LM head and what the engine adds (lattice nanoseconds) of a step."""
         layers, head = self.layers(tokens, factor), self.head(sampled, factor)
         if prefills or not self._graphs or not tokens:
-            return layers, head, quantise(self.terms.step_ns + self.terms.token_ns * tokens)
+            return layers, head, quantise(self.terms.step_ns)
         found = self._decode_linear.get((tokens, sampled))
         if found is None:
             floor_ns = self.setting.roofline.time_ns(

@@ -19,6 +19,7 @@ import yaml
 
 from kvsim.cost.model import PROVENANCES
 from kvsim.errors import CalibrationError, did_you_mean
+from kvsim.hardware.load import gpu_presets, load_gpu
 
 FORMAT = 1
 LATENCY = "latency_us"
@@ -92,11 +93,16 @@ class Profile:
     def table_names(self) -> tuple[str, ...]:
         return tuple(self.header["tables"])
 
+    @cached_property
+    def other(self) -> Profile | None:
+        """The profile that has the tables which this one lacks: ``also`` in the header."""
+        return load_profile(self.header["also"]) if self.header.get("also") else None
+
     def has(self, table: str) -> bool:
-        return table in self.header["tables"]
+        return table in self.header["tables"] or (self.other is not None and self.other.has(table))
 
     def table(self, name: str) -> Table:
-        """The points of kernel ``name``, read once.
+        """The points of kernel ``name``, read once; another profile's (``also``) with their own provenance.
 
         Raises:
             CalibrationError: the profile has no such table, or its file cannot be read.
@@ -106,6 +112,8 @@ class Profile:
                 raise CalibrationError(
                     f"profile {self.name}: no table '{name}'{did_you_mean(name, self.table_names)}"
                 )
+            if name not in self.header["tables"] and self.other is not None:
+                return self.other.table(name)
             about = self.header["tables"][name]
             columns = _read_parquet(self.path.parent / about["file"], f"profile {self.name}, table {name}")
             self._tables[name] = Table(name, columns, str(about.get("provenance", self.provenance)))
@@ -113,7 +121,9 @@ class Profile:
 
     def rows(self, name: str) -> Table:
         """As :meth:`table`; where several backends were run, the one that the header names: what engines run."""
-        table, backend = self.table(name), self.header["tables"][name].get("backend")
+        if name not in self.header["tables"] and self.other is not None:
+            return self.other.rows(name)
+        table, backend = self.table(name), self.header["tables"].get(name, {}).get("backend")
         return table.select(backend=backend) if backend else table
 
 
@@ -203,12 +213,14 @@ def list_profiles() -> list[str]:
 def profile_for_gpu(gpu_name: str) -> str:
     """Name of the shipped profile for a GPU such as ``h100-sxm`` or ``H100 SXM 80GB``.
 
-    The GPU's name in the profile must be a part of ``gpu_name`` or the other way round, letters and digits
-    only.
+    That of the GPU's preset if it names one; else the GPU's name in the profile must be a part of ``gpu_name`` or the
+    other way round, letters and digits only.
 
     Raises:
         CalibrationError: none fits.
     """
+    if gpu_name in gpu_presets() and (named := load_gpu(gpu_name).profile):
+        return named
     wanted = _letters(gpu_name)
     known = {name: load_profile(name).gpu for name in list_profiles()}
     fits = [name for name, gpu in known.items() if gpu == gpu_name]

@@ -11,20 +11,22 @@ from kvsim.errors import CalibrationError
 
 @dataclass(frozen=True, slots=True)
 class EngineTerms:
-    """Device time that no kernel table shows (norms, rotary, sampling, launch gaps, clocks under load).
+    """Device time that no kernel table shows (launch gaps, clocks under the load of whole steps).
 
-    A step costs ``kernels * factors + step_ns + token_ns * tokens``. A decode-only step runs as one CUDA graph; where
+    A step costs ``kernels * factors + step_ns``. A decode-only step runs as one CUDA graph; where
     that was measured, it costs a multiple of the roofline of its linear layers, which stands for these layers and
     all that the engine adds, plus reading the KV. The defaults are neutral: kernels only.
     """
 
     step_ns: float = 0.0  # per step
-    token_ns: float = 0.0  # per token through the linear layers
+    prefill_factor: float = (
+        1.0  # on the GPU kernels of a step that carries prefill: whole steps against lone kernels
+    )
     sustained_factor: float = 1.0  # on the GPU kernels of a step in sustained prefill (clocks at their limit)
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
     graph_factors: tuple[tuple[int, float], ...] = ()
     """(tokens, factor on the roofline of the linear layers) of decode-only steps of a dense model on one GPU, in
-    place of table, step_ns and token_ns; straight between the points, the nearest beyond them."""
+    place of table and step_ns; straight between the points, the nearest beyond them."""
     kv_read_bytes_per_s: float = 0.0
     """Rate at which decode attention reads KV, on each GPU; in place of the profile's table. 0 = as the table has it."""
     uneven_factor: float = 1.0
@@ -33,7 +35,9 @@ class EngineTerms:
 
     def kernel_factor(self, prefills: bool, sustained: bool) -> float:
         """Factor on the GPU kernels of a step."""
-        return self.sustained_factor if prefills and sustained else 1.0
+        if not prefills:
+            return 1.0
+        return self.prefill_factor * (self.sustained_factor if sustained else 1.0)
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""
@@ -54,10 +58,11 @@ class EngineTerms:
                 f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
             )
         factors = [
+            self.prefill_factor,
             self.sustained_factor,
             self.mixed_attention_factor,
             self.uneven_factor,
         ]
         factors += [factor for _, factor in self.graph_factors]
-        if min(self.step_ns, self.token_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
+        if min(self.step_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")

@@ -16,8 +16,8 @@ from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
 COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
-DEVICE_TIMES = ("step", "token")
-DEVICE_FACTORS = ("sustained_factor", "mixed_attention_factor", "uneven_factor")
+DEVICE_TIMES = ("step",)
+DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor", "uneven_factor")
 
 
 def engine_profiles() -> list[str]:

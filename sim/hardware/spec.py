@@ -42,4 +42,5 @@ class GpuSpec:
     usd_per_hour: float
     host_link: str  # name of the LinkSpec preset between host memory and this GPU
     device: str = ""  # as the driver calls it
+    profile: str = ""  # the shipped profile that prices it; empty: the newest of its name
     sources: Mapping[str, str] = field(default_factory=dict)

@@ -36,6 +36,7 @@ class Window:
     steps: int
     measured_s: float
     predicted_s: float
+    largest: int  # tokens of its largest step
 
 
 def teacher_forced(run: MeasuredRun, assumptions: Assumptions) -> dict[str, Any] | None:
@@ -70,6 +71,7 @@ def compare_steps(steps: list[Step], cost: CostModel, engine: EngineSpec) -> Ite
                     last - first,
                     stretch[last].seen_s - stretch[first].seen_s,
                     seen_s[last] - seen_s[first],
+                    max(step.tokens for step in stretch[first + 1 : last + 1]),
                 )
             begin = end + 1
 

@@ -32,7 +32,7 @@ def with_copy(steps: int) -> StepWork:
 def main() -> None:
     profile = load_profile(profile_for_gpu("h100-sxm"))
     model = KernelCostModel(
-        profile, load_model("llama-3.1-8b"), load_gpu("h100-sxm"), 1, EngineTerms(480_000, 2_700, 1.07, 1.2)
+        profile, load_model("llama-3.1-8b"), load_gpu("h100-sxm"), 1, EngineTerms(480_000, 1.04, 1.07, 1.2)
     )
     cases = {f"decode, {k} steps": decode(k) for k in (1, 4, 15, 31, 32, 200, 2000)}
     cases |= {f"one step, decode + {n} prefill": mixed(n) for n in (1, 4)}

@@ -10,7 +10,7 @@ import pytest
 
 from kvsim.calibrate.write import write_profile
 from kvsim.cost.kernels import KernelCostModel
-from kvsim.cost.profile import Profile, load_profile, profile_for_gpu
+from kvsim.cost.profile import Profile, load_profile
 from kvsim.hardware.spec import GpuSpec
 from kvsim.model.spec import ModelSpec, MoeSpec
 
@@ -29,16 +29,21 @@ GPUS = {
     "h200-sxm": GpuSpec("h200-sxm", 150_109_945_856, 4.8e12, _FLOPS, 450e9, 3.0, "pcie"),
     "a100-80gb-sxm": GpuSpec("a100", 85_094_039_552, 2.039e12, {"bfloat16": 312e12}, 300e9, 1.5, "pcie"),
 }
+IMPORTED = {
+    "h100-sxm": "h100-sxm-vllm-0.24.0",
+    "h200-sxm": "h200-sxm-vllm-0.24.0",
+    "a100-80gb-sxm": "a100-80gb-sxm-vllm-0.14.0",
+}
 
 
 @pytest.fixture
 def cost_model() -> Callable[..., KernelCostModel]:
-    """``cost_model(model, gpu, tensor_parallel, **keywords)`` on the shipped profile of the GPU."""
+    """``cost_model(model, gpu, tensor_parallel, **keywords)`` on the imported profile of the GPU."""
 
     def make(
         model: str = "llama-3.1-8b", gpu: str = "h100-sxm", parts: int = 1, **keywords: object
     ) -> KernelCostModel:
-        profile = load_profile(profile_for_gpu(gpu))
+        profile = load_profile(IMPORTED[gpu])
         return KernelCostModel(profile, MODELS[model], GPUS[gpu], parts, **keywords)  # type: ignore[arg-type]
 
     return make
@@ -49,12 +54,14 @@ TINY_GPU = GpuSpec("tiny", 1 << 30, 1e15, {"bfloat16": 1e18}, 1e11, 1.0, "pcie")
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., KernelCostModel]:
-    """A model of two layers on a GPU whose roofline is far below its kernels.
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., KernelCostModel]:
+    """A model of two layers on a GPU whose roofline is far below its kernels, without elementwise kernels.
 
     Every GEMM takes 10 us up to 16 rows and 20 us at 32. Prefill takes 4, 8, 32 us at 1, 4, 16 tokens. Decode
     of one sequence takes 4 us at context 1 and 8 us at 101; of two 6 and 16 us, measured to context 51 only.
     """
+
+    monkeypatch.setattr("kvsim.cost.elementwise.STAND_IN", "none")
 
     def make(**keywords: object) -> KernelCostModel:
         return KernelCostModel(tiny_profile(tmp_path), TINY_MODEL, TINY_GPU, **keywords)  # type: ignore[arg-type]

@@ -17,7 +17,9 @@ from kvsim.cost.work import Kernel, Ramp, StepWork, column
 from kvsim.hardware.load import load_gpu
 from kvsim.model.load import load_model
 
-TERMS = EngineTerms(step_ns=480_000.3, token_ns=2_700.7, sustained_factor=1.07, mixed_attention_factor=1.2)
+TERMS = EngineTerms(
+    step_ns=480_000.3, prefill_factor=1.013, sustained_factor=1.07, mixed_attention_factor=1.2
+)
 
 
 @cache

@@ -96,5 +96,5 @@ def test_rag_mix_tiers_pay_in_the_order_of_the_readme(
     slow_disk_chosen = mean_ttft_s(slow, "cache.load_policy=if_faster")
     assert none > 3 * hbm
     assert hbm > 1.1 * everything
-    assert slow_disk > 1.05 * ddr
+    assert slow_disk > 1.02 * ddr
     assert slow_disk > slow_disk_chosen
