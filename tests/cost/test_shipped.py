@@ -137,7 +137,7 @@ def test_faster_memory_decodes_faster(cost_model: Make) -> None:
 
 def test_the_profiles_are_small() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir() if path.is_file()) < 8_000_000
-    assert len(list_profiles()) == 4
+    assert len(list_profiles()) == 5
 
 
 def test_coverage_and_description() -> None:
