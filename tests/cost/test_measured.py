@@ -1,0 +1,113 @@
+"""The profiles that kvsim measured itself: what they price, what they borrow, and that other GPUs borrow from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kvsim.cost.elementwise import NEEDED, Elementwise
+from kvsim.cost.generic import TablePricer
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.setting import Setting
+from kvsim.cost.work import Kernel, StepWork
+from kvsim.errors import CalibrationError
+from kvsim.hardware.load import load_gpu
+from kvsim.model.load import load_model
+
+H100, LLAMA = load_gpu("h100-sxm"), load_model("llama-3.1-8b")
+
+
+def setting(profile: str = "h100-sxm-measured", gpu: str = "h100-sxm", parts: int = 1) -> Setting:
+    return Setting(load_profile(profile), LLAMA, load_gpu(gpu), parts)
+
+
+def provenances(model: KernelCostModel, work: StepWork) -> dict[str, str]:
+    model.account(model.price(work), 0, work.steps)
+    return dict(model.used_ns())
+
+
+def prefill(new: int, past: int) -> StepWork:
+    return StepWork(1, new, 1, (Kernel("prefill_attention", {"new": new, "past": past}),))
+
+
+def test_it_is_the_default_of_its_gpu() -> None:
+    assert profile_for_gpu("h100-sxm") == "h100-sxm-measured"
+
+
+@pytest.mark.parametrize(("new", "past"), [(100, 0), (777, 3000), (8000, 40_000)])
+def test_a_step_of_llama_is_measured_whole(new: int, past: int) -> None:
+    model = KernelCostModel(load_profile("h100-sxm-measured"), LLAMA, H100, strict=True)
+    found = provenances(model, prefill(new, past))
+    assert {kernel for kernel, _ in found} >= {
+        "qkv_proj",
+        "lm_head",
+        "rms_norm",
+        "sampling",
+        "prefill_attention",
+    }
+    assert {provenance for _, provenance in found} == {"measured"}
+
+
+def test_collectives_come_from_the_profile_that_it_names() -> None:
+    profile = load_profile("h100-sxm-measured")
+    assert not set(profile.table_names) & {"nccl", "custom_all_reduce"}
+    model = KernelCostModel(profile, LLAMA, H100, 2)
+    found = provenances(model, prefill(512, 0))
+    assert ("all_reduce", "imported") in found and ("qkv_proj", "measured") in found
+
+
+def test_a_table_that_neither_has_is_missed_by_name() -> None:
+    with pytest.raises(CalibrationError, match="profile h100-sxm-measured: no table 'nothing'"):
+        load_profile("h100-sxm-measured").table("nothing")
+
+
+def test_elementwise_kernels_are_lent_to_other_gpus_by_bandwidth() -> None:
+    own, lent = Elementwise(setting()), Elementwise(setting("a100-80gb-sxm-vllm-0.14.0", "a100-80gb-sxm"))
+    ratio = 3.35e12 / 2.039e12
+    for mine, theirs in zip(own.layers(2048), lent.layers(2048), strict=True):
+        assert (mine[0], mine[2], theirs[2]) == (theirs[0], "measured", "derived")
+        assert theirs[1] == pytest.approx(mine[1] * ratio, rel=1e-6)
+    assert {name for name, *_ in own.layers(1)} | {"sampling"} == set(NEEDED)
+
+
+def test_two_norms_a_layer_and_one_at_the_end() -> None:
+    one = TablePricer("rms_norm", setting()).price({"tokens": 64})[0] / LLAMA.num_layers
+    (norm,) = [ns for name, ns, _ in Elementwise(setting()).layers(64) if name == "rms_norm"]
+    assert norm == pytest.approx(one * (2 * LLAMA.num_layers + 1), rel=1e-6)
+
+
+def test_a_step_takes_what_its_kernels_take_in_one_graph() -> None:
+    """The composite of the profile's own header; it ran with slower elementwise kernels than prices now have."""
+    header = load_profile("h100-sxm-measured").header
+    model = KernelCostModel(load_profile("h100-sxm-measured"), LLAMA, H100)
+    whole = [row for row in header["composite"] if row["layers"] == LLAMA.num_layers and row["new"]]
+    assert len(whole) == 4
+    for row in whole:
+        (ns,) = model.price(prefill(row["new"], row["past"])).step_ns
+        assert 0.80 < ns / 1e3 / row["measured_us"] < 1.0
+
+
+def test_a_kernel_with_variants_wants_one_named() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"several form; name one as contiguous_decode\[hf\]; known: hf, padded"
+    ):
+        TablePricer("contiguous_decode", setting())
+    copied = TablePricer("contiguous_decode[hf]", setting()).price({"batch": 8, "context": 4000})
+    padded = TablePricer("contiguous_decode[padded]", setting()).price({"batch": 8, "context": 4000})
+    assert copied[0] > 3 * padded[0] and copied[1] == padded[1] == "measured"
+
+
+def test_sizes_of_the_whole_model_are_shared_by_its_gpus() -> None:
+    one, two = (TablePricer("device_copy", setting(parts=parts)) for parts in (1, 2))
+    assert two.price({"num_bytes": 2 << 20}) == one.price({"num_bytes": 1 << 20})
+
+
+def test_a_model_that_was_not_run_is_derived_from_the_nearest() -> None:
+    wide = replace(setting(), model=replace(LLAMA, hidden_size=16384))
+    time_ns, provenance = TablePricer("rms_norm", wide).price({"tokens": 512})
+    known, _ = TablePricer("rms_norm", replace(setting(), model=replace(LLAMA, hidden_size=8192))).price(
+        {"tokens": 512}
+    )
+    assert provenance == "derived" and time_ns == pytest.approx(2 * known, rel=1e-6)
