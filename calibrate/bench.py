@@ -23,7 +23,7 @@ class Bench:
 
     @property
     def on_gpu(self) -> bool:
-        return self.device.type == "cuda"
+        return bool(self.device.type == "cuda")
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.bfloat16, scale: float = 1.0) -> torch.Tensor:
         """Normal numbers of standard deviation ``scale``."""

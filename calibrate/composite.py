@@ -132,8 +132,16 @@ def _points(
     new, past, batch, context = step
     model, tokens, sampled = shape.model, new + batch, max(batch, 1)
     widths = linear_widths(model, shape.tensor_parallel)
-    heads = {"head_dim": model.head_dim, "heads": shape.heads, "kv_heads": shape.kv_heads}
-    kv = {"kv_dtype": "bfloat16", "head_dim": model.head_dim, "kv_heads": shape.kv_heads}
+    heads: dict[str, int | str] = {
+        "head_dim": model.head_dim,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+    }
+    kv: dict[str, int | str] = {
+        "kv_dtype": "bfloat16",
+        "head_dim": model.head_dim,
+        "kv_heads": shape.kv_heads,
+    }
 
     def gemm(name: str) -> tuple[str, Point]:
         n, k = widths[name]

@@ -38,7 +38,8 @@ def measure(
                 count(kernel.name)
         return timed[0], dict(timed[1])
     rows: list[tuple[Point, float, float, float]] = []
-    worst, sources, too_big = 0.0, dict.fromkeys((), ""), 0
+    sources: dict[str, None] = {}
+    worst, too_big = 0.0, 0
     for point in points:
         try:
             launch = kernel.prepare(point, bench)
@@ -50,7 +51,7 @@ def measure(
             continue
         floor_us = guarded(kernel, point, launch, latency_us, bench.facts)
         worst = max(worst, error)
-        sources[kernel.source(point)] = ""
+        sources[kernel.source(point)] = None
         rows.append((point, latency_us, spread_us, floor_us))
         if count:
             count(kernel.name)

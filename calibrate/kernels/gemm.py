@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,6 +74,8 @@ SPLIT = (
 QUICK = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)  # and of fp8
 SPARSE = (1, 16, 64, 128, 256, 512, 1024, 4096)
 HEAD_ROWS = 1024  # the LM head only sees rows that are sampled
+Run = Callable[[int], torch.Tensor]
+Error = Callable[[], float]
 SAMPLE = 64  # rows and columns of the result that are checked
 
 
@@ -112,25 +114,19 @@ class Gemm(Kernel):
             "weights", (dtype, n, k), lambda: [_weight(bench, n, k, dtype) for _ in range(sets)]
         )
         rows = bench.randn(m, k)
-        about = {"num_bytes": n * k * bytes_each, "flops": 2.0 * m * n * k, "dtype": dtype, "sets": sets}
         if dtype == "bfloat16":
-            return Launch(
-                run=lambda i: torch.nn.functional.linear(rows, weights[i][0]),
-                error=lambda: _error(torch.nn.functional.linear(rows, weights[0][0]), rows, weights[0][0]),
-                tolerance=5e-3,  # bfloat16 keeps 8 bits
-                **about,
-            )
-        quantised, scale = _quantise(rows)
-
-        def multiply(i: int) -> torch.Tensor:
-            weight, weight_scale = weights[i]
-            return torch._scaled_mm(quantised, weight.t(), scale, weight_scale, out_dtype=torch.bfloat16)
-
-        def error() -> float:
-            weight, weight_scale = weights[0]
-            return _error(multiply(0), quantised.float() * scale, weight.float() * weight_scale.t())
-
-        return Launch(run=multiply, error=error, tolerance=5e-3, **about)
+            run, error = _bfloat16(rows, weights)
+        else:
+            run, error = _fp8(rows, weights)
+        return Launch(
+            run=run,
+            error=error,
+            tolerance=5e-3,  # bfloat16 keeps 8 bits, and fp8 operands are compared as they were rounded
+            num_bytes=n * k * bytes_each,
+            flops=2.0 * m * n * k,
+            dtype=dtype,
+            sets=sets,
+        )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
         widths = [width for width, about in _widths(plan).items() if not about.is_head]
@@ -175,12 +171,34 @@ def _head_width(shape: Shape) -> int:
     return -(-shape.model.vocab_size // shape.tensor_parallel)
 
 
-def _weight(bench: Bench, n: int, k: int, dtype: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _weight(bench: Bench, n: int, k: int, dtype: str) -> tuple[torch.Tensor, ...]:
+    """(weight,) or (weight in fp8, scale of each of its rows as one row)."""
     weight = bench.randn(n, k, scale=k**-0.5)
     if dtype == "bfloat16":
-        return weight, None
+        return (weight,)
     quantised, scale = _quantise(weight)
     return quantised, scale.t().contiguous()
+
+
+def _bfloat16(rows: torch.Tensor, weights: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Run, Error]:
+    def multiply(i: int) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, weights[i][0])
+
+    return multiply, lambda: _error(multiply(0), rows, weights[0][0])
+
+
+def _fp8(rows: torch.Tensor, weights: Sequence[tuple[torch.Tensor, ...]]) -> tuple[Run, Error]:
+    quantised, scale = _quantise(rows)
+
+    def multiply(i: int) -> torch.Tensor:
+        weight, weight_scale = weights[i]
+        return torch._scaled_mm(quantised, weight.t(), scale, weight_scale, out_dtype=torch.bfloat16)
+
+    def error() -> float:
+        weight, weight_scale = weights[0]
+        return _error(multiply(0), quantised.float() * scale, weight.float() * weight_scale.t())
+
+    return multiply, error
 
 
 def _quantise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

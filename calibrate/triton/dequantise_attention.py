@@ -1,6 +1,5 @@
 """Decode attention over a packed cache: split-KV, dequantised in registers, one tile row a query head."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

@@ -1,6 +1,5 @@
 """Keys from their latent: a matrix product whose result is rotated before it is written."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

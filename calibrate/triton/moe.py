@@ -71,7 +71,7 @@ def align(ids: torch.Tensor, num_experts: int, block: int) -> tuple[torch.Tensor
 
 def tile_rows(tokens: int, topk: int, experts: int) -> int:
     """Rows of a tile: what an expert gets on average, from 16 to 128."""
-    return max(16, min(128, triton.next_power_of_2(-(-tokens * topk // experts))))
+    return int(max(16, min(128, triton.next_power_of_2(-(-tokens * topk // experts)))))
 
 
 def run_experts(

@@ -1,6 +1,5 @@
 """Copying scattered rows (K or V of tokens or pages), each a multiple of 128 bytes, by tiles of 8 KiB."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

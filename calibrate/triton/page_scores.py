@@ -1,6 +1,5 @@
 """Bounds on what a page of keys can score (Quest), for all pages of a sequence."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

@@ -1,6 +1,5 @@
 """Quantise and pack new keys and values in one launch."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

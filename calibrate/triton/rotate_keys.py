@@ -1,6 +1,5 @@
 """Cached keys turned by an offset of position, in place."""
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 import torch

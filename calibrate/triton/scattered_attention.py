@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Attention of query tokens at scattered positions, each causal by its own position, over a contiguous cache."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """Split-KV (flash-decoding) attention over a paged cache, and the merge of its splits by log-sum-exp.
 
 Every query token of a sequence sees the sequence's whole context: one token in a decode step, all tokens of a
