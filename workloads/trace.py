@@ -55,6 +55,11 @@ class Trace:
     def __len__(self) -> int:
         return len(self.arrival_ns)
 
+    @property
+    def names_content(self) -> bool:
+        """Whether some prompt or answer says what it contains; else all content is private."""
+        return bool(len(self.segment_id) or (self.output_id >= 0).any())
+
     def content(self, row: int) -> tuple[list[int], list[int]]:
         """Content ids of prompt *and output* of one request and where each ends, in tokens from the start.
 

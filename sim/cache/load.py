@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from kvsim.cache import contiguous, none, prefix_tree  # noqa: F401  (they register themselves)
+from kvsim.cache import contiguous, none  # noqa: F401  (they register themselves)
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
+from kvsim.cache.prefix_tree import PrefixTreeManager
+from kvsim.cache.private import PrivatePrefixes
 
 
 def load_manager(name: str, config: CacheConfig) -> CacheManager:
@@ -13,4 +15,8 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
     Raises:
         ScenarioError: no manager has this name, or the configuration does not suit it.
     """
-    return cache_managers.get(name)(config)  # type: ignore[call-arg]
+    found = cache_managers.get(name)
+    only_counts = not config.names_content and config.eviction == "lru" and not config.tiers
+    if found is PrefixTreeManager and only_counts:
+        return PrivatePrefixes(config)
+    return found(config)  # type: ignore[call-arg]

@@ -82,6 +82,7 @@ class CacheConfig:
     load_policy: str = "always"  # always | if_faster
     tiers: tuple[Any, ...] = ()  # TierConfig of kvsim.cache.tiers, nearest first
     store_answers: bool = False  # tiers get prompts only (vLLM's default), or what was generated as well
+    names_content: bool = True  # some prompt or answer says what it contains; else nothing can be shared
     options: Mapping[str, Any] | None = None
 
     @property

@@ -138,7 +138,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         gpu=gpu.name,
         model=model.name,
     )
-    tiers = build_tiers(scenario)
+    tiers, trace = build_tiers(scenario), build_trace(scenario)
     host_link = load_link(gpu.host_link)  # of one GPU, as the cost model sees it
     bytes_per_token = memory.block_bytes * memory.num_gpus // memory.block_tokens
     cache = CacheConfig(
@@ -155,9 +155,9 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         ),
         options=scenario.cache.options,
         store_answers=scenario.cache.store_answers,
+        names_content=trace.names_content,
     )
     profile = load_profile(_profile_name(scenario, gpu.name))
-    trace = build_trace(scenario)
     simulation = build_simulation(
         trace,
         engine,
@@ -262,7 +262,7 @@ def _outcome(
         usd_per_gpu_hour=gpu.usd_per_hour,
         price_source=gpu.sources.get("usd_per_hour", ""),
         tier_usd_per_hour=_tier_usd_per_hour(scenario),
-        names_content=bool(len(trace.segment_id) or (trace.output_id >= 0).any()),
+        names_content=trace.names_content,
         kv_bytes_per_token=bytes_per_token,
         scenario=scenario.resolved(),
         hashes={

@@ -1,0 +1,104 @@
+"""``prefix_tree`` for a workload without content: blocks are only counted.
+
+Where no prompt says what it contains, nothing can be reused but what a preempted request has computed itself. So the
+tree is a queue of numbers: blocks in the order in which they were let go, and in it the runs of preempted requests.
+The same results as the tree with LRU eviction and without tiers, which is when :func:`kvsim.cache.load.load_manager`
+takes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.paged import Paged, blocks_for
+from kvsim.entities import Request
+
+
+class Freed:
+    """Blocks with content that nobody holds; of a run the leading ones, as it is evicted from its tail."""
+
+    __slots__ = ("blocks", "wanted")
+
+    def __init__(self, blocks: int, wanted: bool) -> None:
+        self.blocks = blocks
+        self.wanted = wanted  # by a preempted request; what finished requests leave behind is one number
+
+
+class PrivatePrefixes(Paged):
+    """``request.kv`` is what a preempted request may find again, else None."""
+
+    steady_work = True
+
+    def __init__(self, config: CacheConfig) -> None:
+        super().__init__(config)
+        self.num_evictable = self.num_evicted = 0  # blocks
+        self._freed: deque[Freed] = deque()  # the least recently used first
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.free_blocks + self.num_evictable
+
+    def match(self, request: Request) -> Plan:
+        tokens, run = request.prompt_tokens, request.kv
+        if run is None:
+            return Plan(tokens, hits_by_tier=(0,))
+        found = min(run.blocks, (tokens - 1) // self.block_tokens) * self.block_tokens
+        return Plan(tokens - found, found, hits_by_tier=(found,))
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        found = plan.cached_tokens // self.block_tokens
+        if blocks_for(request.prompt_tokens, self.block_tokens) > self.num_free_blocks:
+            return False
+        if found:
+            request.kv.blocks -= found
+            self.num_evictable -= found
+        request.kv = None
+        return True
+
+    def _take(self, blocks: int) -> None:
+        """Empty blocks first, then evicted ones."""
+        short = blocks - self.free_blocks
+        if short > 0:
+            self._evict(short)
+        self.free_blocks -= blocks
+
+    def _evict(self, blocks: int) -> None:
+        self.num_evictable -= blocks
+        self.num_evicted += blocks
+        self.free_blocks += blocks
+        while blocks:
+            oldest = self._freed[0]
+            taken = min(blocks, oldest.blocks)
+            oldest.blocks -= taken
+            blocks -= taken
+            if not oldest.blocks:
+                self._freed.popleft()
+
+    def preempt(self, request: Request, context: int) -> None:
+        run = request.kv = Freed(self._let_go(context), wanted=True)
+        self._freed.append(run)
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        full = self._let_go(context)
+        if self._freed and not self._freed[-1].wanted:
+            self._freed[-1].blocks += full
+        else:
+            self._freed.append(Freed(full, wanted=False))
+        return ()
+
+    def _let_go(self, context: int) -> int:
+        """A request has stopped with ``context`` tokens: full blocks stay evictable, the last part of one is freed."""
+        full = context // self.block_tokens
+        self.free_blocks += blocks_for(context, self.block_tokens) - full
+        self.num_evictable += full
+        return full
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        counted = sum(run.blocks for run in self._freed)
+        assert counted == self.num_evictable, f"{counted} blocks were let go, {self.num_evictable} counted"
+        assert 0 <= self.num_free_blocks <= self.capacity_blocks
+
+    def evicted_tokens(self) -> tuple[int, ...]:
+        return (self.num_evicted * self.block_tokens,)
