@@ -21,6 +21,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "launch": _time(base.launch_ns),
         "cpu": _time(base.cpu_ns),
         "cpu_request": _time(base.cpu_request_ns),
+        "cpu_sequence": _time(fit.host["cpu_sequence"]),
         "graph_tokens": base.graph_tokens,
         "piecewise_cpu": _time(fit.host["piecewise_cpu"]),
         "eager_cpu": _time(fit.host["eager_cpu"]),

@@ -41,6 +41,7 @@ from kvsim.validate.teacher import compare_steps
 
 SHORTEST, LONGEST = 48, 1200  # tokens of a prompt whose step is bound by its launch
 CHUNK_S = 0.1  # longer: the prompt had more chunks than the tables tell
+LAUNCH_BOUND = 800  # tokens up to which the device is through with a step long before its eager launch
 DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
 SETTLED = 3  # steps of an unchanged batch before the first that counts
 SUSTAINED_S = 0.7
@@ -119,6 +120,7 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     host = _host(folders, base, front_ns, notes)
     engine = replace(
         base,
+        cpu_sequence_ns=round(host["cpu_sequence"]),
         piecewise_cpu_ns=round(host["piecewise_cpu"]),
         eager_cpu_ns=round(host["eager_cpu"]),
         tail_ns=round(host["tail"]),
@@ -267,14 +269,13 @@ def _host(
 ) -> dict[str, float]:
     """How long launches hold the thread, ns: the mean over the folders of their medians."""
     tails = [tail for runs in folders for tail in _delays(runs, base)["tail"]]
-    if len(tails) < 3:
-        notes.append("not identifiable: tail (no step that its launch delays); kept")
-    tail_ns = float(np.median(tails)) * 1e9 if len(tails) >= 3 else float(base.tail_ns)
-    found = {"tail": tail_ns}
+    sequence_s, tail_s = _per_sequence(tails, base, notes)
+    tail_ns = tail_s * 1e9
+    found = {"tail": tail_ns, "cpu_sequence": sequence_s * 1e9}
     for key in ("piecewise_cpu", "eager_cpu"):
         medians = []
         for number, runs in enumerate(folders, 1):
-            holds = _delays(runs, base)[key]
+            holds = [hold - sequence_s * sequences for sequences, hold in _delays(runs, base)[key]]
             how = "launches"
             if len(holds) < 3:
                 holds, how = _from_lone_prompts(runs, key, base, (front_ns + tail_ns) / 1e9), "lone prompts"
@@ -292,9 +293,30 @@ def _host(
     return found
 
 
-def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[float]]:
-    """Prompts put into a quiet batch: the step before is read when the launch is through, the own step a tail later."""
-    found: dict[str, list[float]] = {"piecewise_cpu": [], "eager_cpu": [], "tail": []}
+def _per_sequence(
+    tails: Sequence[tuple[int, float]], base: EngineSpec, notes: list[str]
+) -> tuple[float, float]:
+    """(seconds of the thread for each sequence of a step, tail of a step of none): the median of the slopes between
+    steps of different batches, and of what it leaves."""
+    pairs = [
+        (other - tail) / (more - sequences)
+        for sequences, tail in tails
+        for more, other in tails
+        if more >= 2 * sequences
+    ]
+    if len(tails) < 3:
+        notes.append("not identifiable: tail (no step that its launch delays); kept")
+        return base.cpu_sequence_ns / 1e9, base.tail_ns / 1e9
+    if not pairs:
+        notes.append("not identifiable: cpu_sequence (all batches of about one size); kept")
+    sequence_s = max(0.0, float(np.median(pairs))) if pairs else base.cpu_sequence_ns / 1e9
+    return sequence_s, float(np.median([tail - sequence_s * sequences for sequences, tail in tails]))
+
+
+def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[tuple[int, float]]]:
+    """(sequences, seconds) of prompts put into a quiet batch: the step before is read when the launch is through, the own
+    step a tail later."""
+    found: dict[str, list[tuple[int, float]]] = {"piecewise_cpu": [], "eager_cpu": [], "tail": []}
     for run in runs:
         if not run.name.split(".", 1)[1].startswith("inject"):
             continue
@@ -310,9 +332,13 @@ def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[flo
             hold, usual = (quiet[-1].seen_s - quiet[-2].seen_s), (quiet[-2].seen_s - quiet[-3].seen_s)
             own = step.seen_s - quiet[-1].seen_s
             if hold > 1.25 * usual and own < CHUNK_S:
-                found["piecewise_cpu" if step.tokens <= base.graph_tokens else "eager_cpu"].append(hold)
-                if own < 0.75 * usual:
-                    found["tail"].append(own)
+                key, sequences = (
+                    "piecewise_cpu" if step.tokens <= base.graph_tokens else "eager_cpu",
+                    step.decodes + 1,
+                )
+                found[key].append((sequences, hold))
+                if base.graph_tokens < step.tokens <= LAUNCH_BOUND and own < 0.75 * usual:
+                    found["tail"].append((sequences, own))
     return found
 
 

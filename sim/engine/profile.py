@@ -14,7 +14,17 @@ from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
-HOST = ("launch", "cpu", "cpu_request", "piecewise_cpu", "eager_cpu", "tail", "front_in", "front_out")
+HOST = (
+    "launch",
+    "cpu",
+    "cpu_request",
+    "cpu_sequence",
+    "piecewise_cpu",
+    "eager_cpu",
+    "tail",
+    "front_in",
+    "front_out",
+)
 COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
 DEVICE_TIMES = ("step",)
 DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor", "uneven_factor")

@@ -374,8 +374,8 @@ class Replica(Services):
             self._device_end,
             priced.step_ns,
             engine.launch_ns,
-            engine.cpu_ns,
-            engine.tail_ns,
+            engine.thread_ns(num, num, False),
+            engine.output_ns(num),
             engine.async_scheduling,
         )
         self.step_tokens = num
@@ -440,12 +440,15 @@ class Replica(Services):
         if not tokens:
             self._nothing(now, preempted)
             return
-        cpu = engine.thread_ns(tokens, bool(prefills)) + started * engine.cpu_request_ns
+        cpu = (
+            engine.thread_ns(tokens, decodes + len(prefills), bool(prefills))
+            + started * engine.cpu_request_ns
+        )
         sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(
             now + engine.launch_ns
         )
         work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels), sustained)
-        self._one_step(now, work, decodes, cpu, loads)
+        self._one_step(now, work, decodes, cpu, engine.output_ns(decodes + len(prefills)), loads)
 
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
@@ -532,10 +535,12 @@ class Replica(Services):
 
     # ---- time of a run
 
-    def _one_step(self, now: int, work: StepWork, decodes: int, cpu: int, loads: list[Transfer]) -> None:
+    def _one_step(
+        self, now: int, work: StepWork, decodes: int, cpu: int, tail: int, loads: list[Transfer]
+    ) -> None:
         """Price and lay out a step that is committed already."""
         engine, end = self.engine, self._device_end
-        launch, tail = engine.launch_ns, engine.tail_ns
+        launch = engine.launch_ns
         self._note_links(work.kernels)
         priced = self.cost.price(work, self._link_share())
         boundaries: Times

@@ -22,10 +22,10 @@ class EngineSpec:
     """Limits and host times of one engine version. All times in integer nanoseconds.
 
     A step's first kernel starts ``launch_ns`` after its scheduling began; the engine's thread is busy with it for
-    ``cpu_ns``, plus ``cpu_request_ns`` for each request that it starts. Steps with prefill are launched kernel by
-    kernel, or piece by piece up to ``graph_tokens`` tokens: that holds the thread for ``eager_cpu_ns`` or
-    ``piecewise_cpu_ns`` in place of ``cpu_ns``, while the device already runs. No step ends sooner than
-    ``tail_ns`` after its launch.
+    ``cpu_ns``, plus ``cpu_sequence_ns`` for each sequence in it and ``cpu_request_ns`` for each request that it
+    starts. Steps with prefill are launched kernel by kernel, or piece by piece up to ``graph_tokens`` tokens: that
+    holds the thread for ``eager_cpu_ns`` or ``piecewise_cpu_ns`` in place of ``cpu_ns``, while the device already
+    runs. No step ends sooner than ``tail_ns``, and ``cpu_sequence_ns`` for each sequence, after its launch.
     """
 
     name: str
@@ -36,6 +36,7 @@ class EngineSpec:
     launch_ns: int = 0
     cpu_ns: int = 0
     cpu_request_ns: int = 0
+    cpu_sequence_ns: int = 0
     graph_tokens: int = 0
     piecewise_cpu_ns: int = 0
     eager_cpu_ns: int = 0
@@ -46,8 +47,13 @@ class EngineSpec:
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
 
-    def thread_ns(self, tokens: int, prefills: bool) -> int:
-        """How long a step of ``tokens`` tokens holds the engine's thread."""
-        if not prefills:
-            return self.cpu_ns
-        return self.piecewise_cpu_ns if tokens <= self.graph_tokens else self.eager_cpu_ns
+    def thread_ns(self, tokens: int, sequences: int, prefills: bool) -> int:
+        """How long a step of ``tokens`` tokens of ``sequences`` requests holds the engine's thread."""
+        launch = self.cpu_ns
+        if prefills:
+            launch = self.piecewise_cpu_ns if tokens <= self.graph_tokens else self.eager_cpu_ns
+        return launch + sequences * self.cpu_sequence_ns
+
+    def output_ns(self, sequences: int) -> int:
+        """The least time between a step's launch and its output."""
+        return self.tail_ns + sequences * self.cpu_sequence_ns

@@ -81,10 +81,12 @@ def predicted_s(steps: list[Step], cost: CostModel, engine: EngineSpec) -> list[
     at, end = 0, 0
     ends, decided, busy = [], [], []
     for step in steps:
-        cpu = engine.thread_ns(step.tokens, bool(step.prefills)) + step.started * engine.cpu_request_ns
+        sequences = step.decodes + len(step.prefills)
+        cpu = engine.thread_ns(step.tokens, sequences, bool(step.prefills))
+        cpu += step.started * engine.cpu_request_ns
         prices = [price_ns(step, cost)]
         boundaries, device = lay_out(
-            at, end, prices, engine.launch_ns, cpu, engine.tail_ns, engine.async_scheduling
+            at, end, prices, engine.launch_ns, cpu, engine.output_ns(sequences), engine.async_scheduling
         )
         decided.append(at)
         busy.append(cpu)

@@ -51,7 +51,7 @@ name: known
 gpu: h100-sxm
 async_scheduling: true
 host:
-  {launch: 400 us, cpu: 1 ms, cpu_request: 0 us, graph_tokens: 512, piecewise_cpu: 16 ms, eager_cpu: 28 ms,
+  {launch: 400 us, cpu: 1 ms, cpu_request: 0 us, cpu_sequence: 40 us, graph_tokens: 512, piecewise_cpu: 16 ms, eager_cpu: 28 ms,
    tail: 3 ms, load_decisions: 2, front_in: 1.5 ms, front_out: 1.5 ms}
 device:
   step: 387 us
@@ -126,7 +126,7 @@ def microbenchmarks() -> dict[str, list[Row]]:
     for batch in (1, 8, 32):
         for context in (256, 2048):
             runs[f"decode_b{batch}_c{context}"] = [(0.0, context, 60)] * batch
-    sizes = (64, 300, 600, 256, 1000, 2048, 128, 4096, 800, 8192, 3000, 6000, 1100)
+    sizes = (64, 300, 600, 520, 700, 256, 1000, 2048, 128, 4096, 800, 8192, 3000, 6000, 1100)
     for batch in (8, 32):
         injected = [(1.5 + 0.4 * i + 0.00137 * i, size, 1) for i, size in enumerate(sizes)]
         runs[f"inject_b{batch}"] = [(0.0, 512, 900)] * batch + injected
@@ -290,6 +290,7 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert host["eager_cpu"] == pytest.approx(28e6, rel=0.002)
     assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.002)
     assert host["tail"] == pytest.approx(3e6, rel=0.01)
+    assert host["cpu_sequence"] == pytest.approx(40e3, rel=0.1)
     assert host["front_in"] + host["front_out"] == pytest.approx(3e6, rel=0.01)
     # a step's constant and the factor on its kernels trade against each other; what steps cost in all does not
     found = EngineTerms(
@@ -301,7 +302,7 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     for tokens in (2048, 4096, 8192):
         for decodes in (0, 8, 32):
             prices = [prefill_ns(known_runs, terms, tokens, decodes) for terms in (found, known)]
-            assert prices[0] == pytest.approx(prices[1], rel=0.003), f"{tokens} tokens, {decodes} decodes"
+            assert prices[0] == pytest.approx(prices[1], rel=0.005), f"{tokens} tokens, {decodes} decodes"
     assert device["step"] == pytest.approx(
         387e3, rel=0.03
     )  # KNOWN has what its smallest batch takes beyond its kernels

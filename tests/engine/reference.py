@@ -41,6 +41,7 @@ class Settings:
     launch: int
     cpu: int
     cpu_request: int
+    cpu_sequence: int
     graph_tokens: int
     piecewise: int
     eager: int
@@ -229,11 +230,16 @@ def simulate(jobs: list[Job], settings: Settings, price) -> list[Job]:  # type: 
         # ---- launch it
         tokens = s.budget - budget
         if tokens:
-            cpu = started * s.cpu_request + (
-                s.cpu if not prefills else s.eager if tokens > s.graph_tokens else s.piecewise
+            outputs = (len(decodes) + len(prefills)) * s.cpu_sequence
+            cpu = (
+                started * s.cpu_request
+                + outputs
+                + (s.cpu if not prefills else s.eager if tokens > s.graph_tokens else s.piecewise)
             )
             free = at + cpu
-            device_end = max(max(device_end, at + s.launch) + price(decodes, prefills), free + s.tail)
+            device_end = max(
+                max(device_end, at + s.launch) + price(decodes, prefills), free + s.tail + outputs
+            )
             in_flight.append((device_end, tokens_out))
             launched += 1
             for job in members:
