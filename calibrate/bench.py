@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +70,11 @@ class Bench:
         self._kept.clear()
         if self.on_gpu:
             torch.cuda.empty_cache()
+
+
+def worst(errors: Sequence[float]) -> float:
+    """The largest; NaN if one is (Python's max may pass over it)."""
+    return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

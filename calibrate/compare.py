@@ -67,6 +67,15 @@ def compare_lines(this: Profile, other: Profile) -> list[str]:
     return lines
 
 
+def compare_json(this: Profile, other: Profile) -> dict[str, Any]:
+    """The comparison as one JSON document."""
+    rows = [
+        {**vars(row), "outliers": [[dict(point), ratio] for point, ratio in row.outliers]}
+        for row in compare(this, other)
+    ]
+    return {"other": other.name, "tables": rows}
+
+
 def _summary(name: str, kind: str, ratios: list[tuple[Row, float]]) -> Comparison:
     values = np.array([ratio for _, ratio in ratios])
     middle = float(np.median(values))

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.kernels.kernel import Kernel, Launch, Plan, Point, Shape
 from kvsim.calibrate.predict import predictor
@@ -78,9 +80,13 @@ def check_composites(
     found = []
     for step in TINY_STEPS if plan.size == "tiny" else STEPS:
         for layers in (1, shape.model.num_layers):
-            composite = _measure(kernels, shape, layers, step, profile, bench)
-            found.append({**asdict(composite), "ratio": round(composite.ratio, 4)})
-            bench.drop()
+            try:
+                composite = _measure(kernels, shape, layers, step, profile, bench)
+                found.append({**asdict(composite), "ratio": round(composite.ratio, 4)})
+            except torch.OutOfMemoryError:
+                continue  # a GPU too small for it; the other steps tell enough
+            finally:
+                bench.drop()
     return found
 
 

@@ -28,6 +28,7 @@ class Device:
     l2_bytes: int
     memory_bytes: int
     num_gpus: int
+    fp8: bool  # computes in it: compute capability 8.9 and later, and the plain code on a CPU
     roofline: Roofline | None  # None: nothing to guard by
     gpu_spec: dict[str, Any] = field(default_factory=dict)  # for the header: what a scenario needs of a GPU
     software: dict[str, str] = field(default_factory=dict)
@@ -58,6 +59,7 @@ def find_device(kind: str) -> Device:
             0,
             0,
             0,
+            True,
             None,
             {"hbm_bytes_per_s": 1e11, "flops_per_s": {"bfloat16": 1e12}},
             software,
@@ -69,6 +71,8 @@ def find_device(kind: str) -> Device:
         raise CalibrationError(
             "calibrate: torch sees no NVIDIA GPU; run it on a GPU machine, or --device cpu to try the kernels small"
         )
+    if torch.version.hip:
+        raise CalibrationError("calibrate: this torch is built for AMD GPUs; only NVIDIA's can be calibrated")
     about = torch.cuda.get_device_properties(0)
     software["cuda"] = str(torch.version.cuda)
     software["driver"] = _smi("driver_version") or "unknown"
@@ -94,6 +98,7 @@ def find_device(kind: str) -> Device:
         about.L2_cache_size,
         about.total_memory,
         torch.cuda.device_count(),
+        (about.major, about.minor) >= (8, 9),
         Roofline(spec.hbm_bytes_per_s, spec.flops_per_s),
         header,
         software,

@@ -62,8 +62,8 @@ def report_lines(profile: Profile, outcome: Outcome | None = None) -> list[str]:
         f"{sum(row.points for row in reports)} points of {len(reports)} kernels in "
         f"{sum(row.seconds for row in reports):.0f} s",
         "",
-        f"{'kernel':24}{'points':>7}{'time':>7}  {'of the roofline':17}{'spread':>7}  {'off the grid':20}reference",
-        f"{'':24}{'':>7}{'':>7}  {'median    best':17}{'':>7}  {'median     p95':20}error",
+        f"{'kernel':24}{'points':>7}{'time':>7}  {'of the roofline':17}{'spread':>7}  {'off the grid':26}reference",
+        f"{'':24}{'':>7}{'':>7}  {'median    best':17}{'':>7}  {'median     p95':26}error",
     ]
     for row in reports:
         share = f"{_percent(row.roofline_median):>6}  {_percent(row.roofline_best):>6}"
@@ -77,7 +77,7 @@ def report_lines(profile: Profile, outcome: Outcome | None = None) -> list[str]:
         error = "" if row.largest_error is None else f"{row.largest_error:.0e}"
         lines.append(
             f"{row.kernel:24}{row.points:>7}{row.seconds:>6.0f}s  {share:17}{_percent(row.spread_median):>7}"
-            f"  {away:20}{error}"
+            f"  {away:26}{error}"
         )
     composites = header.get("composite") or []
     if composites:

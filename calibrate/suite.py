@@ -25,7 +25,7 @@ from kvsim.calibrate.write import write_profile, write_table
 from kvsim.cost.profile import Array, list_profiles, load_profile
 from kvsim.errors import CalibrationError
 
-OFF_GRID = {"full": 40, "quick": 20, "tiny": 2}  # points of a kernel that are run between its grid's
+OFF_GRID = {"full": 40, "quick": 20, "tiny": 0}  # points of a kernel that are run between its grid's
 OFF_GRID_IN_STEPS = 100  # in a full plan, of what every step runs
 
 
@@ -57,6 +57,7 @@ def run_suite(
         CalibrationError: ``out`` holds a profile of another machine, software or plan.
     """
     header = _header(plan, device, out, command)
+    _check_writable(out)
     tables = _finished(out, header)
     if tables:
         header.update({key: value for key, value in load_profile(out).header.items() if key == "composite"})
@@ -84,7 +85,9 @@ def run_suite(
     def keep(kernel: Kernel, about: dict[str, Any], columns: dict[str, Array], begin: float) -> None:
         spent_s = time.perf_counter() - begin
         outcome.seconds[kernel.name] = outcome.seconds.get(kernel.name, 0.0) + spent_s
-        tables[kernel.name] = ({**about, "seconds": round(outcome.seconds[kernel.name], 1)}, columns)
+        seconds = round(float(about.get("seconds", 0.0)) + spent_s, 1)
+        when = {"date": header["date"], "command": command, **about}
+        tables[kernel.name] = ({**when, "seconds": seconds}, columns)
         header["gpu"]["clocks_after"] = clocks()
         write_profile(out.parent, header, tables)
 
@@ -102,10 +105,11 @@ def run_suite(
                 file = f"{out.stem}.{kernel.name}.off_grid.parquet"
                 write_table(out.parent / file, check.columns)
                 keep(kernel, {**about, "off_grid": {"file": file, **check.facts()}}, columns, begin)
-    in_steps = [name for name in IN_STEPS if name in outcome.seconds or "composite" not in header]
-    if in_steps and set(IN_STEPS) <= {kernel.name for kernel in chosen} & set(tables):
-        found = check_composites({kernel.name: kernel for kernel in chosen}, plan, load_profile(out), bench)
-        header["composite"] = found
+    if set(IN_STEPS) & set(outcome.seconds):
+        header.pop("composite", None)  # it was of other figures
+    by_name = {kernel.name: kernel for kernel in chosen}
+    if "composite" not in header and set(IN_STEPS) <= set(by_name) & set(tables):
+        header["composite"] = check_composites(by_name, plan, load_profile(out), bench)
         write_profile(out.parent, header, tables)
     if not tables:
         reasons = "; ".join(f"{name}: {why}" for name, why in {**outcome.failed, **outcome.skipped}.items())
@@ -148,6 +152,19 @@ def lacks(kernel: Kernel, device: Device) -> str:
         if need == "disk" and (trouble := direct_io_trouble()):
             return trouble
     return ""
+
+
+def _check_writable(out: Path) -> None:
+    """Raises:
+    CalibrationError: no file can be written beside ``out``; better known before the kernels run.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe = out.with_name(out.name + ".part")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CalibrationError(f"calibrate --out {out}: cannot be written: {error.strerror}") from None
 
 
 def _header(plan: Plan, device: Device, out: Path, command: str) -> dict[str, Any]:

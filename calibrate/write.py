@@ -33,14 +33,16 @@ def write_table(path: Path, columns: Mapping[str, Array]) -> int:
         elif kept.dtype.kind == "i":
             kept = kept.astype(np.int64 if kept.max() > np.iinfo(np.int32).max else np.int32)
         arrays[column] = pyarrow.array(kept.tolist() if kept.dtype.kind in "UO" else kept)
+    part = path.with_name(path.name + ".part")
     parquet.write_table(
         pyarrow.table(arrays),
-        path,
+        part,
         compression="zstd",
         compression_level=19,
         use_dictionary=True,
         store_schema=False,
     )
+    part.replace(path)  # whole or not at all
     return len(order)
 
 
@@ -71,5 +73,7 @@ def write_profile(
         }
     out = directory / f"{name}.yaml"
     text = yaml.safe_dump({"format": FORMAT, **header, "tables": described}, sort_keys=False, width=110)
-    out.write_text(text)
+    part = out.with_name(out.name + ".part")
+    part.write_text(text)
+    part.replace(out)
     return out

@@ -36,8 +36,10 @@ class CompactKv(Kernel):
         row_bytes, rows = int(point["row_bytes"]), int(point["rows"])
         pool, _ = pool_and_order(bench, row_bytes, rows + PAGE)
         pages = bench.keep("pages", len(pool), lambda: bench.permutation(len(pool) // PAGE).to(torch.int32))
-        sets = row_sets(bench, row_bytes * rows)
         read, written = -(-rows * KEEP_EVERY // PAGE), -(-rows // PAGE)
+        sets = min(
+            row_sets(bench, row_bytes * rows), len(pages) // (read + written)
+        )  # a large L2 wants more than the pool
         written_pages = pages[: sets * written].view(sets, written)
         read_pages = pages[sets * written : sets * (written + read)].view(sets, read)
         survivors = _rows_of(read_pages).view(sets, -1, KEEP_EVERY)[:, :, 0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
     Axes,
@@ -20,7 +20,6 @@ from kvsim.calibrate.kernels.paged import (
     pointed_queries,
     reference,
     sample,
-    worst,
 )
 
 FORMS = ("padded", "hf")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
     Axes,
@@ -23,7 +23,6 @@ from kvsim.calibrate.kernels.paged import (
     pointed_queries,
     probabilities,
     sample,
-    worst,
 )
 
 DENSE: Axes = ((1, 2, 4, 8, 16, 32, 64, 128), (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 131072))

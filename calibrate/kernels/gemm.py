@@ -90,7 +90,7 @@ class Gemm(Kernel):
         found: list[Point] = []
         for (n, k), width in _widths(plan).items():
             for dtype in ("bfloat16", "fp8"):
-                if dtype == "fp8" and (width.is_head or n % 16 or k % 16):
+                if dtype == "fp8" and (not plan.fp8 or width.is_head or n % 16 or k % 16):
                     continue  # LM heads stay in 16 bits; torch._scaled_mm wants multiples of 16
                 if dtype == "fp8" and width.is_split:
                     continue  # between the widths of one GPU

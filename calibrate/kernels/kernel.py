@@ -69,6 +69,7 @@ class Plan:
 
     size: Size
     shapes: tuple[Shape, ...]
+    fp8: bool = True  # the device computes in fp8
 
     def pick(self, full: T, quick: T, tiny: T) -> T:
         """The one of the three that goes with :attr:`size`; tiny is for a CPU and must take milliseconds."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.quantise_kv import kv_widths
 
@@ -71,4 +71,4 @@ def sample_error(lows: torch.Tensor, highs: torch.Tensor, keys: torch.Tensor) ->
     pages = len(keys)
     some = sorted({*range(min(pages, SAMPLE)), *range(max(0, pages - SAMPLE), pages)})
     ordered = keys[some].float().sort(dim=1).values
-    return max(relative_error(lows[some], ordered[:, 0]), relative_error(highs[some], ordered[:, -1]))
+    return worst([relative_error(lows[some], ordered[:, 0]), relative_error(highs[some], ordered[:, -1])])

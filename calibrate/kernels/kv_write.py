@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.elementwise import (
     COARSE,
     backends,
@@ -41,6 +41,8 @@ class KvWrite(Kernel):
         for backend in known:
             for kv_heads, head_dim in _heads(plan):
                 for dtype in plan.pick(("bfloat16", "fp8"), ("bfloat16",), ("bfloat16", "fp8")):
+                    if dtype == "fp8" and not plan.fp8:
+                        continue
                     counts = token_counts(plan, backend == known[0])
                     if plan.size == "full" and dtype == "fp8" and backend == known[0]:
                         counts = COARSE  # half the bytes, the same stairs
@@ -70,10 +72,11 @@ class KvWrite(Kernel):
                 cache if dtype == "bfloat16" else cache.view(torch.uint8)
             )  # fp8 cannot be indexed everywhere
             block, place = slots[some] // BLOCK_SIZE, slots[some] % BLOCK_SIZE
-            return max(
+            errors = [
                 relative_error(raw[block, i, place].view(cache.dtype).float(), rows_of[some])
                 for i, rows_of in enumerate((key, value))
-            )
+            ]
+            return worst(errors)
 
         # bfloat16 is a copy, to the bit; e4m3 keeps 4 bits: half a unit is 2**-4, 0.026 in the root mean square
         tolerance = 0.0 if dtype == "bfloat16" else 0.04

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.bench import Bench, worst
 from kvsim.calibrate.kernels import vllm_flash
 from kvsim.calibrate.kernels.decode_attention import DecodeAttention
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
@@ -20,7 +20,6 @@ from kvsim.calibrate.kernels.paged import (
     paged_cache,
     pointed_queries,
     sample,
-    worst,
 )
 from kvsim.calibrate.kernels.prefill_attention import PrefillAttention
 

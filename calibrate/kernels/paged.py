@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Plan
 
 BLOCK_SIZE = 16  # tokens; vLLM's default
@@ -187,11 +187,6 @@ def chunk_error(
     rows = torch.tensor(sample(len(positions), 8), device=positions.device)
     expected = reference(queries.float()[rows], keys, values, positions[rows] + 1)
     return worst([relative_error(found[row], expected[i]) for i, row in enumerate(rows.tolist())])
-
-
-def worst(errors: Sequence[float]) -> float:
-    """The largest; NaN if one is."""
-    return float(torch.tensor(errors, dtype=torch.float64).max())
 
 
 def sample(count: int, most: int) -> list[int]:

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.bench import Bench, worst
 from kvsim.calibrate.kernels import vllm_flash
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
@@ -25,7 +25,6 @@ from kvsim.calibrate.kernels.paged import (
     paged_cache,
     pointed_queries,
     sample,
-    worst,
 )
 from kvsim.model.spec import DTYPE_BYTES
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 
 BITS = (8, 4, 2)
@@ -71,10 +71,11 @@ class QuantiseKv(Kernel):
         def error() -> float:
             run(0)
             groups = sorted({*range(min(SAMPLE, count // GROUP)), count // GROUP - 1})
-            return max(
+            errors = [
                 packed_error(new[0].transpose(0, 1), found, bits, by_channel, groups)
                 for new, found, by_channel in ((keys, found_keys, True), (values, found_values, False))
-            )
+            ]
+            return worst(errors)
 
         # The codes may stay in L2; the input does not, as its sets outgrow it.
         return Launch(run, error, tolerance=5e-3, num_bytes=each, sets=sets)

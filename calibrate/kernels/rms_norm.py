@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.elementwise import (
     TOLERANCE,
     backends,
@@ -55,7 +55,7 @@ class RmsNorm(Kernel):
             some = some_tokens(tokens, x.device)
             total = x[some].double() + residual[some].double()
             expected = reference(total, weight)
-            return max(relative_error(found[some], expected), relative_error(added[some], total))
+            return worst([relative_error(found[some], expected), relative_error(added[some], total)])
 
         return Launch(
             run=lambda i: apply(x, residual),

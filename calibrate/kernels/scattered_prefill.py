@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.bench import Bench, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
     Heads,
@@ -19,7 +19,6 @@ from kvsim.calibrate.kernels.paged import (
     heads_by_rank,
     pointed_queries,
     sample,
-    worst,
 )
 
 NEW = (16, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048, 4096, 8192)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
     Heads,
@@ -17,7 +17,6 @@ from kvsim.calibrate.kernels.paged import (
     heads_by_rank,
     probabilities,
     sample,
-    worst,
 )
 
 WINDOW = (8, 16, 32, 64)

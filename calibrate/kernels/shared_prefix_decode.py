@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import (
     BLOCK_SIZE,
@@ -21,7 +21,6 @@ from kvsim.calibrate.kernels.paged import (
     pointed_queries,
     reference,
     sample,
-    worst,
 )
 
 BATCH = (2, 4, 8, 16, 32, 64, 128, 256)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kvsim.calibrate.bench import Bench, relative_error
+from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -89,4 +89,4 @@ def sample_error(values: torch.Tensor, indices: torch.Tensor, scores: torch.Tens
         relative_error(found.sort(dim=-1, descending=True).values, expected)
         for found in (values[some], pointed)
     ]
-    return max(errors) if distinct else float("inf")
+    return worst(errors) if distinct else float("inf")

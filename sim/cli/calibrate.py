@@ -73,41 +73,46 @@ def kernels(
     if out is None:
         typer.echo(context.get_help())
         return
-    if out.suffix not in (".yaml", ".yml"):
+    if out.suffix != ".yaml":
         raise CalibrationError(
             f"calibrate --out {out}: the path of a YAML file is expected, such as my-gpu.yaml"
         )
+    from kvsim.cost.profile import load_profile
+
     if compare is not None and out.exists():
         _compare(out, compare, as_json)
         return
+    from kvsim.calibrate.compare import compare_json, compare_lines
     from kvsim.calibrate.device import find_device
     from kvsim.calibrate.kernels import load_kernels
 
+    against = load_profile(compare) if compare is not None else None
     found = find_device(device)
     names = [name.strip() for group in only or () for name in group.split(",") if name.strip()]
     chosen = load_kernels(names)
     from kvsim.calibrate.report import report_json, report_lines
     from kvsim.calibrate.suite import run_suite
-    from kvsim.cost.profile import load_profile
 
     for line in found.notes:
         note(line)
     command = "kvsim calibrate " + " ".join(sys.argv[2:])
     with _progress() as progress:
-        outcome = run_suite(chosen, _plan(model or [], quick, device), found, out, command, names, progress)
+        plan = _plan(model or [], quick, device, found.fp8)
+        outcome = run_suite(chosen, plan, found, out, command, names, progress)
     profile = load_profile(out)
     if as_json:
-        print_json(report_json(profile, outcome))
+        compared = {"compared": compare_json(profile, against)} if against else {}
+        print_json({**report_json(profile, outcome), **compared})
     else:
         typer.echo("\n".join(report_lines(profile, outcome)))
+        if against:
+            typer.echo("\n".join(["", *compare_lines(profile, against)]))
         note(f"profile: {out}")
-    if compare is not None:
-        _compare(out, compare, as_json)
     if outcome.failed:
         raise typer.Exit(1)
 
 
-def _plan(models: list[str], quick: bool, device: str) -> Plan:
+def _plan(models: list[str], quick: bool, device: str, fp8: bool) -> Plan:
     from kvsim.calibrate.kernels.kernel import Plan, Shape
     from kvsim.model.load import load_model, model_presets
 
@@ -117,20 +122,16 @@ def _plan(models: list[str], quick: bool, device: str) -> Plan:
         for name in models or sorted(model_presets(), key=lambda name: name != "llama-3.1-8b")
     ]
     shapes = [Shape(spec, parts) for spec in specs for parts in (1, 2, 4, 8) if spec.num_heads % parts == 0]
-    return Plan("tiny" if device == "cpu" else "quick" if quick else "full", tuple(shapes))
+    return Plan("tiny" if device == "cpu" else "quick" if quick else "full", tuple(shapes), fp8)
 
 
 def _compare(out: Path, other: str, as_json: bool) -> None:
-    from kvsim.calibrate.compare import compare, compare_lines
+    from kvsim.calibrate.compare import compare_json, compare_lines
     from kvsim.cost.profile import load_profile
 
     this, against = load_profile(out), load_profile(other)
     if as_json:
-        rows = [
-            {**vars(row), "outliers": [[dict(point), ratio] for point, ratio in row.outliers]}
-            for row in compare(this, against)
-        ]
-        print_json({"profile": str(out), "other": against.name, "tables": rows})
+        print_json({"profile": str(out), **compare_json(this, against)})
     else:
         typer.echo("\n".join(compare_lines(this, against)))
 

@@ -43,6 +43,8 @@ class CollectivePrices:
                     zip(rows.columns["num_bytes"].tolist(), rows.latency_ns.tolist(), strict=True)
                 )
                 curves.append((Curve([x for x, _ in points], [y for _, y in points]), table.provenance))
+        if not curves and self._profile.other is not None:
+            return CollectivePrices(self._profile.other, self._num_gpus)._load(op)
         if not curves:
             raise CalibrationError(
                 f"profile {self._profile.name}: no {op} over {self._num_gpus} GPUs; "

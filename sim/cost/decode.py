@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvsim.cost.curve import bracket
-from kvsim.cost.heads import head_rows
+from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -58,7 +58,7 @@ class DecodeAttention(Pricer):
     ) -> None:
         """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences, with
         provenance ``source``; 0 = by the table."""
-        table = setting.profile.rows("decode_attention")
+        table = attention_table("decode_attention", setting)
         if "contexts" in table.columns:
             table = table.select(contexts="even")
         rows = head_rows(table, setting, fold=True)

@@ -94,8 +94,9 @@ def _gemm_ns(roofline: Roofline, p: Point) -> float:
 
 
 def _prefill_ns(roofline: Roofline, p: Point) -> float:
-    alone = roofline.prefill_ns(p["length"], 0, p["heads"], p["kv_heads"], p["head_dim"], p["kv_dtype"])
-    return alone * int(p["batch"])
+    new, past = (p["new"], p["past"]) if "new" in p else (p["length"], 0)
+    alone = roofline.prefill_ns(new, past, p["heads"], p["kv_heads"], p["head_dim"], p["kv_dtype"])
+    return alone * int(p.get("batch", 1))
 
 
 def _decode_ns(roofline: Roofline, p: Point) -> float:

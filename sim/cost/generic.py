@@ -19,6 +19,7 @@ from kvsim.cost.profile import Table
 from kvsim.cost.setting import Setting, table_dtype, worst
 from kvsim.cost.work import Column, Ramp
 from kvsim.errors import CalibrationError
+from kvsim.model.spec import DTYPE_BYTES
 
 # Host link where the scenario names none: PCIe gen5 x16, 63 GB/s raw, pinned copies reach about 50.
 HOST_LINK_BYTES_PER_S = 50e9
@@ -86,26 +87,36 @@ class TablePricer(Pricer):
         base, _, variants = name.partition("[")
         table = setting.profile.rows(base)
         chosen = [value for value in variants.rstrip("]").split(",") if value]
-        if "kv_dtype" in table.columns and "kv_dtype" not in table.axes:
-            chosen.append(table_dtype(setting.model.kv_dtype))
+        self._provenance, bytes_ratio = table.provenance, 1.0
+        if "kv_dtype" in table.columns:
+            dtype = table_dtype(setting.model.kv_dtype)
+            if dtype not in table.values("kv_dtype"):  # by its bytes, as nobody ran it
+                bytes_ratio = DTYPE_BYTES[dtype] / DTYPE_BYTES["bfloat16"]
+                self._provenance, dtype = "extrapolated", "bfloat16"
+            table = table.select(kv_dtype=dtype)
         self._name = name
         table = _variant(name, table, chosen)
         model_sizes = _model_sizes(setting)
         shape = [axis for axis in table.axes if axis in model_sizes]
         self._sizes = [axis for axis in table.axes if axis not in model_sizes]
-        self._provenance = table.provenance
-        scale = 1.0
+        scale = bytes_ratio
         for axis in shape:
             known, wanted = table.values(axis), model_sizes[axis]
             nearest = min(known, key=lambda value: abs(log(value / wanted)))
             if nearest != wanted:
-                scale *= wanted / nearest
+                # query heads stand for their KV heads, where a table has both
+                scale *= 1.0 if axis == "kv_heads" and "heads" in shape else wanted / nearest
                 self._provenance = worst(self._provenance, "derived")
             table = table.select(**{axis: nearest})
-        self._factor = scale * (setting.model.num_layers if shape else 1)
+        self._calls = setting.model.num_layers if shape else 1
         self._parts = 1 if shape else setting.tensor_parallel
         keys = zip(*(table.columns[axis].tolist() for axis in self._sizes), strict=True)
-        self._grid = Grid(dict(zip(keys, table.latency_ns.tolist(), strict=True)))
+        points = dict(zip(keys, table.latency_ns.tolist(), strict=True))
+        launch_ns = min(
+            points.values()
+        )  # a launch costs what it costs; what is above it grows with the shape
+        self._grid = Grid({key: launch_ns + (time_ns - launch_ns) * scale for key, time_ns in points.items()})
+        self._least = [min(table.columns[axis].tolist()) for axis in self._sizes]
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         sizes = []
@@ -114,11 +125,11 @@ class TablePricer(Pricer):
                 found = ", ".join(args)
                 raise CalibrationError(f"kernel {self._name}: size '{axis}' is missing; found {found}")
             sizes.append(args[axis] / self._parts if axis in _DIVIDED else args[axis])
-        if min(sizes) <= 0:
+        if any(size <= 0 < least for size, least in zip(sizes, self._least, strict=True)):
             return 0.0, self._provenance
         time_ns, covered = self._grid.at(sizes)
         provenance = self._provenance if covered else "extrapolated"
-        return quantise(time_ns * self._factor / share), provenance
+        return quantise(time_ns * self._calls / share), provenance
 
 
 _DIVIDED = ("num_bytes", "rows", "flops")  # sizes of the whole model that the GPUs of a replica share

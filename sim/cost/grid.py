@@ -17,8 +17,8 @@ class Found(NamedTuple):
 class Grid:
     """Multilinear interpolation, axis after axis: exact for times that are affine in each axis.
 
-    Below the first value of an axis its first slice holds (a launch costs what it costs); beyond the last, time grows
-    in proportion and is not covered.
+    Below the first value of an axis its first slice holds (a launch costs what it costs), beyond the last time grows in
+    proportion; neither is covered.
     """
 
     def __init__(self, points: Mapping[tuple[int, ...], float]) -> None:
@@ -39,7 +39,7 @@ class Grid:
         size, values = sizes[0], self._values
         i = bisect_right(values, size)
         if i == 0:
-            return self._slice(0, sizes)
+            return Found(self._slice(0, sizes).time_ns, False)
         low = self._slice(i - 1, sizes)
         if values[i - 1] == size:
             return low

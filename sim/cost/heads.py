@@ -51,6 +51,19 @@ class HeadRows(NamedTuple):
         return found
 
 
+def attention_table(name: str, setting: Setting) -> Table:
+    """The profile's table, or that of the profile which it names, if only that one ran these heads in this KV dtype."""
+    own, other = setting.profile.rows(name), setting.profile.other
+    if other is None or not other.has(name) or _ran(own, setting) or not _ran(other.rows(name), setting):
+        return own
+    return other.rows(name)
+
+
+def _ran(table: Table, setting: Setting) -> bool:
+    wanted = {"heads": setting.heads, "kv_heads": setting.kv_heads, "head_dim": setting.model.head_dim}
+    return len(table.select(kv_dtype=table_dtype(setting.model.kv_dtype), **wanted)) > 0
+
+
 def head_rows(table: Table, setting: Setting, fold: bool) -> HeadRows:
     """Rows for the heads of ``setting``; ``fold``: KV heads may be folded into the batch (decode only)."""
     heads, kv_heads = setting.heads, setting.kv_heads

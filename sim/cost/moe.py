@@ -28,7 +28,14 @@ class MoePrices:
         self, profile: Profile, roofline: Roofline, dtype: str, shape: tuple[int, int, int, int], moe_tp: int
     ) -> None:
         """``shape``: hidden size, intermediate size of an expert, experts per token, experts; uncut."""
-        table = profile.rows("moe").select(distribution=DISTRIBUTION)
+        table = profile.rows("moe")
+        if (
+            table_dtype(dtype) not in table.values("dtype")
+            and profile.other is not None
+            and profile.other.has("moe")
+        ):
+            table = profile.other.rows("moe")  # what only that one ran
+        table = table.select(distribution=DISTRIBUTION)
         self.provenance = table.provenance
         dtype = table_dtype(dtype)
         known_dtype = dtype if dtype in table.values("dtype") else "bfloat16"

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from math import log
 
-from kvsim.cost.heads import head_rows
+from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.lattice import quantise
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -22,7 +22,7 @@ class PrefillAttention(Pricer):
     """Args ``new``, ``past``: tokens. Every price has ``launch_ns`` in it; chunks of one step share one."""
 
     def __init__(self, setting: Setting) -> None:
-        table = setting.profile.rows("prefill_attention")
+        table = attention_table("prefill_attention", setting)
         over_past = "past" in table.axes
         rows = head_rows(table if over_past else table.select(batch=1), setting, fold=False)
         model, self._roofline = setting.model, setting.roofline

@@ -67,10 +67,12 @@ def _gpu_of_profile(path: Path) -> GpuSpec:
         )
     except OSError:
         raise ScenarioError(f"{path}: no such profile") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except KeyError as error:
         raise ScenarioError(
-            f"{path}: not a profile that kvsim calibrate wrote on a GPU; its gpu lacks {error!r}"
+            f"{path}: its gpu has no {error}, so no GPU can be made of it; a profile of --device cpu stands for none"
         ) from None
+    except (yaml.YAMLError, TypeError, ValueError, AttributeError) as error:
+        raise ScenarioError(f"{path}: not a profile that kvsim calibrate wrote: {error}") from None
 
 
 @cache

@@ -33,7 +33,7 @@ def test_products_of_two_axes_are_found_exactly_too() -> None:
 
 def test_below_the_first_point_its_time_holds_and_beyond_the_last_it_grows_uncovered() -> None:
     grid = Grid({(10,): 7.0, (20,): 9.0})
-    assert grid.at((1,)) == (7.0, True)
+    assert grid.at((1,)) == (7.0, False)
     assert grid.at((20,)) == (9.0, True)
     assert grid.at((60,)) == (27.0, False)
 
