@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from kvsim.cost.describe import coverage, describe_profile
 from kvsim.cost.elementwise import NEEDED, Elementwise
 from kvsim.cost.generic import TablePricer
 from kvsim.cost.kernels import KernelCostModel
-from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.profile import list_profiles, load_profile, profile_for_gpu
 from kvsim.cost.setting import Setting
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.errors import CalibrationError
@@ -117,3 +118,51 @@ def test_a_model_that_was_not_run_is_derived_from_the_nearest() -> None:
 def _norms(of: Setting) -> tuple[list[float], list[int]]:
     rows = of.profile.rows("rms_norm")
     return rows.latency_ns.tolist(), rows.columns["hidden"].tolist()
+
+
+def test_collectives_over_more_gpus_than_were_measured_come_from_the_other_profile() -> None:
+    found = provenances(
+        KernelCostModel(load_profile("h200-sxm-measured"), LLAMA, load_gpu("h200-sxm"), 4), prefill(64, 0)
+    )
+    assert ("all_reduce", "imported") in found
+    found = provenances(
+        KernelCostModel(load_profile("h200-sxm-measured"), LLAMA, load_gpu("h200-sxm"), 2), prefill(64, 0)
+    )
+    assert ("all_reduce", "measured") in found or ("all_reduce", "imported") in found
+
+
+def test_a_kv_dtype_that_nobody_ran_is_extrapolated_by_its_bytes() -> None:
+    prices = {
+        dtype: TablePricer("kv_write", replace(setting(), model=replace(LLAMA, kv_dtype=dtype))).price(
+            {"tokens": 8192}
+        )
+        for dtype in ("bfloat16", "fp8", "int8")
+    }
+    assert [provenance for _, provenance in prices.values()] == ["measured", "measured", "extrapolated"]
+    assert 0.5 < prices["int8"][0] / prices["bfloat16"][0] < 0.6  # half the bytes, the launch whole
+
+
+def test_heads_that_only_the_other_profile_ran_in_fp8_are_taken_from_it() -> None:
+    seventy = replace(load_model("llama-3.1-70b"), kv_dtype="fp8")
+    model = KernelCostModel(load_profile("h100-sxm-measured"), seventy, H100, 2)
+    work = StepWork(1, 32, 32, (Kernel("decode_attention", {"num_seqs": 32, "sum_context": 32 * 4096}),))
+    fp8 = {kernel: (ns, p) for (kernel, p), ns in provenances(model, work).items()}["decode_attention"]
+    wide = KernelCostModel(load_profile("h100-sxm-measured"), replace(seventy, kv_dtype="bfloat16"), H100, 2)
+    bf16 = {kernel: (ns, p) for (kernel, p), ns in provenances(wide, work).items()}["decode_attention"]
+    assert fp8[1] == "imported" and bf16[1] == "measured"
+    assert 0.4 < fp8[0] / bf16[0] < 0.9
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_every_shipped_profile_can_be_shown(name: str) -> None:
+    text = describe_profile(load_profile(name))
+    assert "gemm: " in text
+    rows = {row.table: row for row in coverage(load_profile(name))}
+    assert rows["prefill_attention"].raised_points == 0
+
+
+def test_a_size_of_nothing_is_free_unless_the_grid_has_it() -> None:
+    pricer = TablePricer("mixed_attention", setting())
+    sizes = {"new": 512, "past": 0, "batch": 8, "context": 1024}
+    assert pricer.price(sizes)[0] > 0
+    assert pricer.price({**sizes, "batch": 0})[0] == 0

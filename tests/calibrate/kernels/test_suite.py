@@ -13,8 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the kernels run on torch; pip install torch")
 
-from kvsim.calibrate.bench import Bench
+from kvsim.calibrate.bench import Bench, worst
 from kvsim.calibrate.device import Device, _from_properties, find_device
+from kvsim.calibrate.kernels import load_kernels
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point, Shape
 from kvsim.calibrate.measure import GuardError, guarded
 from kvsim.calibrate.report import kernel_reports, report_lines
@@ -207,3 +208,30 @@ def test_sets_outgrow_the_cache_four_times() -> None:
     bench.facts = replace(CPU, l2_bytes=100)
     assert [bench.sets(size) for size in (1, 30, 100, 399, 400, 1000)] == [64, 14, 4, 2, 1, 1]
     assert np.isfinite(bench.sets(0))
+
+
+def test_nothing_is_measured_for_an_out_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CalibrationError, match=r"--out .*file/cpu\.yaml: cannot be written: "):
+        run_suite([Doubling()], PLAN, CPU, tmp_path / "file" / "cpu.yaml", "")
+    assert Doubling.prepared == []
+
+
+def test_a_table_says_when_and_how_it_was_made(tmp_path: Path) -> None:
+    out = tmp_path / "cpu.yaml"
+    run_suite([Doubling("a")], PLAN, CPU, out, "first")
+    run_suite([Doubling("a"), Doubling("b")], PLAN, CPU, out, "second")
+    tables = load_profile(out).header["tables"]
+    assert [tables[name]["command"] for name in ("a", "b")] == ["first", "second"]
+
+
+def test_fp8_is_left_out_where_the_device_has_none() -> None:
+    shapes = (Shape(load_model("llama-3.1-8b"), 1),)
+    for kernel in load_kernels(["gemm", "kv_write"]):
+        with_fp8, without = (kernel.points(Plan("full", shapes, fp8)) for fp8 in (True, False))
+        assert without == [point for point in with_fp8 if "fp8" not in point.values()] != with_fp8
+
+
+def test_not_a_number_is_the_worst_error() -> None:
+    assert worst([0.0, 2.0, 1.0]) == 2.0
+    assert worst([0.0, float("nan"), 1.0]) != worst([0.0, float("nan"), 1.0])
