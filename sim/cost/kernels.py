@@ -1,14 +1,15 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-Three ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a single step
-with scalar sizes (plain Python), and everything else (columns in numpy). They agree because components lie
-on a lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
+Four ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a plain step with
+prefill, a single step with scalar sizes (plain Python), and everything else (columns in numpy). They agree because
+components lie on a lattice on which sums are exact
+(:mod:`kvsim.cost.lattice`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -102,6 +103,42 @@ class KernelCostModel(CostModel):
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         return self._decode_run(num_seqs, num_seqs, num_seqs, sum_context, num_seqs, steps)
+
+    def price_mixed(
+        self,
+        num_seqs: int,
+        sum_context: int,
+        chunks: Sequence[tuple[int, int]],
+        sampled: int,
+        sustained: bool = False,
+    ) -> Priced:
+        if self.strict:
+            return super().price_mixed(num_seqs, sum_context, chunks, sampled, sustained)
+        tokens = num_seqs
+        for new, _ in chunks:
+            tokens += new
+        factor = self.terms.kernel_factor(True, sustained)
+        decode_factor = factor * self.terms.mixed_attention_factor
+        layers, head, engine_ns = self.linear(tokens, sampled, True, factor)
+        total = layers.total_ns + head.total_ns + engine_ns
+        parts: list[tuple[Key, float]] = []
+        if num_seqs:
+            time_ns, provenance = self._decode.price({"num_seqs": num_seqs, "sum_context": sum_context})
+            if decode_factor != 1.0:
+                time_ns = quantise(time_ns * decode_factor)
+            total += time_ns
+            parts.append((("decode_attention", provenance), time_ns))
+        launched = num_seqs > 0  # the kernels of a step share one launch
+        for new, past in chunks:
+            time_ns, provenance = self._prefill.price({"new": new, "past": past})
+            if launched:
+                time_ns -= self._prefill.launch_ns
+            launched = True
+            if factor != 1.0:
+                time_ns = quantise(time_ns * factor)
+            total += time_ns
+            parts.append((("prefill_attention", provenance), time_ns))
+        return OneStep([int(total + 0.5)], (layers, head), parts, engine_ns)
 
     def account(self, priced: Priced, start: int, stop: int) -> None:
         if stop > start:

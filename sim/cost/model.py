@@ -37,6 +37,22 @@ class CostModel(ABC):
         kernel = Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sums})
         return self.price(StepWork(steps, num_seqs, num_seqs, (kernel,)))
 
+    def price_mixed(
+        self,
+        num_seqs: int,
+        sum_context: int,
+        chunks: Sequence[tuple[int, int]],
+        sampled: int,
+        sustained: bool = False,
+    ) -> Priced:
+        """:meth:`price` of one plain step: a decode as in :meth:`price_decodes` (or none) and prefill chunks of (new,
+        past) tokens, at least one."""
+        kernels = [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks]
+        if num_seqs:
+            kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
+        tokens = num_seqs + sum(new for new, _ in chunks)
+        return self.price(StepWork(1, tokens, sampled, tuple(kernels), sustained))
+
     @abstractmethod
     def account(self, priced: Priced, start: int, stop: int) -> None:
         """Count rows start..stop of ``priced`` as simulated time, by kernel and provenance."""

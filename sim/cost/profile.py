@@ -65,7 +65,7 @@ class Table:
 
     def values(self, name: str) -> list[Any]:
         """What occurs in column ``name``, ascending."""
-        return sorted(set(self.columns[name].tolist()))  # numpy.unique would import numpy.ma
+        return sorted(set(self.columns[name].tolist()))
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import simpy
 
 from kvsim.cache.manager import CacheManager, Plan, Services, Transfer
-from kvsim.cost.model import CostModel
+from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
 from kvsim.engine.run import Effects, Run, Tally
@@ -101,6 +101,7 @@ class Replica(Services):
         self._horizon = 64
         self._uses_links = False  # kernels of the current run
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
+        self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
 
         self.tally = Tally(cost, engine.async_scheduling, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
@@ -391,9 +392,11 @@ class Replica(Services):
         """One step in which prompts may be prefilled."""
         engine, manager, batch = self.engine, self.manager, self.batch
         decodes = len(batch)
-        kernels: list[Kernel] = []
+        sum_context = batch.sum_context + decodes
+        kernels: list[Kernel] = []  # unless they are the plain ones
         if decodes:
-            kernels += manager.decode_work(batch, 1)
+            if not self._plain:
+                kernels += manager.decode_work(batch, 1)
             manager.commit(batch, 1)
             batch.round += 1
         finished = batch.finished()
@@ -415,8 +418,11 @@ class Replica(Services):
             started = self._admit(now, budget, prefills, loads)
 
         complete: list[Request] = []
+        chunks: list[tuple[int, int]] = []
         for request, tokens in prefills:
-            kernels += manager.prefill_work(request, request.computed, tokens)
+            chunks.append((tokens, request.cached + request.computed))
+            if not self._plain:
+                kernels += manager.prefill_work(request, request.computed, tokens)
             request.computed += tokens
             if request.computed < request.to_compute:
                 self.partial = request
@@ -447,8 +453,20 @@ class Replica(Services):
         sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(
             now + engine.launch_ns
         )
-        work = StepWork(1, tokens, decodes + len(prefills), tuple(kernels), sustained)
-        self._one_step(now, work, decodes, cpu, engine.output_ns(decodes + len(prefills)), loads)
+        sampled = decodes + len(chunks)
+        self._uses_links = False
+        if not self._plain:
+            self._note_links(kernels)
+            work = StepWork(1, tokens, sampled, tuple(kernels), sustained)
+            priced = self.cost.price(work, self._link_share())
+        elif chunks:
+            priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
+        else:
+            priced = self.cost.price_decodes(decodes, sum_context, 1)
+        self.step_tokens = tokens
+        run = self._one_step(now, priced, decodes, cpu, engine.output_ns(sampled), loads)
+        if chunks:
+            self._prefill_end = int(run.ends[0])
 
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
@@ -536,13 +554,11 @@ class Replica(Services):
     # ---- time of a run
 
     def _one_step(
-        self, now: int, work: StepWork, decodes: int, cpu: int, tail: int, loads: list[Transfer]
-    ) -> None:
-        """Price and lay out a step that is committed already."""
+        self, now: int, priced: Priced, decodes: int, cpu: int, tail: int, loads: list[Transfer]
+    ) -> Run:
+        """Lay out a step that is committed already."""
         engine, end = self.engine, self._device_end
         launch = engine.launch_ns
-        self._note_links(work.kernels)
-        priced = self.cost.price(work, self._link_share())
         boundaries: Times
         ends: Times
         if loads:
@@ -556,10 +572,7 @@ class Replica(Services):
             ends = [end_of_step]
         else:
             boundaries, ends = lay_out(now, end, priced.step_ns, launch, cpu, tail, engine.async_scheduling)
-        if work.tokens > decodes:
-            self._prefill_end = int(ends[0])
-        self.step_tokens = work.tokens
-        self._begin(Run(priced, now, boundaries, ends, decodes, fused=False))
+        return self._begin(Run(priced, now, boundaries, ends, decodes, fused=False))
 
     def _begin(self, run: Run) -> Run:
         """The alarm is set to the last boundary of the run."""
@@ -567,7 +580,7 @@ class Replica(Services):
         self._ring_at(int(run.boundaries[-1]))
         return run
 
-    def _note_links(self, kernels: tuple[Kernel, ...]) -> None:
+    def _note_links(self, kernels: Sequence[Kernel]) -> None:
         self._uses_links = False
         for kernel in kernels:
             if kernel.lane != "gpu":

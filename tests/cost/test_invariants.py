@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork, column
@@ -91,6 +92,24 @@ def test_one_mixed_step_costs_the_same_as_columns(
     one = StepWork(1, tokens, work.sampled, (*plain, *scalar))
     other = StepWork(1, tokens, work.sampled, (*arrays, *columns))
     assert step_times(one) == step_times(other)
+
+
+@given(st.tuples(st.integers(0, 400), st.integers(1, 9_000)), chunks, st.booleans())
+@settings(deadline=None)
+def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
+    decodes: tuple[int, int], found: list[tuple[int, int]], sustained: bool
+) -> None:
+    num_seqs, sum_context = decodes[0], decodes[0] * decodes[1]
+    some = [(max(1, new), past) for new, past in found]
+    arguments = num_seqs, sum_context, some, num_seqs + len(some), sustained
+    prices = [model().price_mixed(*arguments), CostModel.price_mixed(model(), *arguments)]
+    assert prices[0].step_ns == prices[1].step_ns
+    used = []
+    for priced in prices:
+        costs = KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
+        costs.account(priced, 0, 1)
+        used.append(costs.used_ns())
+    assert used[0] == used[1]
 
 
 def works() -> Iterator[StepWork]:
