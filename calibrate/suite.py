@@ -86,8 +86,8 @@ def run_suite(
         spent_s = time.perf_counter() - begin
         outcome.seconds[kernel.name] = outcome.seconds.get(kernel.name, 0.0) + spent_s
         seconds = round(float(about.get("seconds", 0.0)) + spent_s, 1)
-        when = {"date": header["date"], "command": command, **about}
-        tables[kernel.name] = ({**when, "seconds": seconds}, columns)
+        told = {"what": kernel.summary, "date": header["date"], "command": command, **about}
+        tables[kernel.name] = ({**told, "seconds": seconds}, columns)
         header["gpu"]["clocks_after"] = clocks()
         write_profile(out.parent, header, tables)
 

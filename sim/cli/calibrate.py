@@ -84,11 +84,13 @@ def kernels(
         return
     from kvsim.calibrate.compare import compare_json, compare_lines
     from kvsim.calibrate.device import find_device
-    from kvsim.calibrate.kernels import load_kernels
+    from kvsim.calibrate.kernels import kernel_names, load_kernels
 
     against = load_profile(compare) if compare is not None else None
     found = find_device(device)
     names = [name.strip() for group in only or () for name in group.split(",") if name.strip()]
+    if only and not names:
+        raise CalibrationError(f"calibrate --kernels: no name; known: {', '.join(kernel_names())}")
     chosen = load_kernels(names)
     from kvsim.calibrate.report import report_json, report_lines
     from kvsim.calibrate.suite import run_suite

@@ -77,7 +77,9 @@ def describe_profile(profile: Profile) -> str:
         lacking = [name for name in profile.other.table_names if name not in profile.table_names]
         lines.append(f"from {profile.other.name}: {', '.join(lacking) or 'nothing'}")
     for row in coverage(profile):
-        lines += ["", f"{row.table}: {row.points} points ({row.provenance}, {row.engine})"]
+        made_by = f"{row.provenance}, {row.engine}" if row.engine else row.provenance
+        what = profile.header["tables"][row.table].get("what", "")
+        lines += ["", f"{row.table}: {row.points} points ({made_by}){'; ' + what if what else ''}"]
         lines += [
             f"  {axis}: {low} to {high}, {count} values" for axis, (low, high, count) in row.axes.items()
         ]
