@@ -19,6 +19,7 @@ class Bench:
         self.facts = device
         self.device = torch.device(device.kind)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.busy_until = 0.0  # when the last timing ended, by time.perf_counter
         self._kept: dict[str, tuple[Hashable, Any]] = {}
 
     @property

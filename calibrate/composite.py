@@ -119,9 +119,7 @@ def _measure(
             launch.run(i % launch.sets)
 
     sets = max(launch.sets for launch, _, _ in launches)
-    measured = time_launch(
-        Launch(run, lambda: 0.0, 0.0, sets=min(sets, 8) if layers == 1 else 1), bench.on_gpu
-    )
+    measured = time_launch(Launch(run, lambda: 0.0, 0.0, sets=min(sets, 8) if layers == 1 else 1), bench)
     predict = {
         kernel.name: predictor(profile, kernel.name, bench.facts.roofline)
         for _, kernel, _ in (*launches, *ends)

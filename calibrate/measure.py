@@ -48,7 +48,7 @@ def measure(
         try:
             launch = kernel.prepare(point, bench)
             error = checked(kernel, point, launch)
-            latency_us, spread_us = time_launch(launch, bench.on_gpu)
+            latency_us, spread_us = time_launch(launch, bench)
         except torch.OutOfMemoryError:
             too_big += 1
             launch = None

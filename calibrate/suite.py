@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.composite import IN_STEPS, check_composites
@@ -25,6 +25,7 @@ from kvsim.calibrate.write import write_profile, write_table
 from kvsim.cost.profile import Array, list_profiles, load_profile
 from kvsim.errors import CalibrationError
 
+T = TypeVar("T")
 OFF_GRID = {"full": 40, "quick": 20, "tiny": 0}  # points of a kernel that are run between its grid's
 OFF_GRID_IN_STEPS = 100  # in a full plan, of what every step runs
 
@@ -37,7 +38,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)  # taken over from an earlier run
     skipped: dict[str, str] = field(default_factory=dict)  # kernel: what the machine lacks
-    failed: dict[str, str] = field(default_factory=dict)  # kernel: the guard's or torch's line
+    failed: dict[str, str] = field(default_factory=dict)  # kernel or check: the guard's or torch's line
 
 
 def run_suite(
@@ -93,15 +94,23 @@ def run_suite(
 
     for kernel in chosen:
         if grids.get(kernel.name):
-            with _guarded(kernel, outcome, bench):
-                begin = time.perf_counter()
-                keep(kernel, *measure(kernel, grids[kernel.name], bench, count), begin)
+            begin = time.perf_counter()
+            found = _tried(
+                kernel.name, outcome, bench, partial(measure, kernel, grids[kernel.name], bench, count)
+            )
+            if found is not None:
+                keep(kernel, *found, begin)
     for kernel in chosen:
         if checks.get(kernel.name) and kernel.name in tables and kernel.name not in outcome.failed:
-            with _guarded(kernel, outcome, bench):
-                begin = time.perf_counter()
+            begin, points, profile = time.perf_counter(), checks[kernel.name], load_profile(out)
+            check = _tried(
+                f"{kernel.name} off the grid",
+                outcome,
+                bench,
+                partial(check_off_grid, kernel, points, profile, bench, count),
+            )
+            if check is not None:
                 about, columns = tables[kernel.name]
-                check = check_off_grid(kernel, checks[kernel.name], load_profile(out), bench, count)
                 file = f"{out.stem}.{kernel.name}.off_grid.parquet"
                 write_table(out.parent / file, check.columns)
                 keep(kernel, {**about, "off_grid": {"file": file, **check.facts()}}, columns, begin)
@@ -109,8 +118,11 @@ def run_suite(
         header.pop("composite", None)  # it was of other figures
     by_name = {kernel.name: kernel for kernel in chosen}
     if "composite" not in header and set(IN_STEPS) <= set(by_name) & set(tables):
-        header["composite"] = check_composites(by_name, plan, load_profile(out), bench)
-        write_profile(out.parent, header, tables)
+        profile = load_profile(out)
+        whole = _tried("composite", outcome, bench, partial(check_composites, by_name, plan, profile, bench))
+        if whole is not None:
+            header["composite"] = whole
+            write_profile(out.parent, header, tables)
     if not tables:
         reasons = "; ".join(f"{name}: {why}" for name, why in {**outcome.failed, **outcome.skipped}.items())
         raise CalibrationError(f"calibrate: no kernel could be measured; {reasons}")
@@ -129,13 +141,13 @@ class _Count:
             self._progress(what, self.done, self.total)
 
 
-@contextmanager
-def _guarded(kernel: Kernel, outcome: Outcome, bench: Bench) -> Iterator[None]:
-    """A kernel that fails is noted, and the others go on; memory is free again after each."""
+def _tried(what: str, outcome: Outcome, bench: Bench, work: Callable[[], T]) -> T | None:
+    """What ``work`` gives; None if it fails, which is noted. Device memory is free again after it."""
     try:
-        yield
+        return work()
     except Exception as error:  # whatever torch, Triton or vLLM raise: the other kernels go on
-        outcome.failed[kernel.name] = " ".join((str(error) or type(error).__name__).split())[:500]
+        outcome.failed[what] = " ".join((str(error) or type(error).__name__).split())[:500]
+        return None
     finally:
         bench.drop()
 
@@ -155,8 +167,10 @@ def lacks(kernel: Kernel, device: Device) -> str:
 
 
 def _check_writable(out: Path) -> None:
-    """Raises:
-    CalibrationError: no file can be written beside ``out``; better known before the kernels run.
+    """Better known before the kernels run.
+
+    Raises:
+        CalibrationError: no file can be written beside ``out``.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +219,7 @@ def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, tuple[dict[str,
     for key in ("software", "plan"):
         if known.header.get(key) != header[key]:
             raise CalibrationError(
-                f"{out}: holds a profile with another {key} ({known.header.get(key)}, now {header[key]}); "
+                f"{out}: holds a profile with another {key} ({_differing(known.header.get(key) or {}, header[key])}); "
                 "choose another --out, or remove it"
             )
     if known.header["gpu"].get("device") != header["gpu"]["device"]:
@@ -216,6 +230,12 @@ def _finished(out: Path, header: Mapping[str, Any]) -> dict[str, tuple[dict[str,
         name: (_about(known.header["tables"][name]), dict(known.table(name).columns))
         for name in known.table_names
     }
+
+
+def _differing(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The keys whose values differ, short."""
+    keys = [key for key in {**known, **now} if known.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {str(known.get(key))[:60]}, now {str(now.get(key))[:60]}" for key in keys)
 
 
 def _about(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.kernels.kernel import Launch
 
 GRAPH_S = 0.001  # device time of one graph: launches are repeated until they fill it
@@ -26,51 +27,44 @@ class Timing(NamedTuple):
     spread_us: float
 
 
-def time_launch(launch: Launch, on_gpu: bool) -> Timing:
+def time_launch(launch: Launch, bench: Bench) -> Timing:
     """The median over 5 to 20 replays, each of as many launches as make a millisecond readable.
 
     A captured launch is replayed back to back in one CUDA graph, as an engine replays its decode step: the gap
     between two kernels of a graph (about 1 us) is in the figure, the host's launch is not.
     """
-    if not on_gpu:
+    if not bench.on_gpu:
         return _quartiles([_wall(launch, i % launch.sets) for i in range(LEAST + 1)][1:])
     for i in range(launch.sets):
         launch.run(i)  # compiles, loads and touches everything once
     torch.cuda.synchronize()
-    _wake()
+    _wake(bench)
     once_s = _events(lambda: _round(launch, launch.sets)) / launch.sets
     if not launch.graph:
         spent_s = COPIES_S if once_s < COPIES_S / LEAST else SPENT_S
-        return _done(
-            _replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets, spent_s)
-        )
+        timing = _replays(lambda: _round(launch, launch.sets), launch.sets, once_s * launch.sets, spent_s)
+        bench.busy_until = time.perf_counter()
+        return timing
     launches = launch.sets * max(1, min(round(GRAPH_S / max(once_s, 1e-6) / launch.sets), 256))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         _round(launch, launches)
     graph.replay()
-    return _done(_replays(graph.replay, launches, _events(graph.replay), held_back=HELD_BACK))
+    timing = _replays(graph.replay, launches, _events(graph.replay), held_back=HELD_BACK)
+    bench.busy_until = time.perf_counter()
+    return timing
 
 
-_busy_until = 0.0  # when the last timing ended
-
-
-def _wake() -> None:
+def _wake(bench: Bench) -> None:
     """Heavy work for some milliseconds if the GPU has been idle (compiling, allocating): kernels that follow each
     other in an engine find the clocks up. Without it kernels of 2 us were seen to take 3 us for 0.2 s after a pause."""
-    if time.perf_counter() - _busy_until < IDLE_S:
+    if time.perf_counter() - bench.busy_until < IDLE_S:
         return
     square = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     end = time.perf_counter() + SPIN_S
     while time.perf_counter() < end:
         square @ square
         torch.cuda.synchronize()
-
-
-def _done(timing: Timing) -> Timing:
-    global _busy_until
-    _busy_until = time.perf_counter()
-    return timing
 
 
 def _replays(

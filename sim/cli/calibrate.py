@@ -39,7 +39,7 @@ def kernels(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Coarser grids, under 3 minutes on an H100.")
+        bool, typer.Option("--quick", help="Coarser grids: about a third of the points.")
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -97,7 +97,8 @@ def kernels(
 
     for line in found.notes:
         note(line)
-    command = "kvsim calibrate " + " ".join(sys.argv[2:])
+    # as typed, but for the folder of --out, which is nobody else's business
+    command = "kvsim calibrate " + " ".join(sys.argv[2:]).replace(str(out), out.name)
     with _progress() as progress:
         plan = _plan(model or [], quick, device, found.fp8)
         outcome = run_suite(chosen, plan, found, out, command, names, progress)
