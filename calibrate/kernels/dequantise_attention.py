@@ -204,14 +204,15 @@ def _cache(bench: Bench, i: int, bits: int, pairs: int, tokens: int, head_dim: i
         return pool[start * each : (start + need) * each].view(shape)
 
     scales = ((pairs, tokens // GROUP, head_dim), (pairs, tokens, head_dim // GROUP))
-    return tuple(  # type: ignore[return-value]
-        Packed(
+
+    def packed(j: int) -> Packed:
+        return Packed(
             part(codes[j], row, (pairs, tokens, row)),
             part(facts[j][0], head_dim // GROUP, scales[j]),
             part(facts[j][1], head_dim // GROUP, scales[j]),
         )
-        for j in (0, 1)
-    )
+
+    return packed(0), packed(1)
 
 
 def _facts(bench: Bench, bits: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
