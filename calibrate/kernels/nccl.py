@@ -11,6 +11,7 @@ Settings of NCCL's environment (NCCL_NVLS_ENABLE and the like) are left as they 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 import warnings
@@ -102,7 +103,9 @@ class Nccl(Kernel):
 def _library(on_gpu: bool) -> str:
     if not on_gpu:
         return "gloo (a CPU; says nothing of a GPU)"
-    return "NCCL " + ".".join(map(str, torch.cuda.nccl.version()))
+    settings = [f"{key}={value}" for key, value in sorted(os.environ.items()) if key.startswith("NCCL_")]
+    version = ".".join(map(str, torch.cuda.nccl.version()))
+    return f"NCCL {version}" + (f" with {', '.join(settings)}" if settings else "")
 
 
 def _in_processes(points: Sequence[Point], on_gpu: bool) -> list[dict[str, float]]:
