@@ -1,13 +1,18 @@
-"""Writes a trace as kvsim JSON Lines; reading it back gives the same requests."""
+"""Writes traces as kvsim JSON Lines; reading a file back gives the same requests."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvsim.errors import TraceError
 from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, USER, Trace
 
 
@@ -16,18 +21,54 @@ def write_kvsim_jsonl(trace: Trace, path: str | Path) -> None:
 
     The keys are described in ``readers/kvsim_jsonl.py``. Content ids are renumbered by the reader in order of
     their first appearance; arrivals are exact to the nanosecond below 26 days. Provenance is not written.
+
+    Raises:
+        TraceError: the file cannot be written.
     """
-    path = Path(path)
-    with open(path, "wb") as raw:
-        if path.suffix == ".gz":
-            with (
-                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as zipped,
-                io.TextIOWrapper(zipped, encoding="utf-8", newline="\n") as text,
-            ):
-                _write_rows(trace, text)
-        else:
-            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as text:
-                _write_rows(trace, text)
+    with new_text_file(Path(path)) as text:
+        _write_rows(trace, text)
+
+
+def check_output_file(path: Path, force: bool = False) -> None:
+    """Say before the work whether ``path`` can be written; what it holds is replaced only with ``force``.
+
+    Raises:
+        TraceError: in one line, what is in the way and what to do.
+    """
+    if path.is_file() and not force:
+        raise TraceError(f"{path}: already there; give --force to replace it, or another name")
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: is no file that could be replaced; give the name of a file")
+    if not path.parent.is_dir():
+        raise TraceError(f"{path}: no such folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise TraceError(f"{path}: no permission to write in {path.parent}")
+
+
+@contextmanager
+def new_text_file(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A UTF-8 file to write, gzip when its name ends in .gz; it appears complete or not at all.
+
+    Raises:
+        TraceError: the system refuses (no such folder, no permission, disk full).
+    """
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(hidden, "wb") as raw:
+            if path.suffix == ".gz":
+                with (
+                    gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0) as zipped,
+                    io.TextIOWrapper(zipped, encoding="utf-8", newline="\n") as text,
+                ):
+                    yield text
+            else:
+                with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as text:
+                    yield text
+        os.replace(hidden, path)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def _write_rows(trace: Trace, text: io.TextIOWrapper) -> None:

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvsim.errors import TraceError
+from kvsim.errors import ScenarioError, TraceError
+from kvsim.scenario.load import apply_override, parse_scenario, read_yaml
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload_schema import Slice, Source
 from kvsim.workloads import Trace, generate, read
 from kvsim.workloads.operations import mix, rescale_time, shift_to_zero, slice_sessions, slice_time
 
 NS_PER_S = 1e9
+
+
+def load_workload(path: Path, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario of a YAML file that may hold less than one: its ``workload`` section, or one source of it.
+
+    Raises:
+        ScenarioError: as ``load_scenario``, or the file is none of these.
+    """
+    data = read_yaml(path)
+    changed = [apply_override(data, override) for override in overrides]
+    if "workload" not in data:
+        seed = {"seed": data.pop("seed")} if "seed" in data else {}
+        if "sources" in data:
+            data = {**seed, "workload": data}
+        elif "generator" in data or "file" in data:
+            data = {**seed, "workload": {"sources": [data]}}
+        else:
+            raise ScenarioError(
+                f"{path}: holds no workload; give a scenario, 'sources', or 'generator' with 'options'"
+            )
+    return parse_scenario(data, base=path.resolve().parent, where=path.name, stem=path.stem, changed=changed)
 
 
 def build_trace(scenario: Scenario) -> Trace:

@@ -1,4 +1,4 @@
-"""The report in a real browser: every chart is drawn, no script fails, nothing sticks out on a phone."""
+"""The pages in a real browser: every chart is drawn, no script fails, nothing sticks out on a phone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from kvsim.reports import trace as trace_page
 from kvsim.reports.html import write_report
+from kvsim.workloads import read
+from kvsim.workloads.analysis.stats import trace_stats
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
@@ -56,8 +59,19 @@ def dump_dom(page: Path, profile: Path) -> str:
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_report_is_drawn_and_fits(result_dir, tmp_path, width):
-    report = write_report(result_dir).read_text(encoding="utf-8")
-    (tmp_path / "probed.html").write_text(report.replace("<head>", "<head>" + PROBE, 1), encoding="utf-8")
+    assert_drawn_and_fits(write_report(result_dir), tmp_path, width, num_charts=9)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_about_a_trace_is_drawn_and_fits(tmp_path, width):
+    trace = read(Path(__file__).parents[2] / "scenarios" / "data" / "ragpulse_days0-2.jsonl.gz")
+    trace_page.write_page(tmp_path / "page.html", {**trace_stats(trace), "kv_bytes_per_token": 131072})
+    assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=5)
+
+
+def assert_drawn_and_fits(page: Path, tmp_path: Path, width: int, num_charts: int) -> None:
+    text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + PROBE, 1)
+    (tmp_path / "probed.html").write_text(text, encoding="utf-8")
     (tmp_path / "frame.html").write_text(FRAME.format(width=width), encoding="utf-8")
     dom = dump_dom(tmp_path / "frame.html", tmp_path / "profile")
     told = re.search(r'<pre id="told">(.*?)</pre>', dom)
@@ -70,7 +84,7 @@ def test_report_is_drawn_and_fits(result_dir, tmp_path, width):
     assert failures == "[]"
     assert seen_width == width
     assert needed <= width, "the page scrolls sideways"
-    assert charts == drawn >= 9
+    assert charts == drawn >= num_charts
 
 
 def test_charts_stand_in_the_page(result_dir, tmp_path):

@@ -20,6 +20,10 @@ COMMANDS = (
     ["profiles", "list"],
     ["profiles", "show"],
     ["profiles", "import"],
+    ["trace", "stats"],
+    ["trace", "convert"],
+    ["trace", "generate"],
+    ["trace", "anonymise"],
 )
 
 

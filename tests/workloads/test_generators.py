@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from kvsim.workloads import SEGMENT_KINDS, generate, generators, write_kvsim_jsonl
+from kvsim.workloads.analysis.reuse import prefix_reuse, reuse_by_kind
 from kvsim.workloads.generators.arrivals import arrival_times_ns, processes
 from kvsim.workloads.generators.rag import _retrievals
-from kvsim.workloads.statistics import prefix_reuse, summary
 
 S = 1_000_000_000
 CONSTANT = {"process": "constant", "rate_per_s": 1.0}
@@ -78,7 +78,9 @@ def test_rag():
     trace.check_integrity()
     assert np.all(trace.input_tokens >= 64 + 4 * 512 + 10)
     assert [SEGMENT_KINDS[kind] for kind in trace.kinds(0)] == ["system", *["chunk"] * 4, "user"]
-    assert summary(trace)["chunk_reuse_ratio"] == pytest.approx(1 - 20 / 800)
+    told = {row["kind"]: row for row in reuse_by_kind(trace)}
+    assert told["chunk"]["seen_before_ratio"] == pytest.approx(1 - 20 / 800)
+    assert told["system"]["seen_before_ratio"] == pytest.approx(1 - 1 / 200)
     assert trace.sources[0]["generator"] == "rag" and trace.sources[0]["seed"] == "3"
 
 

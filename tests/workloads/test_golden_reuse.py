@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvsim.workloads import read
+from kvsim.workloads.analysis.reuse import chunk_reuse, prefix_reuse
 from kvsim.workloads.runs import join_runs
-from kvsim.workloads.statistics import chunk_reuse, prefix_reuse, summary
 
 SCRIPT = Path(__file__).with_name("golden_reuse.py")
 GOLDEN = json.loads(SCRIPT.with_suffix(".json").read_text())
@@ -43,11 +43,3 @@ def test_ragpulse(data):
     trace = read(data / "ragpulse_days0-2.jsonl.gz")
     assert int(prefix_reuse(trace).sum()) == GOLDEN["ragpulse"]["prefix_tokens"]
     assert list(chunk_reuse(trace)) == GOLDEN["ragpulse"]["passage_and_web_tokens"]
-
-
-def test_summary(data):
-    told = summary(read(data / "lmcache_miniswe.jsonl.gz"))
-    assert (told["requests"], told["sessions"], told["closed_loop_requests"]) == (402, 20, 382)
-    assert told["input_tokens"]["total"] == GOLDEN["miniswe"]["input_tokens"]
-    assert told["prefix_reuse_ratio"] == pytest.approx(0.934, abs=0.0005)
-    json.dumps(told)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvsim.workloads import Trace, read, write_kvsim_jsonl
+from kvsim.workloads.analysis.reuse import prefix_reuse
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.operations import concatenate, slice_rows
 from kvsim.workloads.runs import join_runs
-from kvsim.workloads.statistics import prefix_reuse
 from kvsim.workloads.trace import SEGMENT_KINDS
 
 

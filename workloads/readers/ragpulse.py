@@ -1,7 +1,7 @@
 """RAGPulse: a production RAG service, prompts as components ``[[id, tokens], ...]`` with ``timestamp`` in ms.
 
 Source: https://github.com/flashserve/RAGPulse (MIT). Order in the prompt: sys, passages, history, web, user;
-kinds system, chunk, history, chunk, user. Ids are scoped per component (in the source they do not overlap
+kinds system, chunk, history, ``web_kind``, user. Ids are scoped per component (in the source they do not overlap
 either). ``input_length`` exceeds the components by 6 to 12 tokens that the source does not explain: the
 private tail.
 """
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kvsim.errors import TraceError
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.files import json_rows, shown
 from kvsim.workloads.readers.base import register
 from kvsim.workloads.readers.mooncake import NS_PER_MS
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace
 
-COMPONENTS = {"sys": "system", "passages": "chunk", "history": "history", "web": "chunk", "user": "user"}
+COMPONENTS = {"sys": "system", "passages": "chunk", "history": "history", "web": "", "user": "user"}
 
 
 @register("ragpulse", lambda fields: {"timestamp", "sys", "passages", "user"} <= fields)
-def read_ragpulse(path: Path, source: dict[str, str]) -> Trace:
-    """Read a RAGPulse trace; each component is one segment."""
+def read_ragpulse(path: Path, source: dict[str, str], *, web_kind: str = "chunk") -> Trace:
+    """Read a RAGPulse trace; each component is one segment. ``web_kind``: kind of results of a web search."""
+    if web_kind not in SEGMENT_KINDS:
+        raise TraceError(f"web_kind is {web_kind!r}; it has to be one of {', '.join(SEGMENT_KINDS)}")
     builder = TraceBuilder()
-    parts = [(key, SEGMENT_KINDS.index(kind), builder.new_scope()) for key, kind in COMPONENTS.items()]
+    parts = [
+        (key, SEGMENT_KINDS.index(kind or web_kind), builder.new_scope()) for key, kind in COMPONENTS.items()
+    ]
     for row in json_rows(path):
         ids, tokens, kinds = [], [], []
         for key, kind, scope in parts:

@@ -1,0 +1,1 @@
+"""What a trace gives before anything is simulated: lengths, arrivals, reuse, hits against capacity."""
