@@ -40,6 +40,7 @@ class Request:
     first_cached: int = -1  # exact reuse at first admission
     first_approximate: int = 0
     hits_by_tier: tuple[int, ...] = ()
+    entered_ns: int = 0  # through the front end
     admitted_ns: int = -1  # first admission
     load_started_ns: int = -1  # first wait for a lower tier
     first_token_ns: int = -1

@@ -20,8 +20,10 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
     host = {
         "launch": _time(base.launch_ns),
         "cpu": _time(base.cpu_ns),
-        "cpu_request": _time(base.cpu_request_ns),
+        "cpu_request": _time(fit.host["cpu_request"]),
         "cpu_sequence": _time(fit.host["cpu_sequence"]),
+        "cached_token": _time(fit.host["cached_token"]),
+        "intake_token": _time(fit.host["intake_token"]),
         "graph_tokens": base.graph_tokens,
         "piecewise_cpu": _time(fit.host["piecewise_cpu"]),
         "eager_cpu": _time(fit.host["eager_cpu"]),

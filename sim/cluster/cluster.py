@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+import numpy as np
 import simpy
 
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
+from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 from kvsim.workloads.trace import Trace
 
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def entry_ns(arrivals: Ints, tokens: Ints, engine: EngineSpec, replicas: int) -> Ints:
+    """When open-loop prompts of so many tokens are taken in, nanoseconds; all arrays of shape (requests,).
+
+    ``front_in_ns`` and ``intake_token_ns`` for each token after they arrive, one after the other: n replicas take in n
+    times as much. Closed-loop requests are taken in alone.
+    """
+    work = tokens.astype(np.int64) * engine.intake_token_ns
+    alone = arrivals + engine.front_in_ns + work
+    before = np.cumsum(work // replicas)
+    return np.asarray(np.maximum.accumulate(alone - before) + before)
+
 
 class Cluster:
     """Feeds a trace to replicas and writes down what becomes of each request.
 
-    A request meets the router ``front_in_ns`` after its arrival. Closed-loop followers arrive ``think_ns`` after the
-    client has the last token of the request before.
+    A request meets the router when an engine has taken it in (:func:`entry_ns`). Closed-loop followers arrive
+    ``think_ns`` after the client has the last token of the request before.
     """
 
     def __init__(
@@ -29,14 +45,12 @@ class Cluster:
         trace: Trace,
         router: Router,
         recorder: Recorder,
-        max_model_len: int,
-        front_in_ns: int,
-        front_out_ns: int,
+        engine: EngineSpec,
         with_kinds: bool = False,
         on_arrival: Callable[[Request], None] | None = None,
     ) -> None:
         self.env, self.trace, self.router, self.recorder = env, trace, router, recorder
-        self.max_model_len, self.front_in_ns, self.front_out_ns = max_model_len, front_in_ns, front_out_ns
+        self.engine = engine
         self.with_kinds, self.on_arrival = with_kinds, on_arrival
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
@@ -56,9 +70,11 @@ class Cluster:
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open-loop requests, by the clock."""
-        rows = (self.trace.after < 0).nonzero()[0]
-        for row, arrival in zip(rows.tolist(), self.trace.arrival_ns[rows].tolist(), strict=True):
-            at = arrival + self.front_in_ns
+        trace = self.trace
+        rows = (trace.after < 0).nonzero()[0]
+        arrivals = trace.arrival_ns[rows]
+        entries = entry_ns(arrivals, trace.input_tokens[rows], self.engine, len(self.replicas))
+        for row, arrival, at in zip(rows.tolist(), arrivals.tolist(), entries.tolist(), strict=True):
             if at > self.env.now:
                 yield self.env.timeout(at - self.env.now)
             self._enter(row, arrival)
@@ -78,12 +94,13 @@ class Cluster:
             trace.session.item(row),
             trace.tenant.item(row),
             row in self._followers,
+            entered_ns=self.env.now,
         )
         if self.on_arrival is not None:
             self.on_arrival(request)
         total = request.input_tokens + request.output_tokens
-        if total > self.max_model_len:
-            self._reject(request, f"{total} tokens exceed max_model_len {self.max_model_len}")
+        if total > self.engine.max_model_len:
+            self._reject(request, f"{total} tokens exceed max_model_len {self.engine.max_model_len}")
             return
         replica = self.router.pick(request, self.replicas)
         if not replica.manager.fits(request):
@@ -101,14 +118,16 @@ class Cluster:
             arrival = self.env.now + think
             At(
                 self.env,
-                think + self.front_in_ns,
+                think
+                + self.engine.front_in_ns
+                + self.trace.input_tokens.item(follower) * self.engine.intake_token_ns,
                 PRIORITY_ARRIVAL,
                 lambda _, row=follower, arrival=arrival: self._enter(row, arrival),  # type: ignore[misc]
             )
 
     def finish(self, replica: Replica, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
-        front = self.front_in_ns + self.front_out_ns
+        front_out = self.engine.front_out_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else request.admitted_ns
         self._add_row(
             RequestRow(
@@ -118,11 +137,11 @@ class Cluster:
                 request.output_tokens,
                 request.first_cached,
                 request.first_approximate,
-                queue_end - request.arrival_ns - self.front_in_ns,
+                queue_end - request.entered_ns,
                 request.admitted_ns - queue_end,
                 request.first_token_ns - request.admitted_ns,
-                front,
-                now + self.front_out_ns - request.arrival_ns,
+                request.entered_ns - request.arrival_ns + front_out,
+                now + front_out - request.arrival_ns,
                 replica.index,
                 request.preemptions,
                 request.session,
@@ -131,12 +150,12 @@ class Cluster:
             )
         )
         self.num_finished += 1
-        self.last_token_ns = max(self.last_token_ns, now + self.front_out_ns)
+        self.last_token_ns = max(self.last_token_ns, now + front_out)
         if request.followed:
-            if self.front_out_ns:
+            if front_out:
                 At(
                     self.env,
-                    self.front_out_ns,
+                    front_out,
                     PRIORITY_ARRIVAL,
                     lambda _: self._release_followers(request.index),
                 )

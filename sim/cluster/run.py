@@ -68,8 +68,7 @@ def build_simulation(
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
     env = simpy.Environment(initial_time=0)
     recorder = Recorder(every_ns)
-    front = engine.front_in_ns, engine.front_out_ns
-    cluster = Cluster(env, trace, router, recorder, engine.max_model_len, *front)
+    cluster = Cluster(env, trace, router, recorder, engine)
     names = [tier.name for tier in cache.tiers]
     replicas = []
     for index in range(num_replicas):

@@ -19,6 +19,8 @@ HOST = (
     "cpu",
     "cpu_request",
     "cpu_sequence",
+    "cached_token",
+    "intake_token",
     "piecewise_cpu",
     "eager_cpu",
     "tail",

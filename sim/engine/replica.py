@@ -413,9 +413,9 @@ class Replica(Services):
             else:
                 self._preempt_last()  # the request itself: it was admitted last
                 preempted = True
-        started = 0
+        attach = hold = 0
         if not preempted:
-            started = self._admit(now, budget, prefills, loads)
+            attach, hold = self._admit(now, budget, prefills, loads)
 
         complete: list[Request] = []
         chunks: list[tuple[int, int]] = []
@@ -446,13 +446,9 @@ class Replica(Services):
         if not tokens:
             self._nothing(now, preempted)
             return
-        cpu = (
-            engine.thread_ns(tokens, decodes + len(prefills), bool(prefills))
-            + started * engine.cpu_request_ns
-        )
-        sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(
-            now + engine.launch_ns
-        )
+        cpu = engine.thread_ns(tokens, decodes + len(prefills), bool(prefills)) + hold
+        launch = engine.launch_ns + attach
+        sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
         sampled = decodes + len(chunks)
         self._uses_links = False
         if not self._plain:
@@ -464,15 +460,18 @@ class Replica(Services):
         else:
             priced = self.cost.price_decodes(decodes, sum_context, 1)
         self.step_tokens = tokens
-        run = self._one_step(now, priced, decodes, cpu, engine.output_ns(sampled), loads)
+        run = self._one_step(now, priced, decodes, launch, cpu, engine.output_ns(sampled), loads)
         if chunks:
             self._prefill_end = int(run.ends[0])
 
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
-    ) -> int:
-        """Move requests from the queue into the step while there is budget, room and a slot; how many are new."""
-        manager, started = self.manager, 0
+    ) -> tuple[int, int]:
+        """Move requests from the queue into the step while there is budget, room and a slot.
+
+        Nanoseconds that their cached tokens put the launch off, and that all of it holds the thread.
+        """
+        manager, engine, attach, hold = self.manager, self.engine, 0, 0
         while budget > 0 and (self.loaded or self.waiting) and len(self.running) < self.engine.max_num_seqs:
             if self.loaded:
                 request = self.loaded[0]
@@ -505,8 +504,11 @@ class Replica(Services):
             self.running[request] = None
             prefills.append((request, tokens))
             budget -= tokens
-            started += 1
-        return started
+            attach += request.cached * engine.cached_token_ns
+            hold += engine.cpu_request_ns
+            if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
+                hold += request.input_tokens * engine.intake_token_ns
+        return attach, attach + hold
 
     def _note_plan(self, request: Request, plan: Plan) -> None:
         request.cached = plan.cached_tokens + plan.approximate_tokens
@@ -554,11 +556,10 @@ class Replica(Services):
     # ---- time of a run
 
     def _one_step(
-        self, now: int, priced: Priced, decodes: int, cpu: int, tail: int, loads: list[Transfer]
+        self, now: int, priced: Priced, decodes: int, launch: int, cpu: int, tail: int, loads: list[Transfer]
     ) -> Run:
         """Lay out a step that is committed already."""
         engine, end = self.engine, self._device_end
-        launch = engine.launch_ns
         boundaries: Times
         ends: Times
         if loads:

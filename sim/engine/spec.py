@@ -22,10 +22,14 @@ class EngineSpec:
     """Limits and host times of one engine version. All times in integer nanoseconds.
 
     A step's first kernel starts ``launch_ns`` after its scheduling began; the engine's thread is busy with it for
-    ``cpu_ns``, plus ``cpu_sequence_ns`` for each sequence in it and ``cpu_request_ns`` for each request that it
-    starts. Steps with prefill are launched kernel by kernel, or piece by piece up to ``graph_tokens`` tokens: that
-    holds the thread for ``eager_cpu_ns`` or ``piecewise_cpu_ns`` in place of ``cpu_ns``, while the device already
-    runs. No step ends sooner than ``tail_ns``, and ``cpu_sequence_ns`` for each sequence, after its launch.
+    ``cpu_ns``, plus ``cpu_sequence_ns`` for each sequence in it and, for each request that it starts,
+    ``cpu_request_ns`` and ``cached_token_ns`` for each token that it attaches from the cache (before the launch).
+    Steps with prefill are launched kernel by kernel, or piece by piece up to ``graph_tokens`` tokens: that holds the
+    thread for ``eager_cpu_ns`` or ``piecewise_cpu_ns`` in place of ``cpu_ns``, while the device already runs. No step
+    ends sooner than ``tail_ns``, and ``cpu_sequence_ns`` for each sequence, after its launch.
+
+    A prompt takes ``front_in_ns`` and ``intake_token_ns`` for each of its tokens (copied, checked, hashed) until the
+    scheduler knows of it. Where it has to wait there, the engine was busy, and its intake has held the same thread.
     """
 
     name: str
@@ -37,6 +41,8 @@ class EngineSpec:
     cpu_ns: int = 0
     cpu_request_ns: int = 0
     cpu_sequence_ns: int = 0
+    cached_token_ns: int = 0
+    intake_token_ns: int = 0
     graph_tokens: int = 0
     piecewise_cpu_ns: int = 0
     eager_cpu_ns: int = 0

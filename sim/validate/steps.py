@@ -29,6 +29,8 @@ class Step:
     sum_context: int  # KV tokens that decodes read, their new ones included
     prefills: list[tuple[int, int]] = field(default_factory=list)  # (new, past) of each chunk
     started: int = 0  # requests whose first chunk is in it
+    started_tokens: int = 0  # of their prompts
+    attached_tokens: int = 0  # of those, from the cache
     is_sure: bool = True
     ends_busy: bool = False  # the engine ran empty after it
 
@@ -105,27 +107,30 @@ def _spread_prefills(steps: list[Step], run: MeasuredRun, first: Ints) -> None:
     ending: dict[int, list[int]] = {}
     for i in np.argsort(requests.submit_s, kind="stable").tolist():
         ending.setdefault(int(first[i]), []).append(i)
-    left, past = 0, 0  # of the prompt whose end lies in a later row
+    left, past, prompt = 0, 0, 0  # of the prompt whose end lies in a later row
     for row in range(len(steps) - 1, -1, -1):
         step = steps[row]
         room = budget - step.decodes
         if row + 1 < len(steps) and step.ends_busy and left:
             steps[row + 1].is_sure = False  # a chunk that gave no output left no row
             left = 0
-        chunks = [
-            (int(requests.input_tokens[i] - requests.cached_tokens[i]), int(requests.cached_tokens[i]))
-            for i in ending.get(row, ())
+        prompts = [
+            (int(requests.input_tokens[i]), int(requests.cached_tokens[i])) for i in ending.get(row, ())
         ]
+        chunks = [(tokens - cached, cached) for tokens, cached in prompts]
         if left:
+            prompts.append((prompt, past))
             chunks.append((left, past))
             left = 0
         over = sum(new for new, _ in chunks) - room
-        step.started += len(chunks)
         if over > 0 and chunks:
             new, past = chunks[0]
             if over >= new or (len(chunks) > 1 and chunks[-1][0] < over):
                 step.is_sure = False
             left = min(over, new)
             chunks[0] = (new - left, past + left)
-            step.started -= 1  # counted where it really starts
+            prompt, _ = prompts.pop(0)  # counted where it really starts
+        step.started = len(prompts)
+        step.started_tokens = sum(tokens for tokens, _ in prompts)
+        step.attached_tokens = sum(cached for _, cached in prompts)
         step.prefills = [chunk for chunk in chunks if chunk[0] > 0]

@@ -82,11 +82,20 @@ def predicted_s(steps: list[Step], cost: CostModel, engine: EngineSpec) -> list[
     ends, decided, busy = [], [], []
     for step in steps:
         sequences = step.decodes + len(step.prefills)
-        cpu = engine.thread_ns(step.tokens, sequences, bool(step.prefills))
+        attach = step.attached_tokens * engine.cached_token_ns
+        cpu = engine.thread_ns(step.tokens, sequences, bool(step.prefills)) + attach
         cpu += step.started * engine.cpu_request_ns
+        if at:  # before, an idle engine took them in
+            cpu += step.started_tokens * engine.intake_token_ns
         prices = [price_ns(step, cost)]
         boundaries, device = lay_out(
-            at, end, prices, engine.launch_ns, cpu, engine.output_ns(sequences), engine.async_scheduling
+            at,
+            end,
+            prices,
+            engine.launch_ns + attach,
+            cpu,
+            engine.output_ns(sequences),
+            engine.async_scheduling,
         )
         decided.append(at)
         busy.append(cpu)

@@ -23,7 +23,7 @@ from kvsim.cache.manager import Transfer
 from kvsim.calibrate.engines.engine_profile import profile_text, write_profile
 from kvsim.calibrate.engines.fit import Fit, fit_copies, fit_engine, read_microbenchmarks
 from kvsim.calibrate.engines.measure_vllm import rows_of
-from kvsim.calibrate.engines.microbenchmarks import loads
+from kvsim.calibrate.engines.microbenchmarks import loads, shared_decode
 from kvsim.cli.main import run_command
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
@@ -42,7 +42,11 @@ from kvsim.validate.replay import Assumptions, replay
 ROOT = Path(__file__).parents[2]
 SHIPPED = [
     ROOT / "calibrate" / "data" / name
-    for name in ("vllm-0.24.0_h100-sxm", "vllm-0.24.0_h100-sxm_llama-3.1-8b")
+    for name in (
+        "vllm-0.24.0_h100-sxm",
+        "vllm-0.24.0_h100-sxm_llama-3.1-8b",
+        "vllm-0.24.0_h100-sxm_shared_loads",
+    )
 ]
 PROFILE = ROOT / "sim" / "engine" / "profiles" / "vllm-0.24.0.yaml"
 
@@ -51,10 +55,11 @@ name: known
 gpu: h100-sxm
 async_scheduling: true
 host:
-  {launch: 400 us, cpu: 1 ms, cpu_request: 0 us, cpu_sequence: 40 us, graph_tokens: 512, piecewise_cpu: 16 ms, eager_cpu: 28 ms,
+  {launch: 400 us, cpu: 1 ms, cpu_request: 200 us, cpu_sequence: 40 us, cached_token: 150 ns, intake_token: 300 ns,
+   graph_tokens: 512, piecewise_cpu: 16 ms, eager_cpu: 28 ms,
    tail: 3 ms, load_decisions: 2, front_in: 1.5 ms, front_out: 1.5 ms}
 device:
-  step: 387 us
+  step: 420 us
   prefill_factor: 1.05
   graphs: [[1, 1.455], [8, 1.55], [32, 1.75]]
   kv_read: 2500 GB/s
@@ -164,8 +169,10 @@ def record(folder: Path, name: str, rows: Sequence[Row], engine: Path, front_out
         table,
         REQUESTS,
         (
-            [*row[:6], f"{ttft_s:.6f}", f"{e2e_s:.6f}", 0, 0, 0, f"{engine_s:.6f}"]
-            for row, ttft_s, e2e_s, engine_s in zip(plain, found.ttft_s, found.e2e_s, own_s, strict=True)
+            [*row[:5], cached, f"{ttft_s:.6f}", f"{e2e_s:.6f}", 0, 0, 0, f"{engine_s:.6f}"]
+            for row, cached, ttft_s, e2e_s, engine_s in zip(
+                plain, found.cached_tokens, found.ttft_s, found.e2e_s, own_s, strict=True
+            )
         ),
     )
     seen = [
@@ -173,6 +180,17 @@ def record(folder: Path, name: str, rows: Sequence[Row], engine: Path, front_out
         for o in Logged.log
     ]
     write_table(folder / f"{name}.iterations.csv.gz", ITERATIONS, seen)
+
+
+def record_bursts(folder: Path, engine: Path) -> None:
+    """As :func:`record`, of cached prompts that come at once."""
+    (folder / "workloads").mkdir(exist_ok=True)
+    for number, context in enumerate((512, 1024, 3072)):
+        rows = shared_decode(context, 0, (16, 32), 20, 1000 * number)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "workloads" / f"shared_c{context}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+        submits = [(row["arrival_s"], row["input_tokens"], row["output_tokens"]) for row in rows]
+        record(folder, f"sim.shared_c{context}", submits, engine, 1_500_000)
 
 
 TRANSFERS = "t_s,load_bytes,load_s,loads,store_bytes,store_s,stores"
@@ -214,6 +232,7 @@ def known_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(replica_module, "LONGEST_RUN", 1)
         for name, rows in microbenchmarks().items():
             record(folder, f"sim.{name}", rows, engine, 1_500_000)
+        record_bursts(folder, engine)
         record_loads(folder, "sim_ddr", "auto", engine)
         record_loads(folder, "sim_ddr_fp8", "fp8", engine)
     return folder
@@ -287,10 +306,13 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert device["kv_read_bytes_per_s"] == pytest.approx(2.5e12, rel=0.002)
     assert device["uneven_factor"] == pytest.approx(1.0, rel=0.005)
     assert device["sustained_factor"] == pytest.approx(1.06, abs=0.01)
-    assert host["eager_cpu"] == pytest.approx(28e6, rel=0.002)
-    assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.002)
+    assert host["eager_cpu"] == pytest.approx(28e6, rel=0.005)  # but for what starting a request takes
+    assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.005)
     assert host["tail"] == pytest.approx(3e6, rel=0.01)
     assert host["cpu_sequence"] == pytest.approx(40e3, rel=0.1)
+    assert host["cpu_request"] == pytest.approx(200e3, abs=50e3)
+    assert host["intake_token"] == pytest.approx(300, rel=0.02)
+    assert host["cached_token"] == pytest.approx(150, rel=0.1)
     assert host["front_in"] + host["front_out"] == pytest.approx(3e6, rel=0.01)
     # a step's constant and the factor on its kernels trade against each other; what steps cost in all does not
     found = EngineTerms(
@@ -298,15 +320,15 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
         prefill_factor=device["prefill_factor"],
         mixed_attention_factor=device["mixed_attention_factor"],
     )
-    known = EngineTerms(step_ns=387e3, prefill_factor=1.05, mixed_attention_factor=1.3)
+    known = EngineTerms(step_ns=420e3, prefill_factor=1.05, mixed_attention_factor=1.3)
     for tokens in (2048, 4096, 8192):
         for decodes in (0, 8, 32):
             prices = [prefill_ns(known_runs, terms, tokens, decodes) for terms in (found, known)]
             assert prices[0] == pytest.approx(prices[1], rel=0.005), f"{tokens} tokens, {decodes} decodes"
     assert device["step"] == pytest.approx(
-        387e3, rel=0.03
+        420e3, rel=0.03
     )  # KNOWN has what its smallest batch takes beyond its kernels
-    assert device["mixed_attention_factor"] == pytest.approx(1.3, abs=0.04)
+    assert device["mixed_attention_factor"] == pytest.approx(1.3, abs=0.06)
 
 
 def prefill_ns(folder: Path, terms: EngineTerms, tokens: int, decodes: int) -> int:
@@ -350,7 +372,9 @@ def test_a_fitted_profile_carries_the_copies_and_a_replay_uses_them(known_runs: 
         replay(run, Assumptions(str(path))).requests.load_s[-6:] for path in (out, known_runs / "known.yaml")
     ]
     assert loads_s[0] == pytest.approx(loads_s[1], rel=0.02)
-    assert loads_s[0].sum() < 0.5 * replay(run, Assumptions()).requests.load_s[-6:].sum()
+    assert (
+        loads_s[0].sum() > 1.2 * replay(run, Assumptions()).requests.load_s[-6:].sum()
+    )  # not the shipped copies
 
 
 # ---- what it cannot find
@@ -361,10 +385,11 @@ def test_missing_parts_are_reported_and_not_invented(known_runs: Path) -> None:
     fit = fit_on(known_runs, [f"sim.{name}" for name in wanted])
     assert fit.device["uneven_factor"] == 1.0
     assert fit.device["sustained_factor"] == 1.0
-    assert fit.copies is None  # as in the base profile
+    assert fit.copies == base_spec(read_run(known_runs, "sim.solo")).copies  # the base profile's
     notes = "\n".join(fit.notes)
     assert "not identifiable: uneven_factor" in notes
     assert "not identifiable: sustained_factor" in notes
+    assert "not identifiable: cpu_request, cached_token" in notes
 
 
 def test_without_decode_batches_there_is_no_profile(known_runs: Path) -> None:
