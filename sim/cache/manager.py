@@ -9,10 +9,11 @@ decide when a transfer ends, the replica joins them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kvsim.cache.eviction import EvictionSpec, Setting
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -57,7 +58,11 @@ class Plan:
 
 
 class Services:
-    """What a manager may ask the replica when it weighs a load against recomputing. Both are looks."""
+    """What a manager may ask the replica. All are looks."""
+
+    def now_ns(self) -> int:
+        """The simulated clock, for what ages."""
+        raise NotImplementedError
 
     def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
         """Nanoseconds from now until such a load would have ended, queue included."""
@@ -78,7 +83,8 @@ class CacheConfig:
     max_model_len: int
     num_layers: int
     reserved_blocks: int = 1  # never usable (vLLM's null block)
-    eviction: str = "lru"
+    eviction: EvictionSpec = "lru"
+    balance_tokens: float = float("inf")  # context at which attention costs as much as the matrix products
     load_policy: str = "always"  # always | if_faster
     tiers: tuple[Any, ...] = ()  # TierConfig of kvsim.cache.tiers, nearest first
     store_answers: bool = False  # tiers get prompts only (vLLM's default), or what was generated as well
@@ -89,6 +95,10 @@ class CacheConfig:
     def num_blocks(self) -> int:
         """Usable blocks in HBM."""
         return self.capacity_bytes // (self.bytes_per_token * self.block_tokens) - self.reserved_blocks
+
+    def eviction_setting(self, capacity_blocks: int, now_ns: Callable[[], int]) -> Setting:
+        """What the eviction policy of a tier of so many blocks may know."""
+        return Setting(capacity_blocks, self.block_tokens, self.balance_tokens, now_ns)
 
 
 class CacheManager(ABC):

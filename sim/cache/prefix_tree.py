@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
@@ -49,7 +50,16 @@ class PrefixTreeManager(Paged):
         policy = eviction_policy(config.eviction)
         self.tree = PrefixTree(config.block_tokens, policy)
         self.tiers = TierStack(config, self.block_bytes)
-        self.needs_future = any(tree.policy.needs_future for tree in self._trees())
+        policies = [tree.policy for tree in self._trees()]
+        capacities = [self.capacity_blocks, *(tier.capacity_blocks for tier in self.tiers.tiers)]
+        for each, capacity in zip(policies, capacities, strict=True):
+            each.start(config.eviction_setting(capacity, lambda: self.services.now_ns()))
+        self.needs_future = any(each.needs_future for each in policies)
+        self.needs_kinds = type(self).needs_kinds or any(each.needs_kinds for each in policies)
+        # what few policies ask for, so that the others pay nothing
+        self._expiring = [tree for tree in self._trees() if own(tree.policy, "expired")]
+        self._on_admit = [each.admitted for each in policies if own(each, "admitted")]
+        self._on_finish = [tree for tree in self._trees() if own(tree.policy, "finished")]
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
 
@@ -72,6 +82,10 @@ class PrefixTreeManager(Paged):
         size = self.block_tokens
         tokens = request.prompt_tokens
         limit = (tokens - 1) // size
+        for tree in self._expiring:
+            dropped = tree.expire()
+            if tree is self.tree:
+                self.free_blocks += dropped
         node, blocks = self.tree.match(request.ids, request.ends, limit)
         loads = self.tiers.find(request, blocks, limit, self.services) if self.tiers else []
         hits = [blocks * size] + [0] * len(self.config.tiers)
@@ -95,6 +109,8 @@ class PrefixTreeManager(Paged):
         free = self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks)
         if need > free or (loaded and loaded > free - self.owed_blocks):
             return False  # a load leaves the prompts before it the room that they still need (as vLLM does)
+        for admitted in self._on_admit:
+            admitted(request)
         pinned = self.tree.acquire(found.node, found.blocks)
         leaf = self.tree.append(pinned, request.ids, request.ends, found.blocks, found.blocks)
         request.kv = Held(leaf, found.blocks, len(found.loads), loaded, need - loaded)
@@ -179,6 +195,9 @@ class PrefixTreeManager(Paged):
         held: Held = request.kv
         self._full(held, context)
         transfers = self._write(held, request, context)
+        for tree in self._on_finish:
+            if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
+                tree.rank_again(tree.match(request.ids, request.ends, context // self.block_tokens)[0])
         self._let_go(request)
         return transfers
 
@@ -221,4 +240,4 @@ class PrefixTreeManager(Paged):
     def set_future(self, future: Future) -> None:
         for tree in self._trees():
             if tree.policy.needs_future:
-                tree.next_use = future.next_use
+                tree.policy.set_future(future)

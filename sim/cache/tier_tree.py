@@ -80,7 +80,7 @@ class TierTree(PrefixTree):
                 if reach < child.end:
                     child = self._split(child, reach)
                 if child.hole and child.start >= start:
-                    child.hole = False
+                    child.hole, child.uses, child.state = False, 1, None
                     self.num_blocks += child.num_blocks
                     if child.ref == 0:
                         self.num_evictable += child.num_blocks
@@ -92,10 +92,13 @@ class TierTree(PrefixTree):
     def _add(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int, hole: bool) -> Node:
         node = Node(parent, ids, ends, bisect_right(ends, start * self.block_tokens), start, end)
         node.hole = hole
+        node.uses = 1
         if not hole:
             self.num_blocks += end - start
             self.num_evictable += end - start
         self._link(node)
+        if self._queue.inserted is not None and not hole:
+            self._queue.inserted(node, self._place(node, start))
         return node
 
     def _reserve(self, node: Node, runs: list[Node]) -> None:

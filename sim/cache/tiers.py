@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.eviction import EvictionSpec, eviction_policy
 from kvsim.cache.manager import CacheConfig, Services, Transfer
 from kvsim.cache.tier_tree import TierTree
 from kvsim.cache.tree import Node
@@ -30,7 +30,7 @@ class TierConfig:
     capacity_bytes: int
     load: Literal["before", "layerwise"]
     write: Literal["through", "on_eviction"]
-    eviction: str
+    eviction: EvictionSpec
     extent_bytes: int
 
 

@@ -16,15 +16,14 @@ is evicted.
 
 from __future__ import annotations
 
-import heapq
 from bisect import bisect_right
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from kvsim.cache.eviction import EvictionPolicy, Key
+from kvsim.cache.eviction import EvictionPolicy
+from kvsim.cache.eviction.queue import EvictionQueue
 
-NEVER = float("inf")
+NEVER = float("inf")  # when something is needed again that no later request needs
 BlockKey = tuple[tuple[int, int], ...] | tuple[int, int]
 
 
@@ -32,8 +31,8 @@ class Node:
     """Blocks start .. end of one history. ``end`` moves: up while its maker computes, down as its tail is evicted."""
 
     __slots__ = (
-        "children", "copies", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "next_use", "parent",
-        "ready", "ref", "start", "uses", "version",
+        "children", "copies", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "parent", "ready",
+        "ref", "start", "state", "uses", "version",
     )  # fmt: skip
 
     def __init__(
@@ -51,8 +50,8 @@ class Node:
         self.hole = False  # only a step on the path to content that this tier does hold
         self.freed = 0
         self.uses = 0
-        self.next_use = NEVER
-        self.version = 0  # of its entry in the eviction heap
+        self.state: Any = None  # the eviction policy's own
+        self.version = 0  # of its entry in the eviction heap, 0 = it has none
 
     @property
     def num_blocks(self) -> int:
@@ -63,16 +62,23 @@ class Node:
 class Copy:
     """One more copy of a node's blocks; ``holder`` is the leaf of the request that computed it, None once let go."""
 
-    __slots__ = ("freed", "holder", "next_use", "node", "uses", "version")
+    __slots__ = ("freed", "holder", "node", "state", "uses", "version")
+    ref = 0  # as of a run that nobody holds and nothing continues
+    children: Mapping[BlockKey, Node] = {}
+    copies: tuple[Copy, ...] = ()
 
     def __init__(self, node: Node, holder: Node | None, freed: int, uses: int) -> None:
         self.node, self.holder, self.freed, self.uses = node, holder, freed, uses
-        self.next_use = NEVER
+        self.state: Any = None
         self.version = 0
 
     @property
     def start(self) -> int:
         return self.node.start
+
+    @property
+    def end(self) -> int:
+        return self.node.end
 
 
 Evictable = Node | Copy
@@ -109,22 +115,17 @@ def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: i
 class PrefixTree:
     """Cached and held runs of one tier. Counts blocks only; who pays for them is the manager's business."""
 
-    def __init__(
-        self, block_tokens: int, policy: EvictionPolicy, next_use: Callable[[Node], float] | None = None
-    ) -> None:
+    def __init__(self, block_tokens: int, policy: EvictionPolicy) -> None:
         self.block_tokens = block_tokens
         self.policy = policy
-        self.next_use = next_use
         self.root = Node(None, [], [], 0, 0, 0)
         self.root.ref = 1
         self.num_blocks = 0  # of all copies of all nodes
         self.num_evictable = 0  # of those, the ones that nobody pins
         self.num_evicted = 0
         self.num_copies = 0  # :class:`Copy` objects; zero nearly always
-        self._heap: list[tuple[Key, int, int, Evictable]] = []
+        self._queue = EvictionQueue(policy)
         self._clock = 0
-        self._serial = 0
-        self._tidy_at = 1024
 
     # ---- look
 
@@ -190,13 +191,14 @@ class PrefixTree:
         """Cut ``node`` at block ``at``; the upper part is new, the lower part stays the object it was."""
         upper = Node(node.parent, node.ids, node.ends, node.first, node.start, at)
         upper.key, upper.ref, upper.freed, upper.uses = node.key, node.ref, node.freed, node.uses
-        upper.next_use, upper.ready, upper.hole = node.next_use, node.ready, node.hole
+        upper.state, upper.ready, upper.hole = node.state, node.ready, node.hole
         assert node.parent is not None and node.key is not None
         node.parent.children[node.key] = upper
         node.parent, node.start, node.key = upper, at, None
         node.first = bisect_right(node.ends, at * self.block_tokens)
         for copy in node.copies:
             twin = Copy(upper, copy.holder, copy.freed, copy.uses)
+            twin.state = copy.state
             upper.copies.append(twin)
             self.num_copies += 1
             if copy.holder is None:
@@ -221,6 +223,8 @@ class PrefixTree:
         """A new pinned leaf below a pinned ``parent``, with blocks ``start`` .. ``end`` (may be empty as yet)."""
         node = Node(parent, ids, ends, bisect_right(ends, start * self.block_tokens), start, start)
         node.ref, node.uses, node.live = 1, 1, True
+        if self._queue.inserted is not None and (start + 1) * self.block_tokens <= ends[-1]:
+            self._queue.inserted(node, self._place(node, start))
         self.extend(node, end)
         return node
 
@@ -275,16 +279,22 @@ class PrefixTree:
         return False
 
     def _push(self, item: Evictable) -> None:
-        if self.next_use is not None:
-            item.next_use = self.next_use(item if isinstance(item, Node) else item.node)
-        self._serial += 1
-        item.version = self._serial
-        heap = self._heap
-        if len(heap) > self._tidy_at:  # entries of runs that were pinned again are dropped now and then
-            heap[:] = [entry for entry in heap if entry[3].version == entry[2]]
-            heapq.heapify(heap)
-            self._tidy_at = 1024 + 2 * len(heap)
-        heapq.heappush(heap, (self.policy.key(item), -item.start, item.version, item))
+        queue = self._queue
+        if queue.cut is not None and isinstance(item, Node):
+            at = queue.cut(item)
+            if at < item.end:
+                self._split(item, at)  # which pushes both parts
+                return
+        queue.push(item)
+
+    def rank_again(self, leaf: Node) -> None:
+        """Ask the policy anew about what nobody holds of the path to ``leaf``."""
+        step: Node | None = leaf
+        while step is not None and step.parent is not None:
+            parent = step.parent
+            if step.ref == 0 and not step.hole:
+                self._push(step)
+            step = parent
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
         """Take ``blocks`` evictable blocks away, by the policy; what content went, as (node, from block, to block).
@@ -293,39 +303,44 @@ class PrefixTree:
         """
         assert blocks <= self.num_evictable, f"evict {blocks} of {self.num_evictable} evictable blocks"
         gone: list[tuple[Node, int, int]] = []
-        heap = self._heap
         left = blocks
         while left:
-            _, _, version, item = heap[0]
-            if item.version != version:
-                heapq.heappop(heap)
-            elif isinstance(item, Copy):
+            item = self._queue.first()
+            assert item is not None, f"{left} more blocks to evict, and no run can go"
+            if isinstance(item, Copy):
                 left -= self._evict_copy(item, left)
-            elif item.ref or item.end == item.start:
-                heapq.heappop(heap)
-            elif not item.children and not item.copies and item.end - item.start > left:
-                gone.append((item, item.end - left, item.end))  # nearly always: a part of a run is enough
-                item.end -= left
-                break
+            elif item.copies:
+                left -= self._replace(item, left)
             else:
-                victim = item
-                while (
-                    victim.children and not victim.copies
-                ):  # a policy may rank an ancestor first: descendants go first
-                    victim = next(iter(victim.children.values()))
-                if victim.copies:
-                    left -= self._replace(victim, left)
-                    continue
-                take = min(left, victim.end - victim.start)
-                gone.append((victim, victim.end - take, victim.end))
-                victim.end -= take
+                end = item.end
+                take = min(left, end - item.start)
+                if self._queue.evicted is not None:
+                    self._queue.evicted(item, take, self._place(item, end - take))
+                gone.append((item, end - take, end))
+                item.end = end - take
                 left -= take
-                if victim.end == victim.start:
-                    self._unlink(victim)
+                if item.end == item.start:
+                    self._unlink(item)
         self.num_evictable -= blocks
         self.num_blocks -= blocks
         self.num_evicted += blocks
         return gone
+
+    def expire(self) -> int:
+        """Evict what the policy says is worth nothing any more; how many blocks."""
+        blocks = 0
+        while self._queue.expired is not None:
+            item = self._queue.first()
+            if item is None or not self._queue.expired(item):
+                break
+            blocks += item.end - item.start
+            self.evict(item.end - item.start)
+        return blocks
+
+    def _place(self, node: Node, block: int) -> Hashable:
+        """Name of the run that begins at ``block`` of ``node``: what it continues, and its first block's content."""
+        first = bisect_right(node.ends, block * self.block_tokens)
+        return node if block > node.start else node.parent, self._block_key(node.ids, node.ends, first, block)
 
     def _evict_copy(self, copy: Copy, most: int) -> int:
         """Drop the tail of a copy that nobody holds; how many blocks."""
@@ -333,6 +348,8 @@ class PrefixTree:
         take = min(most, node.num_blocks)
         if take < node.num_blocks:
             self._split(node, node.end - take)
+        if self._queue.evicted is not None:
+            self._queue.evicted(copy, take, self._place(node, node.start))
         node.copies.remove(copy)
         self.num_copies -= 1
         copy.version = 0
@@ -343,11 +360,13 @@ class PrefixTree:
         take = min(most, node.num_blocks)
         if take < node.num_blocks:
             self._split(node, node.end - take)
+        if self._queue.evicted is not None:
+            self._queue.evicted(node, take, self._place(node, node.start))
         copy = node.copies.pop(0)
         self.num_copies -= 1
         copy.version = 0
         node.ref = 0 if copy.holder is None else 1
-        node.freed, node.uses = copy.freed, copy.uses
+        node.freed, node.uses, node.state = copy.freed, copy.uses, copy.state
         node.version = 0
         if node.ref == 0:
             self._push(node)
@@ -360,8 +379,11 @@ class PrefixTree:
             return
         del parent.children[key]
         node.key = None
-        if parent.hole and not parent.children and parent.ref == 0:
-            self._unlink(parent)
+        if not parent.children and parent.ref == 0:
+            if parent.hole:
+                self._unlink(parent)
+            elif parent.version == 0:
+                self._push(parent)  # its turn had come while something continued it
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""

@@ -82,7 +82,7 @@ def build_simulation(
     if any(replica.manager.needs_future for replica in replicas):
         from kvsim.cache.future import Future
 
-        future = Future(trace)
+        future = Future(trace, cache.block_tokens)
         cluster.on_arrival = future.arrived
         for replica in replicas:
             replica.manager.set_future(future)
@@ -147,6 +147,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         max_model_len=memory.max_model_len,
         num_layers=model.num_layers,
         eviction=scenario.cache.eviction,
+        balance_tokens=model.balance_tokens,
         load_policy=scenario.cache.load_policy,
         tiers=tuple(
             TierConfig(tier.name, spec.capacity_bytes, tier.load, tier.write, tier.eviction, tier.extent)
@@ -175,10 +176,11 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
     return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def _named(key: str, find: Callable[[str], T], name: str) -> T:
+def _named(key: str, find: Callable[[S], T], name: S) -> T:
     """``find(name)``; what it has against the name is said of the scenario's ``key``."""
     try:
         return find(name)

@@ -129,6 +129,9 @@ class Replica(Services):
         if run is not None and run.fused:
             self._commit(run, run.decided_by(self.env.now))
 
+    def now_ns(self) -> int:
+        return int(self.env.now)
+
     def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
         return self.links.estimate_ns(src, "hbm", num_bytes, num_extents)
 

@@ -130,3 +130,8 @@ class ModelSpec:
         """
         pairs = new_tokens * past_tokens + new_tokens * (new_tokens + 1) // 2
         return 4 * self.num_layers * self.num_heads * self.head_dim * pairs
+
+    @property
+    def balance_tokens(self) -> float:
+        """Context at which one token's attention takes as many FLOPs as its linear layers."""
+        return self.linear_flops_per_token / (self.attention_flops(1, 1) - self.attention_flops(1))

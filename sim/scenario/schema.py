@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -84,6 +85,23 @@ def _link_kind(value: object) -> str:
     return "preset" if isinstance(value, str) else "inline"
 
 
+def _eviction_kind(value: object) -> str:
+    return "preset" if isinstance(value, str) else "inline"
+
+
+def _with_policy(value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("policy"), str):
+        raise ValueError("'policy' is missing; write a name, or {policy: ttl, seconds: 300}")
+    return value
+
+
+EvictionChoice = Annotated[
+    Annotated[str, Tag("preset")] | Annotated[dict[str, Any], AfterValidator(_with_policy), Tag("inline")],
+    Discriminator(_eviction_kind),
+]
+"""A policy's name, or a mapping of ``policy`` and the policy's options: see docs/eviction.md."""
+
+
 class Tier(Part):
     """A place for KV below HBM; every replica has its own."""
 
@@ -100,7 +118,7 @@ class Tier(Part):
     load: Literal["before", "layerwise"] = "before"
     """before: a request waits for its load (vLLM's connector); layerwise: its first step overlaps it."""
     write: Literal["through", "on_eviction"] = "through"
-    eviction: str = "lru"
+    eviction: EvictionChoice = "lru"
     extent: Annotated[ByteSize, Field(ge=1)] = 2 * 2**20
     """Bytes that lie together: a copy pays the link's operation time once for each such piece."""
     usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
@@ -111,8 +129,8 @@ class Cache(Part):
     manager: str = "prefix_tree"
     """none, contiguous, paged, prefix_tree, or any that a plug-in registers."""
     block_tokens: Positive = 16
-    eviction: str = "lru"
-    """lru, lfu, belady, or any that a plug-in registers."""
+    eviction: EvictionChoice = "lru"
+    """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""
     num_gpu_blocks: Positive | None = None
     """KV blocks in HBM of one replica; null = computed from the GPU's memory."""
     options: dict[str, Any] = {}

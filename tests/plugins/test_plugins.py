@@ -63,8 +63,11 @@ class AlwaysLast(Router):
 class NewestFirst(EvictionPolicy):
     api_version = EVICTION_API
 
-    def key(self, node):
-        return (-node.freed,)
+    def __init__(self, *, weight=1):
+        self.weight = weight
+
+    def key(self, item):
+        return (-self.weight * item.freed,)
 '''
 
 SCENARIO = """\
@@ -131,9 +134,12 @@ def test_a_third_partys_manager_runs(third_party: Path, tmp_path: Path) -> None:
     assert "decode_attention" in kernels and "prefill_attention" not in kernels
 
 
-def test_a_third_partys_router_and_eviction_policy_run(third_party: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("eviction", ["newest_first", "{policy: newest_first, weight: 2}"])
+def test_a_third_partys_router_and_eviction_policy_run(
+    third_party: Path, tmp_path: Path, eviction: str
+) -> None:
     found = _run(
-        third_party, tmp_path, "prefix_tree", "cluster.router=always_last", "cache.eviction=newest_first"
+        third_party, tmp_path, "prefix_tree", "cluster.router=always_last", f"cache.eviction={eviction}"
     )
     assert found.returncode == 0, found.stderr
     assert [replica["requests"] for replica in json.loads(found.stdout)["by_replica"]] == [0, 20]

@@ -111,6 +111,29 @@ def test_a_mistake_in_the_file(
             "cache.manager: no cache manager is called 'prefix_treee'; did you mean 'prefix_tree'?",
         ),
         ("cache.eviction=lrru", "cache.eviction: no eviction policy is called 'lrru'; did you mean 'lru'?"),
+        ("cache.eviction={policy: ttl}", "cache.eviction: eviction policy 'ttl' needs the option 'seconds'"),
+        (
+            "cache.eviction={policy: ttl, second: 3}",
+            "cache.eviction: eviction policy 'ttl' has no option 'second'; did you mean 'seconds'?",
+        ),
+        (
+            "cache.eviction={policy: ttl, seconds: -1}",
+            "cache.eviction: eviction policy 'ttl': seconds: expected a number of at least 0, found -1",
+        ),
+        (
+            "cache.eviction={policy: pinned, kinds: [sytem]}",
+            "cache.eviction: eviction policy 'pinned': kinds: no kind is called 'sytem'; did you mean 'system'?",
+        ),
+        (
+            "cache.eviction={policy: lru, share: 1}",
+            "cache.eviction: eviction policy 'lru' has no option 'share'; it has none",
+        ),
+        ("cache.eviction={seconds: 3}", "--set cache.eviction: 'policy' is missing; write a name, or"),
+        (
+            "cache.tiers=[{name: ddr, capacity: 1 GB, eviction: {policy: belady, noise: x}}]",
+            "cache.tiers.0.eviction: eviction policy 'belady': noise: expected a number of at least 0, found 'x'",
+        ),
+        ("cache.eviction=explicit_free", "eviction policy 'explicit_free': the workload names no sessions"),
         (
             "cluster.router=prefix-aware",
             "cluster.router: no router is called 'prefix-aware'; did you mean 'prefix_aware'?",

@@ -1,32 +1,120 @@
-"""Which evictable run of blocks goes first. A policy is a key: the run with the smallest key is evicted first."""
+"""Which evictable run of blocks goes first: among the runs that nobody holds and nothing continues, the smallest key.
+
+Most policies are a key. What a key cannot say, the optional hooks below do; the tree calls a hook only if a policy
+overrides it. A run whose turn comes while something continues it is set aside and comes back when it ends a path.
+
+Costs, with n evictable runs: a push or a pop is O(log n), :meth:`EvictionPolicy.key` and the hooks are O(1) unless a
+policy says otherwise. A request pushes what it lets go, a path of d runs; an eviction pops one run.
+"""
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.registry import Registry
 
 if TYPE_CHECKING:
-    from kvsim.cache.tree import Evictable
+    from kvsim.cache.future import Future
+    from kvsim.cache.tree import Evictable, Node
+    from kvsim.entities import Request
 
-API_VERSION = 1
+API_VERSION = 2
 Key = tuple[float, ...]
+EvictionSpec = str | Mapping[str, Any]  # a name, or {policy: name, option: value, ...}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a policy may know of the cache that it serves.
+
+    ``balance_tokens``: context at which a token's attention takes as many FLOPs as its matrix products, so
+    computing a token over ``past`` others costs 1 + past / balance_tokens, in units of its matrix products.
+    """
+
+    capacity_blocks: int = 1
+    block_tokens: int = 16
+    balance_tokens: float = float("inf")
+    now_ns: Callable[[], int] = lambda: 0
+
+    def cost_per_token(self, past_tokens: float, new_tokens: float) -> float:
+        """FLOPs of computing ``new_tokens`` over ``past_tokens``, per new token, in units of its matrix products."""
+        return 1 + (past_tokens + new_tokens / 2) / self.balance_tokens
 
 
 class EvictionPolicy(ABC):
     """Ranks runs; the tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
 
-    ``needs_future``: the policy looks at ``node.next_use``, which only a trace that is known in full can give.
+    A run (``item``) has ``freed``, which counts up with every path that is let go, ``uses``, 1 for the request that
+    made it and 1 for each further one, and ``state``, the policy's own: None at first, and a value that is never
+    changed in place, as the two parts of a run that is split share it. Options are keyword arguments of the class;
+    a value that cannot be used raises a ScenarioError that begins with the option's name.
+
+    ``num_queues``: 1, or as many as :meth:`keys` and :meth:`next_queue` tell apart. ``needs_future``: :attr:`future`
+    is given before the run, which only a trace that is known in full can give. ``needs_kinds``: requests come with the
+    kinds of their segments.
     """
 
     api_version = API_VERSION
+    num_queues: ClassVar[int] = 1
     needs_future = False
+    needs_kinds = False
+    setting = Setting()
+    future: Future
+
+    def start(self, setting: Setting) -> None:
+        """Change. Called once, before anything else."""
+        self.setting = setting
+
+    def set_future(self, future: Future) -> None:
+        """Change. Called before the run, if :attr:`needs_future`."""
+        self.future = future
 
     @abstractmethod
-    def key(self, node: Evictable) -> Key:
-        """Look. Key of a run that nobody holds; its ``freed`` counts up with every path that is let go."""
+    def key(self, item: Evictable) -> Key:
+        """Key of a run that nobody holds any more; called again each time it is let go. May set ``item.state``."""
+
+    # ---- optional: the tree calls these only where a policy has them
+
+    def keys(self, item: Evictable) -> Sequence[Key | None]:
+        """With several queues, in place of :meth:`key`: one for each, None = it does not stand in that queue."""
+        raise NotImplementedError
+
+    def next_queue(self) -> int:
+        """The queue from which the next run goes; where it has none that can go, the others are tried."""
+        raise NotImplementedError
+
+    def cut(self, node: Node) -> int:
+        """Block at which a run has to be split as what follows ranks differently; ``node.end`` = nowhere."""
+        return node.end
+
+    def inserted(self, node: Node, place: Hashable) -> None:  # noqa: B027  (optional)
+        """A request begins a run of new content, before room is made for it. ``place`` names its first block."""
+
+    def spared(self, item: Evictable) -> bool:
+        """The turn of ``item`` has come. True = it stays, and :meth:`key` is asked again (a second chance).
+
+        In the end this has to be False, and the number of times it is True to be bounded by the uses of runs.
+        """
+        return False
+
+    def evicted(self, item: Evictable, blocks: int, place: Hashable) -> None:  # noqa: B027  (optional)
+        """``blocks`` of ``item`` are about to go, from the one that ``place`` names to its end."""
+
+    def expired(self, item: Evictable) -> bool:
+        """``item``, the next to go, is worth nothing now, room or not. Asked before every look for a prefix."""
+        return False
+
+    def admitted(self, request: Request) -> None:  # noqa: B027  (optional)
+        """A request is about to hold its path."""
+
+    def finished(self, request: Request) -> bool:
+        """A request is about to let its path go for good. True = its whole path has to be ranked anew."""
+        return False
 
 
 eviction_policies: Registry[type[EvictionPolicy]] = Registry("eviction policy", API_VERSION)
@@ -34,17 +122,61 @@ eviction_policies: Registry[type[EvictionPolicy]] = Registry("eviction policy", 
 
 def load_builtin() -> None:
     """Import the policies that come with kvsim, so that they are registered."""
-    from kvsim.cache.eviction import belady, lfu, lru  # noqa: F401
+    from kvsim.cache.eviction import (  # noqa: F401
+        arc,
+        belady,
+        explicit_free,
+        fifo,
+        flops_per_byte,
+        gdsf,
+        lfu,
+        lru,
+        one_bit_oracle,
+        pinned,
+        prefix_gdsf,
+        s3fifo,
+        sieve,
+        sparse_oracle,
+        ttl,
+    )  # fmt: skip
 
 
-def eviction_policy(name: str) -> EvictionPolicy:
+def eviction_policy(spec: EvictionSpec) -> EvictionPolicy:
     """A new policy object.
 
     Raises:
-        ScenarioError: no policy has this name.
+        ScenarioError: no policy has this name, or it has no such option or cannot use its value.
     """
     load_builtin()
-    return eviction_policies.get(name)()
+    name, options = (spec, {}) if isinstance(spec, str) else (spec["policy"], dict(spec))
+    options.pop("policy", None)
+    found = eviction_policies.get(name)
+    parameters = inspect.signature(found).parameters
+    for key in options:
+        if key not in parameters:
+            hint = did_you_mean(key, parameters) if parameters else "; it has none"
+            raise ScenarioError(f"eviction policy '{name}' has no option '{key}'{hint}")
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in options:
+            raise ScenarioError(f"eviction policy '{name}' needs the option '{key}'")
+    try:
+        return found(**options)
+    except ScenarioError as error:
+        raise ScenarioError(f"eviction policy '{name}': {error}") from None
 
 
-__all__: Sequence[str] = ("EvictionPolicy", "Key", "eviction_policies", "eviction_policy")
+def number_option(name: str, value: object, low: float, high: float = float("inf")) -> float:
+    """``value`` as a number from ``low`` to ``high``.
+
+    Raises:
+        ScenarioError: it is none, or lies outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        what = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+        raise ScenarioError(f"{name}: expected a number {what}, found {value!r}")
+    return value
+
+
+__all__: Sequence[str] = (
+    "EvictionPolicy", "EvictionSpec", "Key", "Setting", "eviction_policies", "eviction_policy", "number_option",
+)  # fmt: skip

@@ -1,6 +1,6 @@
-"""Least frequently used: fewest acquisitions so far, the least recent of them first.
+"""Least frequently used: fewest uses while it was cached, the least recent of them first. O(log n).
 
-A run is acquired whenever one below it is, so an ancestor is never rarer than its descendant.
+A run is used whenever one below it is, so an ancestor is never rarer than its descendant.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from kvsim.cache.tree import Evictable
 
 @eviction_policies.register("lfu")
 class LFU(EvictionPolicy):
-    def key(self, node: Evictable) -> Key:
-        return (node.uses, node.freed)
+    def key(self, item: Evictable) -> Key:
+        return (item.uses, item.freed)

@@ -1,4 +1,4 @@
-"""Least recently used: the run that was let go first is evicted first (vLLM's free queue)."""
+"""Least recently used: the run that was let go first is evicted first (vLLM's free queue). O(log n)."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from kvsim.cache.tree import Evictable
 
 @eviction_policies.register("lru")
 class LRU(EvictionPolicy):
-    def key(self, node: Evictable) -> Key:
-        return (node.freed,)
+    def key(self, item: Evictable) -> Key:
+        return (item.freed,)
