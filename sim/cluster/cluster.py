@@ -63,6 +63,11 @@ class Cluster:
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
 
+    @property
+    def has_followers(self) -> bool:
+        """Some request arrives when another one is through."""
+        return bool(self._followers)
+
     def start(self, replicas: Sequence[Replica]) -> None:
         """Set the run up; ``env.run()`` then plays it."""
         self.replicas = replicas

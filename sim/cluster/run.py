@@ -25,7 +25,7 @@ from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.engine.link import Links
 from kvsim.engine.profile import load_engine
-from kvsim.engine.replica import Replica
+from kvsim.engine.replica import NEVER, Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch
 from kvsim.errors import ScenarioError
@@ -75,7 +75,8 @@ def build_simulation(
         manager = make_manager(cache)
         batch = Batch(manager.block_tokens)
         chain = Links(env, names, links, cache.num_layers, engine.copies)
-        replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check)
+        rings = bool(links) or cluster.has_followers or manager.needs_future
+        replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check, rings)
         replicas.append(replica)
     if any(replica.manager.needs_kinds for replica in replicas):
         cluster.with_kinds = True
@@ -102,6 +103,8 @@ def play(simulation: Simulation, progress: Progress | None = None) -> float:
             _play_and_tell(
                 env, lambda: progress(cluster.num_finished + len(cluster.recorder.rejected), total)
             )
+        for replica in simulation.replicas:
+            replica.advance(NEVER)
     finally:
         gc.enable()
     return time.perf_counter() - began

@@ -10,6 +10,9 @@ so step n + 2 is decided when step n ends, an arrival waits for a step that is d
 finished request is back one decision late. A *run* is k such decisions that cannot differ from the first (the same
 requests decode, nobody can be admitted): it is one event. An outside look at the replica, or an arrival that could
 be admitted, cuts the run at the boundary where the engine would have noticed.
+
+A replica for whose deeds nobody waits (no link carries KV, no request follows another) needs no clock of its own: it
+makes its decisions up to now when somebody gives it a request or looks at it, many in one go (:meth:`Replica.advance`).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from kvsim.engine.timing import Times, lay_out
 from kvsim.entities import Batch, Request
 
 LONGEST_RUN = 4096
+NEVER = 1 << 62
 
 
 class Owner(Protocol):
@@ -63,7 +67,9 @@ class Replica(Services):
         batch: Batch,
         owner: Owner,
         check: bool = False,
+        rings: bool = True,
     ) -> None:
+        """``rings``: somebody waits for what the replica does, so each of its decisions is an event of the clock."""
         self.env, self.index, self.engine = env, index, engine
         self.manager, self.cost, self.links, self.batch = manager, cost, links, batch
         self.owner = owner
@@ -82,7 +88,8 @@ class Replica(Services):
         self.finishing: dict[Request, None] = {}
 
         self._run: Run | None = None  # None = no step was decided
-        self._effects: deque[Effects | None] = deque([None] * (1 if engine.async_scheduling else 0))
+        self._deep = engine.async_scheduling  # two steps in flight
+        self._due: Effects | None = None  # deep: of the step before the one scheduled last
         self._last: Effects | None = None  # of the step scheduled last
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
@@ -90,7 +97,9 @@ class Replica(Services):
         self._priority = (
             PRIORITY_BOUNDARY + index
         )  # of replicas that decide at the same moment the first goes first
-        self._alarm: At | None = None  # None = idle
+        self._rings = rings
+        self._next = NEVER  # the next boundary; NEVER = idle
+        self._alarm: At | None = None  # rings there
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
         # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
@@ -114,20 +123,30 @@ class Replica(Services):
     def receive(self, request: Request) -> None:
         """Change. A request has reached the engine's queue."""
         now = self.env.now
+        if self._next < now:
+            self.advance(now)
         if self.sample_at < now:
             self.sync()  # what the owner wants to see comes before the request
         self.waiting.append(request)
         self._outstanding_tokens += request.input_tokens
-        if self._alarm is None:
-            self._ring_at(now)
+        if self._next == NEVER:
+            self._turn_at(now, now)
         elif len(self.waiting) == 1:
-            self._cut()
+            self._cut(now)
+
+    def advance(self, until: int) -> None:
+        """Change. Make the decisions that lie before ``until``; those of a replica that rings are made by then."""
+        while self._next < until:
+            self._turn(self._next)
 
     def sync(self) -> None:
         """Change. Bring the state to now: steps that are scheduled by now are committed."""
+        now = self.env.now
+        if self._next < now:
+            self.advance(now)
         run = self._run
         if run is not None and run.fused:
-            self._commit(run, run.decided_by(self.env.now))
+            self._commit(run, run.decided_by(now))
 
     def now_ns(self) -> int:
         return int(self.env.now)
@@ -142,17 +161,22 @@ class Replica(Services):
     @property
     def outstanding_tokens(self) -> int:
         """Prompt tokens of unfinished requests, as of now."""
+        now = self.env.now
+        if self._next < now:
+            self.advance(now)
         run = self._run
-        if run is not None and run.output is not None and run.boundaries[0] < self.env.now:
+        if run is not None and run.output is not None and run.boundaries[0] < now:
             self.sync()
         return self._outstanding_tokens
 
     @property
     def num_running(self) -> int:
+        """As of the last decision that was made (:meth:`sync`)."""
         return len(self.running)
 
     @property
     def num_waiting(self) -> int:
+        """As of the last decision that was made (:meth:`sync`)."""
         return len(self.waiting) + len(self.loading) + len(self.polled) + len(self.loaded)
 
     @property
@@ -166,19 +190,25 @@ class Replica(Services):
 
     # ---- runs and the clock
 
-    def _ring_at(self, at_ns: int) -> None:
-        env = self.env
-        self._alarm = At(env, at_ns - env.now, self._priority, self._boundary)
+    def _turn_at(self, at_ns: int, now: int) -> None:
+        """The next boundary is at ``at_ns``."""
+        self._next = at_ns
+        if self._rings:
+            self._alarm = At(self.env, at_ns - now, self._priority, self._alarmed)
 
-    def _cut(self) -> None:
+    def _alarmed(self, event: simpy.Event) -> None:
+        if event is self._alarm:  # else the run was cut: an earlier alarm has rung
+            self._turn(self.env.now)
+
+    def _cut(self, now: int) -> None:
         """End the current run where the engine next looks at its queue."""
         run = self._run
         if run is not None and run.fused:
-            steps = run.decided_by(self.env.now)
+            steps = run.decided_by(now)
             if steps < run.steps:
                 run.steps = steps
                 self._horizon = max(8, 2 * steps)
-                self._ring_at(int(run.boundaries[steps - 1]))
+                self._turn_at(int(run.boundaries[steps - 1]), now)
 
     def _commit(self, run: Run, steps: int) -> None:
         """Change. The first ``steps`` steps of the run are scheduled, and the boundaries between them are passed."""
@@ -195,9 +225,12 @@ class Replica(Services):
 
     def _take_output(self, run: Run) -> None:
         """Change. The first boundary of the run is reached: take the output of the step before it."""
-        output, run.output, self._effects[0] = run.output, None, None
+        output, run.output, self._due = run.output, None, None
         assert output is not None
-        self._commit(run, 1)
+        if not run.done:
+            self.manager.commit(self.batch, 1)
+            self.batch.round += 1
+            run.done = 1
         at = int(run.boundaries[0])
         self._apply(output, at)
         if self.check:
@@ -219,12 +252,9 @@ class Replica(Services):
         if event is self._tap and run is not None and run.output is not None and run.steps > 1:
             self._take_output(run)
 
-    def _boundary(self, event: simpy.Event) -> None:
+    def _turn(self, now: int) -> None:
         """The engine's thread turns to its next decision."""
-        if event is not self._alarm:
-            return  # the run was cut: an earlier alarm has rung
         self.num_events += 1
-        now = self.env.now
         run = self._run
         self._in_flight = run is not None
         if run is not None:
@@ -232,15 +262,16 @@ class Replica(Services):
         else:
             self.tally.wait(now - self._decided)
         self._decided = now
-        self._effects.append(self._last)
+        effects = self._last
+        if self._deep:
+            effects, self._due = self._due, effects
         self._last = None
-        effects = self._effects.popleft()
         if self._to_free:
             self._free_preempted()
         if effects is not None:
             self._apply(effects, now)
         if self.polled:
-            self._poll()
+            self._poll(now)
         self._decide(now)
         if self.check:
             self.manager.check_integrity()
@@ -290,7 +321,7 @@ class Replica(Services):
         for transfer in transfers:
             self.links.submit(transfer, self._ended)
         if transfers and self._uses_links:
-            self._cut()
+            self._cut(self.env.now)
 
     def _ended(self, transfer: Transfer) -> None:
         """The link has ended a transfer."""
@@ -303,14 +334,15 @@ class Replica(Services):
             if not self.loading[request]:
                 del self.loading[request]
                 self.polled.append((self.engine.load_decisions, request))
-        if self._alarm is None:
-            self._ring_at(self.env.now)
+        now = self.env.now
+        if self._next == NEVER:
+            self._turn_at(now, now)
         elif self.waiting or self.loaded or self.polled or self._uses_links:
-            self._cut()
+            self._cut(now)
 
-    def _poll(self) -> None:
+    def _poll(self, now: int) -> None:
         """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""
-        idle = not self.batch.requests and self.partial is None and self._device_end <= self.env.now
+        idle = not self.batch.requests and self.partial is None and self._device_end <= now
         polled, self.polled = self.polled, deque()
         for decisions, request in polled:
             if decisions == 0 or idle:
@@ -329,7 +361,7 @@ class Replica(Services):
             alone = self.partial is None and not admits
             steps = manager.decode_steps(batch, self._alike() if alone else 1)
             while not steps and batch.requests:
-                self._preempt_last()
+                self._preempt_last(now)
                 preempted = True
                 steps = manager.decode_steps(batch, 1) if batch.requests else 0
         if self.partial is not None or (admits and not preempted):
@@ -351,17 +383,16 @@ class Replica(Services):
         """Decode steps in which nothing but the batch's contexts changes, as far as scheduling goes."""
         if self.polled:
             return 1
-        output = self._effects[0] if self._effects else None
-        if output is not None and (self.waiting or self.loaded or not self.manager.steady_work):
+        if self._due is not None and (self.waiting or self.loaded or not self.manager.steady_work):
             return 1  # what the first boundary takes could change the decision there
         return min(self.batch.steps_to_finish(), self._horizon, LONGEST_RUN)
 
     def _nothing(self, now: int, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
-        if preempted or self.polled or any(self._effects) or self._device_end > now:
-            self._ring_at(max(now, self._device_end))
+        if preempted or self.polled or self._due is not None or self._device_end > now:
+            self._turn_at(max(now, self._device_end), now)
         else:
-            self._alarm = None
+            self._next, self._alarm = NEVER, None
 
     def _decode_run(self, now: int, steps: int) -> None:
         batch, engine = self.batch, self.engine
@@ -384,10 +415,10 @@ class Replica(Services):
         )
         self.step_tokens = num
         run = self._begin(Run(priced, now, boundaries, ends, num, fused=True))
-        output = self._effects[0] if self._effects else None
+        output = self._due
         if output is not None and steps > 1:
             run.output = output
-            if self.links.read or (output.finished and any(request.followed for request in output.finished)):
+            if self._rings and (self.links.read or any(request.followed for request in output.finished)):
                 at = int(boundaries[0])
                 self._tap = At(self.env, at - now, self._priority, self._tapped)
 
@@ -414,7 +445,7 @@ class Replica(Services):
                 prefills.append((request, tokens))
                 budget -= tokens
             else:
-                self._preempt_last()  # the request itself: it was admitted last
+                self._preempt_last(now)  # the request itself: it was admitted last
                 preempted = True
         attach = hold = 0
         if not preempted:
@@ -523,7 +554,7 @@ class Replica(Services):
         if request.preemptions:
             self.recomputed_tokens += plan.compute_tokens
 
-    def _preempt_last(self) -> None:
+    def _preempt_last(self, now: int) -> None:
         """Give up the room of the request that was admitted last; it starts again from the front of the queue."""
         request = next(reversed(self.running))
         del self.running[request]
@@ -537,7 +568,7 @@ class Replica(Services):
         else:
             context = self.batch.context(request)
             self.batch.remove(request)
-            request.last_token_ns = max(self.env.now, self._device_end)
+            request.last_token_ns = max(now, self._device_end)
             request.generated = context - request.input_tokens + 1
         self._to_free.append((request, context, finished))
         if not (self._frees_late and self._in_flight):
@@ -581,7 +612,7 @@ class Replica(Services):
     def _begin(self, run: Run) -> Run:
         """The alarm is set to the last boundary of the run."""
         self._run = run
-        self._ring_at(int(run.boundaries[-1]))
+        self._turn_at(int(run.boundaries[-1]), run.began)
         return run
 
     def _note_links(self, kernels: Sequence[Kernel]) -> None:
