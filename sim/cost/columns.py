@@ -50,15 +50,16 @@ class ColumnRun(Priced):
         self._waited_for = waited_for
         self._engine_ns = engine_ns
 
-    def count(self, usage: Usage, start: int, stop: int) -> None:
+    def count(self, usage: Usage, start: int, stop: int) -> int:
         """Lanes that hide behind a longer one do not count."""
         rows = slice(start, stop)
         step_ns = self.step_ns[rows]
-        usage.steps_ns += sum(step_ns) if isinstance(step_ns, list) else int(np.sum(step_ns))
+        counted_ns = sum(step_ns) if isinstance(step_ns, list) else int(np.sum(step_ns))
+        usage.steps_ns += counted_ns
         waited_for = self._waited_for
         for priced, steps in self._linear:
             has_it = waited_for.get(MAIN) if steps is None else steps & waited_for.get(MAIN, ALWAYS)
-            usage.add_linear(priced, stop - start if has_it is None else int(np.count_nonzero(has_it[rows])))
+            priced.uses += stop - start if has_it is None else int(np.count_nonzero(has_it[rows]))
         for place, name, provenance, time_ns in self._parts:
             seen = time_ns[rows]
             if place in waited_for:
@@ -69,6 +70,7 @@ class ColumnRun(Priced):
             for one, row_ns in zip(provenance[rows], seen.tolist(), strict=True):
                 usage.add((name, one), row_ns)
         usage.add(usage.engine, self._engine_ns * (stop - start))
+        return counted_ns
 
 
 ALWAYS = np.ones(1, dtype=bool)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
+from math import floor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,9 +93,15 @@ class DecodeAttention(Pricer):
         num_seqs, sum_context = args["num_seqs"], args["sum_context"]
         if num_seqs <= 0:
             return 0.0, self._provenance
-        curve = self.curve(num_seqs)
-        i = bisect_right(curve.knots, sum_context) - 1
-        return quantise(curve.base[i] + curve.slope[i] * sum_context), curve.provenance_at(sum_context)
+        return self.at(num_seqs, sum_context)
+
+    def at(self, num_seqs: float, sum_context: float) -> tuple[float, str]:
+        """:meth:`price` of ``num_seqs`` > 0 sequences."""
+        knots, base, slope, provenance, table_until, _ = self._curves.get(num_seqs) or self.curve(num_seqs)
+        i = bisect_right(knots, sum_context) - 1
+        if sum_context > table_until:
+            provenance = self._curves[num_seqs].provenance_at(sum_context)
+        return floor((base[i] + slope[i] * sum_context) * SCALE + 0.5) / SCALE, provenance
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

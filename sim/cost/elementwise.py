@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvsim.cost.curve import Array
 from kvsim.cost.generic import TablePricer
-from kvsim.cost.lattice import quantise
+from kvsim.cost.lattice import quantise, quantise_array
 from kvsim.cost.profile import Profile, list_profiles, load_profile
 from kvsim.cost.setting import Setting, worst
 
@@ -41,14 +42,19 @@ class Elementwise:
     def covered(self) -> bool:
         return bool(self._pricers)
 
-    def layers(self, tokens: int) -> list[tuple[str, float, str]]:
-        """(kernel, nanoseconds, provenance) of all layers and the last norm for ``tokens`` tokens."""
+    def layers(self, tokens: Array) -> list[tuple[str, str | list[str], Array]]:
+        """(kernel, provenance, nanoseconds of each) of all layers and the last norm for numbers of tokens."""
         found = []
         for name, pricer in self._pricers.items():
             if name == "sampling":
                 continue
             calls = (NORMS * self._layers + 1) / self._layers if name == "rms_norm" else 1.0
-            found.append(self._scaled(name, pricer.price({"tokens": tokens}), calls))
+            time_ns, provenance = pricer.column({"tokens": tokens}, len(tokens))
+            if self._derived and isinstance(provenance, str):
+                provenance = worst(provenance, "derived")
+            elif self._derived:
+                provenance = [worst(one, "derived") for one in provenance]
+            found.append((name, provenance, quantise_array(time_ns * calls * self._scale)))
         return found
 
     def sampled(self, rows: int) -> list[tuple[str, float, str]]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from itertools import product
 from math import ceil, log
 
-from kvsim.cost.curve import Curve, bracket
+import numpy as np
+
+from kvsim.cost.curve import Array, Curve, bracket
 from kvsim.cost.profile import Profile, Table
 from kvsim.cost.roofline import Roofline
-from kvsim.cost.setting import table_dtype, worst
+from kvsim.cost.setting import by_row, table_dtype, worst
 from kvsim.errors import CalibrationError
 
 NEAREST = 3  # widths that a width between them is priced from
@@ -48,6 +50,14 @@ class GemmPrices:
         if not curve.covers(m):
             provenance = "extrapolated"
         return max(curve.at(m), self._roofline.gemm_ns(m, n, k, self.dtype)), provenance
+
+    def column(self, m: Array, n: int, k: int) -> tuple[Array, str | list[str]]:
+        """:meth:`price` of each of ``m`` rows, bit for bit the same."""
+        if (n, k) not in self._curves:
+            self._curves[n, k] = self._curve(n, k)
+        curve, provenance = self._curves[n, k]
+        time_ns = np.maximum(curve.column(m), self._roofline.gemms_ns(m, n, k, self.dtype))
+        return time_ns, by_row(provenance, m <= curve.x[-1])
 
     def _curve(self, n: int, k: int) -> tuple[Curve, str]:
         pieces_n, pieces_k = ceil(n / self._n[-1]), ceil(k / self._k[-1])

@@ -16,7 +16,7 @@ from kvsim.cost.grid import Grid
 from kvsim.cost.lattice import quantise, quantise_array
 from kvsim.cost.pricer import Array, Pricer
 from kvsim.cost.profile import Table
-from kvsim.cost.setting import Setting, table_dtype, worst
+from kvsim.cost.setting import Setting, by_row, table_dtype, worst
 from kvsim.cost.work import Column, Ramp
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
@@ -130,6 +130,24 @@ class TablePricer(Pricer):
         time_ns, covered = self._grid.at(sizes)
         provenance = self._provenance if covered else "extrapolated"
         return quantise(time_ns * self._calls / share), provenance
+
+
+    def column(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Array, str | list[str]]:
+        sizes = args.get(self._sizes[0]) if len(self._sizes) == 1 and self._grid.num_axes == 1 else None
+        if isinstance(sizes, Ramp):
+            sizes = sizes.array(steps)
+        if not isinstance(sizes, np.ndarray):
+            return super().column(args, steps, lane, share)
+        if self._sizes[0] in _DIVIDED:
+            sizes = sizes / self._parts
+        time_ns, covered = self._grid.column(sizes)
+        time_ns = quantise_array(time_ns * self._calls / share)
+        if self._least[0] > 0:
+            nothing = sizes <= 0
+            time_ns, covered = np.where(nothing, 0.0, time_ns), covered | nothing
+        return time_ns, by_row(self._provenance, covered)
 
 
 _DIVIDED = ("num_bytes", "rows", "flops")  # sizes of the whole model that the GPUs of a replica share

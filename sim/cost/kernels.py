@@ -9,7 +9,9 @@ components lie on a lattice on which sums are exact
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import floor
 from typing import Any, cast
 
 import numpy as np
@@ -17,8 +19,8 @@ import numpy as np
 from kvsim.cost.columns import MAIN, VECTOR_STEPS, Columns
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.generic import RooflinePricer, TablePricer
-from kvsim.cost.lattice import quantise
-from kvsim.cost.linear import Key, LinearPart, scaled
+from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
@@ -73,9 +75,17 @@ class KernelCostModel(CostModel):
             "decode_attention": self._decode,
             "prefill_attention": self._prefill,
         }
-        self._layers: dict[tuple[int, float], LinearPriced] = {}
-        self._heads: dict[tuple[int, float], LinearPriced] = {}
+        # by factor, then by number of tokens or sampled rows
+        self._blocks: defaultdict[float, dict[int, Block]] = defaultdict(dict)
+        self._layers: defaultdict[float, dict[int, LinearPriced]] = defaultdict(dict)
+        self._heads: defaultdict[float, dict[int, LinearPriced]] = defaultdict(dict)
         self._plans: dict[tuple[int, int, int], DecodePlan] = {}
+        self._plain_plans: dict[int, DecodePlan] = {}  # of plain decodes, by number of sequences
+        self._engine_ns = quantise(self.terms.step_ns)
+        factors = [self.terms.kernel_factor(True, sustained) for sustained in (False, True)]
+        mixed = self.terms.mixed_attention_factor
+        # of steps with prefill, not sustained and sustained: factor, the same on decode attention, layers, heads
+        self._mixed = [(f, f * mixed, self._layers[f], self._heads[f]) for f in factors]
         self._usage = Usage(("engine", self.terms.provenance))
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
@@ -92,17 +102,20 @@ class KernelCostModel(CostModel):
                 num_seqs, sums = args["num_seqs"], args["sum_context"]
                 if type(num_seqs) is int and num_seqs > 0:
                     if type(sums) is Ramp:
-                        return self._decode_run(
-                            work.tokens, work.sampled, num_seqs, sums[0], sums[1], work.steps
-                        )
+                        plan = self._plan(work.tokens, work.sampled, num_seqs)
+                        return self._decode_run(plan, num_seqs, sums[0], sums[1], work.steps)
                     if type(sums) is int:
-                        return self._decode_run(work.tokens, work.sampled, num_seqs, sums, 0, work.steps)
+                        plan = self._plan(work.tokens, work.sampled, num_seqs)
+                        return self._decode_run(plan, num_seqs, sums, 0, work.steps)
         if work.steps == 1 and _are_plain(kernels):
             return self._one_step(work, link_share)
         return Columns(self, work, link_share or {}).run()
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
-        return self._decode_run(num_seqs, num_seqs, num_seqs, sum_context, num_seqs, steps)
+        plan = self._plain_plans.get(num_seqs)
+        if plan is None:
+            plan = self._plain_plans[num_seqs] = self._plan(num_seqs, num_seqs, num_seqs)
+        return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
     def price_mixed(
         self,
@@ -114,47 +127,41 @@ class KernelCostModel(CostModel):
     ) -> Priced:
         if self.strict:
             return super().price_mixed(num_seqs, sum_context, chunks, sampled, sustained)
+        factor, decode_factor, layers_of, head_of = self._mixed[sustained]
         tokens = num_seqs
         for new, _ in chunks:
             tokens += new
-        factor = self.terms.kernel_factor(True, sustained)
-        decode_factor = factor * self.terms.mixed_attention_factor
-        layers, head, engine_ns = self.linear(tokens, sampled, True, factor)
-        total = layers.total_ns + head.total_ns + engine_ns
+        layers = layers_of.get(tokens) or self.layers(tokens, factor)
+        head = head_of.get(sampled) or self.head(sampled, factor)
+        total = layers.total_ns + head.total_ns + self._engine_ns
         parts: list[tuple[Key, float]] = []
+        shared_ns = 0.0
         if num_seqs:
-            time_ns, provenance = self._decode.price({"num_seqs": num_seqs, "sum_context": sum_context})
+            time_ns, provenance = self._decode.at(num_seqs, sum_context)
             if decode_factor != 1.0:
-                time_ns = quantise(time_ns * decode_factor)
+                time_ns = floor(time_ns * decode_factor * SCALE + 0.5) / SCALE
             total += time_ns
             parts.append((("decode_attention", provenance), time_ns))
-        launched = num_seqs > 0  # the kernels of a step share one launch
+            shared_ns = self._prefill.launch_ns  # the kernels of a step share one launch
         for new, past in chunks:
-            time_ns, provenance = self._prefill.price({"new": new, "past": past})
-            if launched:
-                time_ns -= self._prefill.launch_ns
-            launched = True
+            time_ns, provenance = self._prefill.at(new, past)
+            time_ns -= shared_ns
+            shared_ns = self._prefill.launch_ns
             if factor != 1.0:
-                time_ns = quantise(time_ns * factor)
+                time_ns = floor(time_ns * factor * SCALE + 0.5) / SCALE
             total += time_ns
             parts.append((("prefill_attention", provenance), time_ns))
-        return OneStep([int(total + 0.5)], (layers, head), parts, engine_ns)
+        return OneStep([int(total + 0.5)], (layers, head), parts, self._engine_ns)
 
-    def account(self, priced: Priced, start: int, stop: int) -> None:
-        if stop > start:
-            priced.count(self._usage, start, stop)  # type: ignore[attr-defined]
+    def account(self, priced: Priced, start: int, stop: int) -> int:
+        return priced.count(self._usage, start, stop)  # type: ignore[attr-defined, no-any-return]
 
     def used_ns(self) -> dict[Key, int]:
         return self._usage.total_ns()
 
     # -- a run of decode steps ------------------------------------------------------------------------------
 
-    def _decode_run(
-        self, tokens: int, sampled: int, num_seqs: int, start: int, step: int, steps: int
-    ) -> DecodeRun:
-        plan = self._plans.get((tokens, sampled, num_seqs))
-        if plan is None:
-            plan = self._plans[tokens, sampled, num_seqs] = self._plan(tokens, sampled, num_seqs)
+    def _decode_run(self, plan: DecodePlan, num_seqs: int, start: int, step: int, steps: int) -> DecodeRun:
         knots = plan.knots
         last = start + step * (steps - 1)
         if self.strict and max(start, last) > plan.curve.derived_until:
@@ -181,8 +188,14 @@ class KernelCostModel(CostModel):
         return DecodeRun(step_ns, plan, start, step)
 
     def _plan(self, tokens: int, sampled: int, num_seqs: int) -> DecodePlan:
-        layers, head, engine_ns = self.linear(tokens, sampled, False, 1.0)
-        return DecodePlan((*layers.parts, *head.parts), engine_ns, self._decode.curve(num_seqs))
+        found = self._plans.get((tokens, sampled, num_seqs))
+        if found is None:
+            layers, head, engine_ns = self.linear(tokens, sampled, False, 1.0)
+            fixed = (*layers.parts, *head.parts)
+            found = DecodePlan(fixed, engine_ns, self._decode.curve(num_seqs))
+            self._plans[tokens, sampled, num_seqs] = found
+            self._usage.plans.append(found)
+        return found
 
     # -- one step with scalar sizes --------------------------------------------------------------------------
 
@@ -244,18 +257,29 @@ class KernelCostModel(CostModel):
 
     def layers(self, tokens: int, factor: float) -> LinearPriced:
         """Linear layers of a step, ``factor`` times what the table has; cached."""
-        found = self._layers.get((tokens, factor))
+        found = self._layers[factor].get(tokens)
         if found is None:
-            priced = self._linear.layers(tokens) if tokens else LinearPriced(0.0, ())
-            found = self._layers[tokens, factor] = self._checked(priced, factor, {"tokens": tokens})
+            found = LinearPriced(0.0, ())
+            if tokens:
+                at, row = divmod(tokens - 1, BLOCK_TOKENS)
+                found = (self._blocks[factor].get(at) or self._block(at, factor)).priced(row)
+            self._layers[factor][tokens] = self._noted(found, {"tokens": tokens})
+        return found
+
+    def _block(self, at: int, factor: float) -> Block:
+        if factor == 1:
+            found = self._linear.layers(1 + at * BLOCK_TOKENS)
+        else:
+            found = (self._blocks[1].get(at) or self._block(at, 1)).scaled(factor)
+        self._blocks[factor][at] = found
         return found
 
     def head(self, sampled: int, factor: float) -> LinearPriced:
         """LM head of a step; cached."""
-        found = self._heads.get((sampled, factor))
+        found = self._heads[factor].get(sampled)
         if found is None:
-            priced = self._linear.head(sampled)
-            found = self._heads[sampled, factor] = self._checked(priced, factor, {"sampled": sampled})
+            found = scaled(self._linear.head(sampled), factor)
+            self._heads[factor][sampled] = self._noted(found, {"sampled": sampled})
         return found
 
     def linear(
@@ -264,7 +288,7 @@ class KernelCostModel(CostModel):
         """Linear layers, LM head and what the engine adds (lattice nanoseconds) of a step."""
         layers, head = self.layers(tokens, factor), self.head(sampled, factor)
         if prefills or not self._graphs or not tokens:
-            return layers, head, quantise(self.terms.step_ns)
+            return layers, head, self._engine_ns
         found = self._decode_linear.get((tokens, sampled))
         if found is None:
             floor_ns = self.setting.roofline.time_ns(
@@ -280,9 +304,10 @@ class KernelCostModel(CostModel):
     def _measured(self, priced: LinearPriced, factor: float) -> LinearPriced:
         """Kernels of a step whose sum is known from the engine: the table only divides it among them."""
         as_one = scaled(priced, factor)
-        return LinearPriced(
-            as_one.total_ns, tuple(((name, self.terms.provenance), ns) for (name, _), ns in as_one.parts)
-        )
+        parts = tuple(((name, self.terms.provenance), ns) for (name, _), ns in as_one.parts)
+        found = LinearPriced(as_one.total_ns, parts)
+        self._usage.linear.append(found)
+        return found
 
     def pricer(self, name: str) -> Pricer:
         """What prices kernel ``name``: its own price function, its table in the profile, or the roofline."""
@@ -309,12 +334,14 @@ class KernelCostModel(CostModel):
             "which strict calibration refuses; calibrate it, or allow extrapolation"
         )
 
-    def _checked(self, priced: LinearPriced, factor: float, sizes: Mapping[str, int]) -> LinearPriced:
+    def _noted(self, priced: LinearPriced, sizes: Mapping[str, int]) -> LinearPriced:
+        """A price of the linear part, whose uses will count."""
         if self.strict:
             for (name, provenance), _ in priced.parts:
                 if provenance == "extrapolated":
                     self.refuse(name, sizes)
-        return scaled(priced, factor)
+        self._usage.linear.append(priced)
+        return priced
 
 
 def _are_plain(kernels: tuple[Kernel, ...]) -> bool:

@@ -1,17 +1,18 @@
 """The part of a step that depends on token counts only: matrix products, experts, collectives, elementwise kernels.
 
-Looked up once per number of tokens (layers) and of sampled rows (LM head), then cached: a step costs two
-dictionary look-ups.
+Looked up for a block of numbers of tokens at once (layers) and once per number of sampled rows (LM head), then cached: a
+step costs two dictionary look-ups.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import numpy as np
 
 from kvsim.cost.collectives import CollectivePrices
+from kvsim.cost.curve import Array
 from kvsim.cost.elementwise import Elementwise
 from kvsim.cost.gemm import GemmPrices
-from kvsim.cost.lattice import quantise
+from kvsim.cost.lattice import quantise, quantise_array
 from kvsim.cost.moe import MoePrices
 from kvsim.cost.setting import Setting
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
@@ -19,11 +20,49 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 Key = tuple[str, str]  # kernel, provenance
 
 
-class Priced(NamedTuple):
-    """A sum of kernels: total and what each contributed, lattice nanoseconds."""
+Parts = tuple[tuple[Key, float], ...]
 
-    total_ns: float
-    parts: tuple[tuple[Key, float], ...]
+BLOCK_TOKENS = 512  # numbers of tokens that are priced together
+
+
+class Priced:
+    """A sum of kernels: total and what each contributed, lattice nanoseconds; how many steps have used it."""
+
+    __slots__ = ("_parts", "total_ns", "uses")
+
+    def __init__(self, total_ns: float, parts: Parts | tuple[Block, int]) -> None:
+        """``parts``: of a block they are taken when somebody asks."""
+        self.total_ns = total_ns
+        self.uses = 0
+        self._parts = parts
+
+    @property
+    def parts(self) -> Parts:
+        if self._parts and isinstance(self._parts[0], Block):
+            block, row = self._parts
+            return block.parts(row)  # type: ignore[arg-type]
+        return self._parts  # type: ignore[return-value]
+
+
+class Block:
+    """The linear layers for consecutive numbers of tokens: columns (kernel, provenance of all or of each, nanoseconds)."""
+
+    def __init__(self, columns: list[tuple[str, str | list[str], Array]]) -> None:
+        self.columns = [(name, provenance, quantise_array(time_ns)) for name, provenance, time_ns in columns]
+        self.total_ns: list[float] = sum(time_ns for _, _, time_ns in self.columns).tolist()  # type: ignore[union-attr]
+
+    def parts(self, row: int) -> Parts:
+        return tuple(
+            ((name, provenance if isinstance(provenance, str) else provenance[row]), time_ns.item(row))
+            for name, provenance, time_ns in self.columns
+        )
+
+    def priced(self, row: int) -> Priced:
+        return Priced(self.total_ns[row], (self, row))
+
+    def scaled(self, factor: float) -> Block:
+        """Every part times ``factor``."""
+        return Block([(name, provenance, time_ns * factor) for name, provenance, time_ns in self.columns])
 
 
 def linear_widths(model: ModelSpec, tensor_parallel: int) -> dict[str, tuple[int, int]]:
@@ -66,18 +105,23 @@ class LinearPart:
 
         self._elementwise = Elementwise(setting)
 
-    def layers(self, tokens: int) -> Priced:
-        """All layers for ``tokens`` tokens."""
+    def layers(self, first: int) -> Block:
+        """All layers for ``first``, ``first`` + 1, ... tokens, at least 1 each."""
         model, parts = self._setting.model, self._setting.tensor_parallel
-        found = [(name, *self._gemm.price(tokens, n, k)) for name, n, k in self._gemms]
+        tokens = np.arange(first, first + BLOCK_TOKENS)
+        found = []
+        for name, n, k in self._gemms:
+            time_ns, provenance = self._gemm.column(tokens, n, k)
+            found.append((name, provenance, model.num_layers * time_ns))
         if self._moe:
-            found.append(("moe", *self._moe.price(tokens)))
+            times, provenances = zip(*map(self._moe.price, tokens.tolist()), strict=True)
+            found.append(("moe", list(provenances), model.num_layers * np.array(times)))
         if parts > 1:  # after attention and after the MLP; activations are 16 bits
-            time_ns, provenance = self._collectives.price("all_reduce", tokens * model.hidden_size * 2)
-            found.append(("all_reduce", 2 * time_ns, provenance))
-        whole = [((name, provenance), model.num_layers * time_ns) for name, time_ns, provenance in found]
-        between = self._elementwise.layers(tokens)
-        return _sum(whole + [((name, provenance), time_ns) for name, time_ns, provenance in between])
+            sizes = (tokens * (model.hidden_size * 2)).tolist()
+            reduced = [self._collectives.price("all_reduce", num_bytes) for num_bytes in sizes]
+            times, provenances = zip(*reduced, strict=True)
+            found.append(("all_reduce", list(provenances), model.num_layers * (2 * np.array(times))))
+        return Block(found + self._elementwise.layers(tokens))
 
     def head(self, sampled: int) -> Priced:
         """LM head for ``sampled`` rows, logits gathered over the GPUs."""

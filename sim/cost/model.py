@@ -54,8 +54,9 @@ class CostModel(ABC):
         return self.price(StepWork(1, tokens, sampled, tuple(kernels), sustained))
 
     @abstractmethod
-    def account(self, priced: Priced, start: int, stop: int) -> None:
-        """Count rows start..stop of ``priced`` as simulated time, by kernel and provenance."""
+    def account(self, priced: Priced, start: int, stop: int) -> int:
+        """Change. Count rows start..stop of ``priced`` (one at least) as simulated time, by kernel and provenance; their
+        sum in nanoseconds."""
 
     @abstractmethod
     def used_ns(self) -> dict[tuple[str, str], int]:

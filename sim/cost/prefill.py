@@ -10,10 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
-from math import log
+from math import floor, log
 
 from kvsim.cost.heads import attention_table, head_rows
-from kvsim.cost.lattice import quantise
+from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.model import PROVENANCES
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
 
@@ -37,19 +38,26 @@ class PrefillAttention(Pricer):
         self._times: _Times = Chunks(raised) if over_past else Prompts(raised)
         self.launch_ns = quantise(self._layers * min(raised.values()))
         self._found: dict[tuple[float, float], tuple[float, str]] = {}
+        self._worst = {kind: worst(self.provenance, kind) for kind in PROVENANCES}
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         new, past = args["new"], max(0, args["past"])
         if new <= 0:
             return 0.0, self.provenance
+        return self.at(new, past)
+
+    def at(self, new: float, past: float) -> tuple[float, str]:
+        """:meth:`price` of ``new`` > 0 tokens over ``past`` >= 0."""
         found = self._found.get((new, past))
         if found is None:
             time_ns, kind = self._times.at(new, past)
-            time_ns = max(time_ns, self._floor(new, past) if past else 0.0)
-            priced = quantise(self._layers * time_ns), worst(self.provenance, kind)
-            found = priced
+            if past:
+                least_ns = self._floor(new, past)
+                if least_ns > time_ns:
+                    time_ns = least_ns
+            found = floor(self._layers * time_ns * SCALE + 0.5) / SCALE, self._worst[kind]
             if len(self._found) < REMEMBERED:
-                self._found[new, past] = priced
+                self._found[new, past] = found
         return found
 
     def _floor(self, new: float, past: float) -> float:
@@ -81,18 +89,18 @@ class Prompts(_Times):
         self._found: dict[float, float] = {}  # the past of a chunk is where the one before it ended
 
     def at(self, new: float, past: float) -> tuple[float, str]:
-        kind = "extrapolated" if new + past > self._lengths[-1] else "derived" if past else "measured"
-        alone = self._whole(new)
+        end, whole = new + past, self._found
+        kind = "extrapolated" if end > self._lengths[-1] else "derived" if past else "measured"
+        alone = whole.get(new) or self._whole(new)
         if not past:
             return alone, kind
-        return max(alone, self._shortest + self._whole(new + past) - self._whole(past)), kind
+        over = self._shortest + (whole.get(end) or self._whole(end)) - (whole.get(past) or self._whole(past))
+        return (alone if alone >= over else over), kind
 
     def _whole(self, length: float) -> float:
-        found = self._found.get(length)
-        if found is None:
-            found = self._look_up(length)
-            if len(self._found) < REMEMBERED:
-                self._found[length] = found
+        found = self._look_up(length)
+        if len(self._found) < REMEMBERED:
+            self._found[length] = found
         return found
 
     def _look_up(self, length: float) -> float:

@@ -42,6 +42,10 @@ class Roofline:
         """(m, k) x (k, n): weights are read once."""
         return self.time_ns(2.0 * m * n * k, n * k * DTYPE_BYTES[dtype], dtype)
 
+    def gemms_ns(self, m: Array, n: float, k: float, dtype: str) -> Array:
+        """:meth:`gemm_ns` elementwise, bit for bit the same."""
+        return self.times_ns(2.0 * m * n * k, n * k * DTYPE_BYTES[dtype], dtype)
+
     def prefill_ns(
         self, new: float, past: float, heads: int, kv_heads: int, head_dim: int, kv_dtype: str
     ) -> float:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from kvsim.cost.profile import Profile
 from kvsim.cost.roofline import Roofline
@@ -18,6 +21,13 @@ _RANK = {"measured": 0, "imported": 1, "derived": 2, "extrapolated": 3}
 def worst(*provenances: str) -> str:
     """The least trustworthy of the given provenances."""
     return max(provenances, key=_RANK.__getitem__)
+
+
+def by_row(provenance: str, covered: np.ndarray[Any, Any]) -> str | list[str]:
+    """``provenance`` where ``covered``, beyond it extrapolated: of all rows, or of each."""
+    if covered.all():
+        return provenance
+    return [provenance if inside else "extrapolated" for inside in covered.tolist()]
 
 
 def table_dtype(dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,19 +22,12 @@ class Usage:
     def __init__(self, engine: Key) -> None:
         self.engine = engine
         self.steps_ns = 0  # sum of all counted step_ns
-        self.parts_ns: dict[Key, float] = {}
-        self.linear: dict[int, list[Any]] = {}  # by id: the price, its uses
-        self.plans: dict[DecodePlan, None] = {}  # an ordered set
+        self.parts_ns: defaultdict[Key, float] = defaultdict(float)
+        self.linear: list[LinearPriced] = []  # they count their uses themselves
+        self.plans: list[DecodePlan] = []  # so do these
 
     def add(self, key: Key, time_ns: float) -> None:
-        self.parts_ns[key] = self.parts_ns.get(key, 0.0) + time_ns
-
-    def add_linear(self, priced: LinearPriced, uses: int) -> None:
-        known = self.linear.get(id(priced))
-        if known is None:
-            self.linear[id(priced)] = [priced, uses]
-        else:
-            known[1] += uses
+        self.parts_ns[key] += time_ns
 
     def total_ns(self) -> dict[Key, int]:
         """By (kernel, provenance), whole nanoseconds; they add up to the counted steps exactly.
@@ -46,9 +40,10 @@ class Usage:
             exact[key] = exact.get(key, 0.0) + time_ns
 
         total = self.steps_ns
-        for priced, uses in self.linear.values():
-            for key, time_ns in priced.parts:
-                add(key, time_ns * uses)
+        for priced in self.linear:
+            if priced.uses:
+                for key, time_ns in priced.parts:
+                    add(key, time_ns * priced.uses)
         for plan in self.plans:
             total += plan.expand(add, self.engine)
         rounded = {key: round(time_ns) for key, time_ns in exact.items() if round(time_ns)}
@@ -78,7 +73,9 @@ class DecodePlan:
         self.knots_array: Array = np.array(curve.knots)
         self.base_array: Array = np.array(self.base)
         self.slope_array: Array = np.array(self.slope)
-        self.counted: dict[str, list[int]] = {}  # by provenance of the attention: steps, their nanoseconds
+        # by provenance of the attention: steps, their nanoseconds
+        self.counted: dict[str, list[int]] = {curve.provenance: [0, 0]}
+        self.in_table = self.counted[curve.provenance]
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
@@ -102,14 +99,24 @@ class DecodeRun(Priced):
         self.start = start
         self.step = step
 
-    def count(self, usage: Usage, start: int, stop: int) -> None:
-        plan = self.plan
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        plan, rows = self.plan, self.step_ns
+        if stop - start != len(rows):
+            rows = rows[start:stop]
+        time_ns = sum(rows) if type(rows) is list else int(np.add.reduce(rows))
         curve = plan.curve
-        usage.plans[plan] = None
         first, last = self.start + self.step * start, self.start + self.step * (stop - 1)
         if first <= curve.table_until >= last:
-            runs = [(curve.provenance, start, stop)]
-        elif self.step >= 0:
+            counted = plan.in_table
+            counted[0] += stop - start
+            counted[1] += time_ns
+        else:
+            self._count_beyond(start, stop)
+        return time_ns
+
+    def _count_beyond(self, start: int, stop: int) -> None:
+        plan, curve = self.plan, self.plan.curve
+        if self.step >= 0:
             until = self._rows_until(curve.table_until, start, stop)
             derived = self._rows_until(curve.derived_until, until, stop)
             runs = [
@@ -120,18 +127,10 @@ class DecodeRun(Priced):
         else:
             runs = [(curve.provenance_at(self.start + self.step * i), i, i + 1) for i in range(start, stop)]
         for provenance, begin, end in runs:
-            if end == begin:
-                continue
-            rows = self.step_ns
-            if end - begin != len(rows):
-                rows = rows[begin:end]
-            time_ns = sum(rows) if type(rows) is list else int(np.sum(rows))
-            counted = plan.counted.get(provenance)
-            if counted is None:
-                plan.counted[provenance] = [end - begin, time_ns]
-            else:
+            if end > begin:
+                counted = plan.counted.setdefault(provenance, [0, 0])
                 counted[0] += end - begin
-                counted[1] += time_ns
+                counted[1] += int(sum(self.step_ns[begin:end]))
 
     def _rows_until(self, sum_context: float, start: int, stop: int) -> int:
         """First of the rows start..stop with a larger sum of contexts, for one that does not fall; else ``stop``."""
@@ -162,12 +161,15 @@ class OneStep(Priced):
         self.parts = parts
         self.engine_ns = engine_ns
 
-    def count(self, usage: Usage, start: int, stop: int) -> None:
-        usage.steps_ns += self.step_ns[0]
-        for priced in self.linear:
-            usage.add_linear(priced, 1 if self.linear_counts else 0)
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        time_ns = self.step_ns[0]
+        usage.steps_ns += time_ns
+        if self.linear_counts:
+            for priced in self.linear:
+                priced.uses += 1
         parts_ns = usage.parts_ns
-        for key, time_ns in self.parts:
-            parts_ns[key] = parts_ns.get(key, 0.0) + time_ns
+        for key, part_ns in self.parts:
+            parts_ns[key] += part_ns
         if self.engine_ns:
-            usage.add(usage.engine, self.engine_ns)
+            parts_ns[usage.engine] += self.engine_ns
+        return time_ns

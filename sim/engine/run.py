@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 from kvsim.cost.model import CostModel, Priced
-from kvsim.engine.timing import Times, gaps_between, sum_of
+from kvsim.engine.timing import Times, gaps_between
 from kvsim.entities import Request
 
 
@@ -64,9 +64,7 @@ class Tally:
     def close(self, run: Run) -> None:
         """Count the steps of ``run``."""
         steps, decodes = run.steps, run.decodes
-        prices = run.priced.step_ns
-        self._account(run.priced, 0, steps)
-        self.busy_ns += sum_of(prices if steps == len(prices) else prices[:steps])
+        self.busy_ns += self._account(run.priced, 0, steps)
         self.num_steps += steps
         # output tokens of decodes come as far apart as the boundaries at which they are taken
         first = self._untaken if self._deep else decodes

@@ -55,8 +55,3 @@ def gaps_between(times: Times, count: int) -> Times:
 def min_of(values: Times) -> int:
     """Smallest of a list or an array."""
     return int(values.min()) if isinstance(values, np.ndarray) else min(values)
-
-
-def sum_of(values: Times) -> int:
-    """Sum of a list or an array."""
-    return int(values.sum()) if isinstance(values, np.ndarray) else sum(values)

@@ -48,8 +48,10 @@ class ToyCost(CostModel):
         total = sum(np.maximum.reduce(list(lanes.values())) for lanes in groups.values())
         return ToyPriced(np.rint(total).astype(np.int64).tolist())
 
-    def account(self, priced: Priced, start: int, stop: int) -> None:
-        self.accounted += sum(priced.step_ns[start:stop])
+    def account(self, priced: Priced, start: int, stop: int) -> int:
+        counted_ns = sum(priced.step_ns[start:stop])
+        self.accounted += counted_ns
+        return counted_ns
 
     def used_ns(self) -> dict[tuple[str, str], int]:
         return {("toy", "measured"): self.accounted}
