@@ -131,7 +131,6 @@ class TablePricer(Pricer):
         provenance = self._provenance if covered else "extrapolated"
         return quantise(time_ns * self._calls / share), provenance
 
-
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[Array, str | list[str]]:

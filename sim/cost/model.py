@@ -55,8 +55,8 @@ class CostModel(ABC):
 
     @abstractmethod
     def account(self, priced: Priced, start: int, stop: int) -> int:
-        """Change. Count rows start..stop of ``priced`` (one at least) as simulated time, by kernel and provenance; their
-        sum in nanoseconds."""
+        """Change. Count rows start..stop of ``priced`` as simulated time, by kernel and provenance; their sum in
+        nanoseconds. ``priced`` is of this cost model."""
 
     @abstractmethod
     def used_ns(self) -> dict[tuple[str, str], int]:

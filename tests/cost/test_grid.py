@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvsim.cost.curve import Curve
 from kvsim.cost.grid import Grid
 from kvsim.cost.prefill import Chunks
 
@@ -36,6 +38,21 @@ def test_below_the_first_point_its_time_holds_and_beyond_the_last_it_grows_uncov
     assert grid.at((1,)) == (7.0, False)
     assert grid.at((20,)) == (9.0, True)
     assert grid.at((60,)) == (27.0, False)
+
+
+@given(
+    st.dictionaries(st.integers(0, 5_000), st.floats(0.1, 1e6), min_size=1, max_size=8),
+    st.lists(st.integers(0, 20_000), min_size=1, max_size=30),
+)
+def test_columns_are_found_bit_for_bit(points: dict[int, float], at: list[int]) -> None:
+    """On points, between them, below and beyond."""
+    sizes = [*at, *points]
+    grid = Grid({(size,): time_ns for size, time_ns in points.items()})
+    times, covered = grid.column(np.array(sizes))
+    assert [*zip(times.tolist(), covered.tolist(), strict=True)] == [grid.at((size,)) for size in sizes]
+    grown = sorted((size + 1, time_ns) for size, time_ns in points.items())  # a curve starts above 0
+    curve = Curve([size for size, _ in grown], [time_ns for _, time_ns in grown])
+    assert curve.column(np.array(sizes)).tolist() == [curve.at(size) for size in sizes]
 
 
 def test_slices_may_hold_different_points() -> None:

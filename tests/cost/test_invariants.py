@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.lattice import quantise
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
 from kvsim.cost.terms import EngineTerms
@@ -102,14 +103,32 @@ def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
     num_seqs, sum_context = decodes[0], decodes[0] * decodes[1]
     some = [(max(1, new), past) for new, past in found]
     arguments = num_seqs, sum_context, some, num_seqs + len(some), sustained
-    prices = [model().price_mixed(*arguments), CostModel.price_mixed(model(), *arguments)]
+    models = [
+        KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
+        for _ in range(2)
+    ]
+    prices = [models[0].price_mixed(*arguments), CostModel.price_mixed(models[1], *arguments)]
     assert prices[0].step_ns == prices[1].step_ns
-    used = []
-    for priced in prices:
-        costs = KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
-        costs.account(priced, 0, 1)
-        used.append(costs.used_ns())
-    assert used[0] == used[1]
+    counted = [costs.account(priced, 0, 1) for costs, priced in zip(models, prices, strict=True)]
+    assert counted == [prices[0].step_ns[0]] * 2
+    assert models[0].used_ns() == models[1].used_ns()
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b"])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_numbers_of_tokens_cost_the_same_one_by_one(name: str, gpus: int) -> None:
+    """Linear layers are priced in blocks: GEMMs of a block against those of one number of tokens."""
+    costs = KernelCostModel(
+        load_profile("h100-sxm-vllm-0.24.0"), load_model(name), load_gpu("h100-sxm"), gpus
+    )
+    linear = costs._linear
+    for tokens in (1, 511, 512, 513, 8_192, 60_000, 140_000):
+        priced = costs.layers(tokens, 1.0)
+        assert priced.total_ns == sum(time_ns for _, time_ns in priced.parts)
+        found = dict(((kernel, provenance), time_ns) for (kernel, provenance), time_ns in priced.parts)
+        for kernel, n, k in linear._gemms:
+            time_ns, provenance = linear._gemm.price(tokens, n, k)
+            assert found[kernel, provenance] == quantise(costs.setting.model.num_layers * time_ns)
 
 
 def works() -> Iterator[StepWork]:
