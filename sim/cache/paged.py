@@ -45,7 +45,7 @@ class Paged(CacheManager):
     def grow(self, request: Request, tokens: int) -> bool:
         before = request.cached + request.computed
         size = self.block_tokens
-        need = blocks_for(before + tokens, size) - blocks_for(before, size)
+        need = -before // size - -(before + tokens) // size  # more whole blocks, rounded up
         if need > self.num_free_blocks:
             return False
         self._take(need)
@@ -59,8 +59,8 @@ class Paged(CacheManager):
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
         free = self.num_free_blocks
-        if batch.new_blocks(steps) <= free:
-            return steps
+        if len(batch.requests) * (steps // self.block_tokens + 1) <= free or batch.new_blocks(steps) <= free:
+            return steps  # the first of these is more than enough, and quickly found
         low, high = 0, steps  # new_blocks grows with the steps: the last one that fits
         while low + 1 < high:
             middle = (low + high) // 2
@@ -71,7 +71,8 @@ class Paged(CacheManager):
         return low
 
     def commit(self, batch: Batch, steps: int) -> None:
-        self._take(batch.new_blocks(steps))
+        if blocks := batch.new_blocks(steps):
+            self._take(blocks)
 
     def preempt(self, request: Request, context: int) -> None:
         self.free_blocks += blocks_for(context, self.block_tokens)

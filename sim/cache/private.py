@@ -59,21 +59,20 @@ class PrivatePrefixes(Paged):
     def _take(self, blocks: int) -> None:
         """Empty blocks first, then evicted ones."""
         short = blocks - self.free_blocks
-        if short > 0:
-            self._evict(short)
-        self.free_blocks -= blocks
-
-    def _evict(self, blocks: int) -> None:
-        self.num_evictable -= blocks
-        self.num_evicted += blocks
-        self.free_blocks += blocks
-        while blocks:
+        if short <= 0:
+            self.free_blocks -= blocks
+            return
+        self.free_blocks = 0
+        self.num_evictable -= short
+        self.num_evicted += short
+        while short:
             oldest = self._freed[0]
-            taken = min(blocks, oldest.blocks)
-            oldest.blocks -= taken
-            blocks -= taken
-            if not oldest.blocks:
-                self._freed.popleft()
+            if oldest.blocks > short:
+                oldest.blocks -= short
+                return
+            short -= oldest.blocks
+            oldest.blocks = 0
+            self._freed.popleft()
 
     def preempt(self, request: Request, context: int) -> None:
         run = request.kv = Freed(self._let_go(context), wanted=True)
@@ -89,8 +88,9 @@ class PrivatePrefixes(Paged):
 
     def _let_go(self, context: int) -> int:
         """A request has stopped with ``context`` tokens: full blocks stay evictable, the last part of one is freed."""
-        full = context // self.block_tokens
-        self.free_blocks += blocks_for(context, self.block_tokens) - full
+        full, rest = divmod(context, self.block_tokens)
+        if rest:
+            self.free_blocks += 1
         self.num_evictable += full
         return full
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import simpy
 
 from kvsim.cluster.router import Router
@@ -14,13 +15,14 @@ from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
-from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
+from kvsim.results.recorder import Recorder
 from kvsim.workloads.trace import Trace
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+Integers = npt.NDArray[np.int64]
+ROWS_AT_ONCE = 4096  # of the trace as Python numbers
 
 
-def entry_ns(arrivals: Ints, tokens: Ints, engine: EngineSpec, replicas: int) -> Ints:
+def entry_ns(arrivals: Integers, tokens: Integers, engine: EngineSpec, replicas: int) -> Integers:
     """When open-loop prompts of so many tokens are taken in, nanoseconds; all arrays of shape (requests,).
 
     ``front_in_ns`` and ``intake_token_ns`` for each token after they arrive, one after the other: n replicas take in n
@@ -56,9 +58,10 @@ class Cluster:
         self.num_finished = 0
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
-        self.gaps: Callable[[Times, int], None] = (
-            recorder.inter_token.add_many
-        )  # call-back of a replica: gaps between output tokens
+        # call-backs of a replica: gaps between output tokens
+        self.gap: Callable[[int, int], None] = recorder.inter_token.add
+        self.gaps: Callable[[Times, int], None] = recorder.inter_token.add_between
+        self._private = not trace.names_content
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
@@ -75,35 +78,39 @@ class Cluster:
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open-loop requests, by the clock."""
-        trace = self.trace
+        env, trace = self.env, self.trace
         rows = (trace.after < 0).nonzero()[0]
-        arrivals = trace.arrival_ns[rows]
-        entries = entry_ns(arrivals, trace.input_tokens[rows], self.engine, len(self.replicas))
-        for row, arrival, at in zip(rows.tolist(), arrivals.tolist(), entries.tolist(), strict=True):
-            if at > self.env.now:
-                yield self.env.timeout(at - self.env.now)
-            self._enter(row, arrival)
+        entries = entry_ns(trace.arrival_ns[rows], trace.input_tokens[rows], self.engine, len(self.replicas))
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            for at, row in zip(entries[some].tolist(), self._lengths(rows[some]), strict=True):
+                if at > env.now:
+                    yield env.timeout(at - env.now)
+                self._enter(*row)
 
-    def _enter(self, row: int, arrival_ns: int) -> None:
-        """A request has passed the front end."""
+    def _lengths(self, rows: Integers) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """(row, arrival, input and output tokens, session, tenant) of some rows."""
         trace = self.trace
-        ids, ends = trace.content(row)
+        columns = (trace.arrival_ns, trace.input_tokens, trace.output_tokens, trace.session, trace.tenant)
+        return zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
+
+    def _enter(
+        self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, session: int, tenant: int
+    ) -> None:
+        """A request has passed the front end."""
+        total = input_tokens + output_tokens
+        if self._private:
+            ids, ends = [-2 * row - 2, -2 * row - 3], [input_tokens, total]
+        else:
+            ids, ends = self.trace.content(row)
+        kinds = self.trace.kinds(row) if self.with_kinds else []
+        followed = row in self._followers
         request = Request(
-            row,
-            arrival_ns,
-            trace.input_tokens.item(row),
-            trace.output_tokens.item(row),
-            ids,
-            ends,
-            trace.kinds(row) if self.with_kinds else [],
-            trace.session.item(row),
-            trace.tenant.item(row),
-            row in self._followers,
-            entered_ns=self.env.now,
+            row, arrival_ns, input_tokens, output_tokens, ids, ends, kinds, session, tenant, followed
         )
+        request.entered_ns = self.env.now
         if self.on_arrival is not None:
             self.on_arrival(request)
-        total = request.input_tokens + request.output_tokens
         if total > self.engine.max_model_len:
             self._reject(request, f"{total} tokens exceed max_model_len {self.engine.max_model_len}")
             return
@@ -118,35 +125,39 @@ class Cluster:
         self._release_followers(request.index)
 
     def _release_followers(self, row: int) -> None:
-        for follower in self._followers.get(row, ()):
+        if row not in self._followers:
+            return
+        for follower, _, *lengths in self._lengths(np.array(self._followers[row])):
             think = max(1, self.trace.think_ns.item(follower))  # after all that is decided at this moment
-            arrival = self.env.now + think
+            arrives = (follower, self.env.now + think, *lengths)
             At(
                 self.env,
                 think
                 + self.engine.front_in_ns
                 + self.trace.input_tokens.item(follower) * self.engine.intake_token_ns,
                 PRIORITY_ARRIVAL,
-                lambda _, row=follower, arrival=arrival: self._enter(row, arrival),  # type: ignore[misc]
+                lambda _, arrives=arrives: self._enter(*arrives),  # type: ignore[misc]
             )
 
     def finish(self, replica: Replica, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
+        admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
+        queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
         front_out = self.engine.front_out_ns
-        queue_end = request.load_started_ns if request.load_started_ns >= 0 else request.admitted_ns
+        end = now + front_out
         self._add_row(
-            RequestRow(
+            (
                 request.index,
-                request.arrival_ns,
+                arrival_ns,
                 request.input_tokens,
                 request.output_tokens,
                 request.first_cached,
                 request.first_approximate,
-                queue_end - request.entered_ns,
-                request.admitted_ns - queue_end,
-                request.first_token_ns - request.admitted_ns,
-                request.entered_ns - request.arrival_ns + front_out,
-                now + front_out - request.arrival_ns,
+                queue_end - entered_ns,
+                admitted_ns - queue_end,
+                request.first_token_ns - admitted_ns,
+                entered_ns - arrival_ns + front_out,
+                end - arrival_ns,
                 replica.index,
                 request.preemptions,
                 request.session,
@@ -155,7 +166,8 @@ class Cluster:
             )
         )
         self.num_finished += 1
-        self.last_token_ns = max(self.last_token_ns, now + front_out)
+        if end > self.last_token_ns:
+            self.last_token_ns = end
         if request.followed:
             if front_out:
                 At(
@@ -171,14 +183,14 @@ class Cluster:
         """Call-back of a replica: its state at a decision; when it should tell next."""
         manager = replica.manager
         self.recorder.timeline.append(
-            TimelineRow(
-                t_ns=now,
-                replica=replica.index,
-                running=replica.num_running,
-                waiting=replica.num_waiting,
-                step_tokens=replica.step_tokens,
-                used_bytes=manager.used_bytes,
-                held_bytes=manager.held_bytes,
+            (
+                now,
+                replica.index,
+                replica.num_running,
+                replica.num_waiting,
+                replica.step_tokens,
+                manager.used_bytes,
+                manager.held_bytes,
             )
         )
         return now + max(1, self.recorder.every_ns)

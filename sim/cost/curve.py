@@ -37,7 +37,8 @@ class Curve(NamedTuple):
         left, low = grid[right - 1], times[right - 1]
         run = np.where(right > 0, grid[right] - left, 1.0)
         found = low + (times[right] - low) * ((x - left) / run)
-        return np.where(i == 0, times[0], np.where(i == len(grid), times[-1] * (x / grid[-1]), found))
+        beyond: Array = np.where(i == len(grid), times[-1] * (x / grid[-1]), found)
+        return np.where(i == 0, times[0], beyond)
 
     def covers(self, x: float) -> bool:
         return x <= self.x[-1]

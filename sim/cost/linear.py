@@ -40,8 +40,8 @@ class Priced:
     def parts(self) -> Parts:
         if self._parts and isinstance(self._parts[0], Block):
             block, row = self._parts
-            return block.parts(row)  # type: ignore[arg-type]
-        return self._parts  # type: ignore[return-value]
+            return block.parts(row)
+        return self._parts
 
 
 class Block:

@@ -40,8 +40,10 @@ NEVER = 1 << 62
 class Owner(Protocol):
     """What a replica tells whoever put requests into it."""
 
+    gap: Callable[[int, int], None]
+    """So long (nanoseconds) after the token before them came so many output tokens in one step."""
     gaps: Callable[[Times, int], None]
-    """In each of some steps so many output tokens came so long (nanoseconds) after the token before them."""
+    """Between every two of some times so many output tokens came, as long after the ones before them."""
 
     def finish(self, replica: Replica, request: Request, now: int) -> None:
         """The last token of ``request`` was taken at ``now``; its latency lacks only the front end's way out.
@@ -112,7 +114,7 @@ class Replica(Services):
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
 
-        self.tally = Tally(cost, engine.async_scheduling, owner.gaps)
+        self.tally = Tally(cost, engine.async_scheduling, owner.gap, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
         self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
@@ -256,10 +258,11 @@ class Replica(Services):
         """The engine's thread turns to its next decision."""
         self.num_events += 1
         run = self._run
-        self._in_flight = run is not None
         if run is not None:
+            self._in_flight = True
             self._close(run)
         else:
+            self._in_flight = False
             self.tally.wait(now - self._decided)
         self._decided = now
         effects = self._last
@@ -299,19 +302,22 @@ class Replica(Services):
 
     def _apply(self, effects: Effects, now: int) -> None:
         """A step's output is taken."""
+        manager, running = self.manager, self.running
         for request in effects.first_tokens:
             if request.first_token_ns < 0:
                 request.first_token_ns = now
             else:  # its first one since a preemption
-                self.owner.gaps((now - request.last_token_ns,), 1)
-            if request in self.running:
-                self._start(self.manager.prefilled(request))
+                self.owner.gap(now - request.last_token_ns, 1)
+            if request in running and (transfers := manager.prefilled(request)):
+                self._start(transfers)
+        finishing = self.finishing
         for request in effects.finished:
-            if request in self.finishing:
-                del self.finishing[request]
-                del self.running[request]
+            if request in finishing:
+                del finishing[request]
+                del running[request]
                 self._blocked = False
-                self._start(self.manager.release(request, request.kv_tokens))
+                if transfers := manager.release(request, request.kv_tokens):
+                    self._start(transfers)
             self._outstanding_tokens -= request.input_tokens
             self.owner.finish(self, request, now)
 
@@ -356,28 +362,27 @@ class Replica(Services):
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager
-        admits, preempted, steps = self._could_admit(), False, 0
-        if batch.requests:
+        decoding = batch.requests
+        admits = bool(
+            (self.waiting or self.loaded)
+            and not self._blocked
+            and len(self.running) < self.engine.max_num_seqs
+            and len(decoding) < self.engine.max_num_batched_tokens
+        )
+        preempted, steps = False, 0
+        if decoding:
             alone = self.partial is None and not admits
             steps = manager.decode_steps(batch, self._alike() if alone else 1)
-            while not steps and batch.requests:
+            while not steps and decoding:
                 self._preempt_last(now)
                 preempted = True
-                steps = manager.decode_steps(batch, 1) if batch.requests else 0
+                steps = manager.decode_steps(batch, 1) if decoding else 0
         if self.partial is not None or (admits and not preempted):
             self._mixed_step(now, preempted)
         elif steps:
             self._decode_run(now, steps)
         else:
             self._nothing(now, preempted)
-
-    def _could_admit(self) -> bool:
-        return bool(
-            (self.waiting or self.loaded)
-            and not self._blocked
-            and len(self.running) < self.engine.max_num_seqs
-            and len(self.batch.requests) < self.engine.max_num_batched_tokens
-        )
 
     def _alike(self) -> int:
         """Decode steps in which nothing but the batch's contexts changes, as far as scheduling goes."""
@@ -414,7 +419,8 @@ class Replica(Services):
             engine.async_scheduling,
         )
         self.step_tokens = num
-        run = self._begin(Run(priced, now, boundaries, ends, num, fused=True))
+        run = Run(priced, now, boundaries, ends, num, True)
+        self._begin(run, int(boundaries[-1]))
         output = self._due
         if output is not None and steps > 1:
             run.output = output
@@ -424,12 +430,12 @@ class Replica(Services):
 
     def _mixed_step(self, now: int, preempted: bool) -> None:
         """One step in which prompts may be prefilled."""
-        engine, manager, batch = self.engine, self.manager, self.batch
-        decodes = len(batch)
+        engine, manager, batch, plain = self.engine, self.manager, self.batch, self._plain
+        decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
         kernels: list[Kernel] = []  # unless they are the plain ones
         if decodes:
-            if not self._plain:
+            if not plain:
                 kernels += manager.decode_work(batch, 1)
             manager.commit(batch, 1)
             batch.round += 1
@@ -438,8 +444,8 @@ class Replica(Services):
         prefills: list[tuple[Request, int]] = []
         loads: list[Transfer] = []
 
-        if self.partial is not None and budget > 0:
-            request = self.partial
+        request = self.partial
+        if request is not None and budget > 0:
             tokens = min(request.to_compute - request.computed, budget)
             if manager.grow(request, tokens):
                 prefills.append((request, tokens))
@@ -448,55 +454,56 @@ class Replica(Services):
                 self._preempt_last(now)  # the request itself: it was admitted last
                 preempted = True
         attach = hold = 0
-        if not preempted:
+        if budget > 0 and not preempted and (self.waiting or self.loaded):
             attach, hold = self._admit(now, budget, prefills, loads)
 
         complete: list[Request] = []
         chunks: list[tuple[int, int]] = []
+        step_tokens = decodes
         for request, tokens in prefills:
-            chunks.append((tokens, request.cached + request.computed))
-            if not self._plain:
-                kernels += manager.prefill_work(request, request.computed, tokens)
-            request.computed += tokens
-            if request.computed < request.to_compute:
+            computed = request.computed
+            chunks.append((tokens, request.cached + computed))
+            step_tokens += tokens
+            if not plain:
+                kernels += manager.prefill_work(request, computed, tokens)
+            request.computed = computed = computed + tokens
+            if computed < request.to_compute:
                 self.partial = request
                 continue
             if self.partial is request:
                 self.partial = None
             complete.append(request)
-            context = request.prompt_tokens
-            request.generated += 1
-            if request.generated == request.output_tokens:
+            generated = request.generated
+            request.generated = generated + 1
+            if generated + 1 == request.output_tokens:
                 finished.append(request)
             else:
-                batch.add(request, context, request.output_tokens - request.generated)
+                context = request.input_tokens + generated
+                batch.add(request, context, request.output_tokens - generated - 1)
         if complete or finished:
             self._finish_later(complete, finished)
-        if prefills:
+        if chunks:
             self._blocked = False  # the head of the queue may reuse what this step computes
-        tokens = decodes
-        for _, new in prefills:
-            tokens += new
-        if not tokens:
+        if not step_tokens:
             self._nothing(now, preempted)
             return
-        cpu = engine.thread_ns(tokens, decodes + len(prefills), bool(prefills)) + hold
-        launch = engine.launch_ns + attach
-        sustained = bool(prefills and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
+        self.step_tokens = step_tokens
         sampled = decodes + len(chunks)
+        cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
+        launch = engine.launch_ns + attach
+        sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
         self._uses_links = False
-        if not self._plain:
+        if not plain:
             self._note_links(kernels)
-            work = StepWork(1, tokens, sampled, tuple(kernels), sustained)
+            work = StepWork(1, step_tokens, sampled, tuple(kernels), sustained)
             priced = self.cost.price(work, self._link_share())
         elif chunks:
             priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
         else:
             priced = self.cost.price_decodes(decodes, sum_context, 1)
-        self.step_tokens = tokens
-        run = self._one_step(now, priced, decodes, launch, cpu, engine.output_ns(sampled), loads)
+        end = self._one_step(now, priced, decodes, launch, cpu, engine.output_ns(sampled), loads)
         if chunks:
-            self._prefill_end = int(run.ends[0])
+            self._prefill_end = end
 
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
@@ -505,8 +512,8 @@ class Replica(Services):
 
         Nanoseconds that their cached tokens put the launch off, and that all of it holds the thread.
         """
-        manager, engine, attach, hold = self.manager, self.engine, 0, 0
-        while budget > 0 and (self.loaded or self.waiting) and len(self.running) < self.engine.max_num_seqs:
+        manager, engine, running, attach, hold = self.manager, self.engine, self.running, 0, 0
+        while budget > 0 and (self.loaded or self.waiting) and len(running) < engine.max_num_seqs:
             if self.loaded:
                 request = self.loaded[0]
                 if not manager.can_resume(request):
@@ -521,13 +528,14 @@ class Replica(Services):
                     break
                 self.waiting.popleft()
                 self._note_plan(request, plan)
-                self._start(plan.transfers)
-                if any(transfer.mode == "before" for transfer in plan.transfers):
-                    self.loading[request] = len(plan.transfers)  # it waits for all of them
-                    if request.load_started_ns < 0 and request.admitted_ns < 0:
-                        request.load_started_ns = now
-                    continue
-                loads += plan.transfers
+                if plan.transfers:
+                    self._start(plan.transfers)
+                    if any(transfer.mode == "before" for transfer in plan.transfers):
+                        self.loading[request] = len(plan.transfers)  # it waits for all of them
+                        if request.load_started_ns < 0 and request.admitted_ns < 0:
+                            request.load_started_ns = now
+                        continue
+                    loads += plan.transfers
             if request.admitted_ns < 0:
                 request.admitted_ns = now
             tokens = min(request.to_compute, budget)
@@ -535,7 +543,7 @@ class Replica(Services):
             assert grown, f"request {request.index} was admitted without room for its first {tokens} tokens"
             self._order += 1
             request.order = self._order
-            self.running[request] = None
+            running[request] = None
             prefills.append((request, tokens))
             budget -= tokens
             attach += request.cached * engine.cached_token_ns
@@ -591,29 +599,28 @@ class Replica(Services):
 
     def _one_step(
         self, now: int, priced: Priced, decodes: int, launch: int, cpu: int, tail: int, loads: list[Transfer]
-    ) -> Run:
-        """Lay out a step that is committed already."""
-        engine, end = self.engine, self._device_end
-        boundaries: Times
-        ends: Times
+    ) -> int:
+        """Lay out a step that is committed already; when it ends on the device."""
+        before = self._device_end
+        price, free = int(priced.step_ns[0]), now + cpu
+        start = max(before, now + launch)
         if loads:
-            start = max(end, now + launch)
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
-            price = int(priced.step_ns[0])
-            step_end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers)
-            end_of_step = max(step_end, now + cpu + tail)
-            boundaries = [max(end if engine.async_scheduling else end_of_step, now + cpu)]
-            ends = [end_of_step]
+            end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers)
         else:
-            boundaries, ends = lay_out(now, end, priced.step_ns, launch, cpu, tail, engine.async_scheduling)
-        return self._begin(Run(priced, now, boundaries, ends, decodes, fused=False))
+            end = start + price
+        end = max(end, free + tail)
+        boundary = max(before if self._deep else end, free)
+        self._begin(Run(priced, now, [boundary], [end], decodes, False), boundary)
+        return end
 
-    def _begin(self, run: Run) -> Run:
-        """The alarm is set to the last boundary of the run."""
+    def _begin(self, run: Run, boundary: int) -> None:
+        """The run's last boundary is the next decision."""
         self._run = run
-        self._turn_at(int(run.boundaries[-1]), run.began)
-        return run
+        self._next = boundary
+        if self._rings:
+            self._turn_at(boundary, run.began)
 
     def _note_links(self, kernels: Sequence[Kernel]) -> None:
         self._uses_links = False

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 
 from kvsim.cost.model import CostModel, Priced
-from kvsim.engine.timing import Times, gaps_between
+from kvsim.engine.timing import Times
 from kvsim.entities import Request
 
 
@@ -53,11 +53,17 @@ class Run:
 class Tally:
     """What the runs of one replica amount to: device time, steps, gaps between output tokens."""
 
-    def __init__(self, cost: CostModel, deep: bool, record_gaps: Callable[[Times, int], None]) -> None:
+    def __init__(
+        self,
+        cost: CostModel,
+        deep: bool,
+        record_gap: Callable[[int, int], None],
+        record_gaps: Callable[[Times, int], None],
+    ) -> None:
         """``deep``: two steps are in flight, so that a boundary takes the output of the step before the last."""
         self._account = cost.account
         self._deep = deep
-        self._record_gaps = record_gaps
+        self._record_gap, self._record_gaps = record_gap, record_gaps
         self._untaken = 0  # decodes of the step in flight
         self.busy_ns = self.num_steps = 0
 
@@ -69,14 +75,15 @@ class Tally:
         # output tokens of decodes come as far apart as the boundaries at which they are taken
         first = self._untaken if self._deep else decodes
         if first:
-            self._record_gaps((int(run.boundaries[0]) - run.began,), first)
+            self._record_gap(int(run.boundaries[0]) - run.began, first)
         if decodes and steps > 1:
-            self._record_gaps(gaps_between(run.boundaries, steps), decodes)
+            boundaries = run.boundaries
+            self._record_gaps(boundaries if steps == len(boundaries) else boundaries[:steps], decodes)
         if self._deep:
             self._untaken = decodes
 
     def wait(self, gap_ns: int) -> None:
         """There was no step to decide; ``gap_ns`` later the output of the last one was taken."""
         if self._untaken:
-            self._record_gaps((gap_ns,), self._untaken)
+            self._record_gap(gap_ns, self._untaken)
             self._untaken = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,6 @@ def lay_out(
     waits for the thread and for the output of the step before (deep) or of this one. An array of prices gives
     arrays.
     """
-    if len(prices) == 1:
-        free = now + cpu
-        end = max(max(device_end, now + launch) + int(prices[0]), free + tail)
-        return [max(device_end if deep else end, free)], [end]
     if deep and launch <= cpu and now + cpu <= device_end and cpu <= min_of(prices) >= tail:
         if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
             times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
@@ -43,13 +39,6 @@ def lay_out(
         boundaries.append(at)
         ends.append(end)
     return boundaries, ends
-
-
-def gaps_between(times: Times, count: int) -> Times:
-    """Differences of the first ``count`` times: ``count`` - 1 of them."""
-    if isinstance(times, np.ndarray):
-        return times[1:count] - times[: count - 1]
-    return [after - before for before, after in pairwise(times[:count])]
 
 
 def min_of(values: Times) -> int:

@@ -8,6 +8,8 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+Integers = npt.NDArray[np.int64]
+
 BUCKETS_PER_OCTAVE = 1024
 NUM_BUCKETS = 65 * BUCKETS_PER_OCTAVE  # every 64-bit duration
 PENDING = 32_768
@@ -23,41 +25,50 @@ class DurationHistogram:
     """
 
     def __init__(self) -> None:
-        self._pending_ns: list[Sequence[int]] = []
-        self._pending_count: list[int] = []  # of each duration in the sequence at the same place
-        self._pending_arrays: list[npt.NDArray[np.int64]] = []  # the same for what came as arrays
-        self._pending_array_count: list[int] = []
-        self._num_pending = 0  # durations
-        self._sum_ns: npt.NDArray[np.int64] | None = None
-        self._count: npt.NDArray[np.int64] | None = None
+        self._single_ns: list[int] = []
+        self._single_count: list[int] = []
+        self._times: list[Sequence[int]] = []  # between which gaps count
+        self._times_count: list[int] = []
+        self._arrays: list[Integers] = []  # the same for what came as arrays
+        self._arrays_count: list[int] = []
+        self._num_pending = 0  # times
+        self._sum_ns: Integers | None = None
+        self._count: Integers | None = None
 
     def add(self, duration_ns: int, count: int) -> None:
         """Count ``duration_ns`` (at least 0) ``count`` times."""
-        self.add_many((duration_ns,), count)
+        self._single_ns.append(duration_ns)
+        self._single_count.append(count)
+        if len(self._single_ns) >= PENDING:
+            self._compact()
 
-    def add_many(self, durations_ns: Sequence[int] | npt.NDArray[np.int64], count: int) -> None:
-        """Count each of ``durations_ns`` ``count`` times. The sequence is kept for a while: it must not change."""
-        if count:
-            if isinstance(durations_ns, np.ndarray):
-                self._pending_arrays.append(durations_ns)
-                self._pending_array_count.append(count)
-            else:
-                self._pending_ns.append(durations_ns)
-                self._pending_count.append(count)
-            self._num_pending += len(durations_ns)
-            if self._num_pending >= PENDING:
-                self._compact()
+    def add_between(self, times_ns: Sequence[int] | Integers, count: int) -> None:
+        """Count the time from each of ``times_ns`` to the next ``count`` times.
+
+        They do not fall, and there is one at least. The sequence is kept for a while: it must not change.
+        """
+        if isinstance(times_ns, np.ndarray):
+            self._arrays.append(times_ns)
+            self._arrays_count.append(count)
+        else:
+            self._times.append(times_ns)
+            self._times_count.append(count)
+        self._num_pending += len(times_ns)
+        if self._num_pending >= PENDING:
+            self._compact()
 
     def _compact(self) -> None:
         if self._sum_ns is None or self._count is None:
             self._sum_ns = np.zeros(NUM_BUCKETS, dtype=np.int64)
             self._count = np.zeros(NUM_BUCKETS, dtype=np.int64)
-        ns = np.fromiter(chain.from_iterable(self._pending_ns), np.int64)
-        ns = np.concatenate((ns, *self._pending_arrays))
-        count = np.repeat(
-            np.array(self._pending_count + self._pending_array_count, dtype=np.int64),
-            [*map(len, self._pending_ns), *map(len, self._pending_arrays)],
-        )
+        times = np.concatenate((np.array([*chain.from_iterable(self._times)], dtype=np.int64), *self._arrays))
+        lengths = np.array([*map(len, self._times), *map(len, self._arrays)], dtype=np.int64)
+        within = np.ones(len(times), dtype=bool)  # gaps that do not lead from one sequence to the next
+        within[np.cumsum(lengths) - 1] = False
+        gaps_ns = np.diff(times, append=0)[within]
+        gaps_count = np.repeat(np.array(self._times_count + self._arrays_count, dtype=np.int64), lengths - 1)
+        ns = np.concatenate((np.array(self._single_ns, dtype=np.int64), gaps_ns))
+        count = np.concatenate((np.array(self._single_count, dtype=np.int64), gaps_count))
         assert ns.size == 0 or ns.min() >= 0, f"negative duration: {ns.min()} ns"
         mantissa, exponent = np.frexp(
             ns.astype(np.float64)
@@ -67,8 +78,9 @@ class DurationHistogram:
         ).astype(np.int64)
         np.add.at(self._sum_ns, bucket, ns * count)
         np.add.at(self._count, bucket, count)
-        self._pending_ns, self._pending_count, self._num_pending = [], [], 0
-        self._pending_arrays, self._pending_array_count = [], []
+        self._single_ns, self._single_count = [], []
+        self._times, self._times_count, self._num_pending = [], [], 0
+        self._arrays, self._arrays_count = [], []
 
     def values(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Mean (nanoseconds, ascending) and number of each bucket in use."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.rows import Rows
@@ -64,7 +60,3 @@ class Recorder:
         has the gap and the others gap 0. Tokens of unfinished requests count too.
         """
         self.inter_token.add(gap_ns, num_tokens)
-
-    def itl_run(self, gaps_ns: Sequence[int] | npt.NDArray[np.int64], num_tokens: int) -> None:
-        """:meth:`itl` for each step of a run of fused steps of one batch; gaps as a list or an array."""
-        self.inter_token.add_many(gaps_ns, num_tokens)

@@ -27,10 +27,10 @@ class Rows(Sequence[Row], Generic[Row]):
         self._fields: tuple[str, ...] = row_type._fields
         self._wide = self._fields.index(wide)
         self._chunks: list[list[Integers]] = []  # each has one array a column, of ROWS_PER_CHUNK rows
-        self._tail: list[Row] = []
+        self._tail: list[tuple[Any, ...]] = []
 
-    def append(self, row: Row) -> None:
-        """Add one row; every ``ROWS_PER_CHUNK`` rows are packed.
+    def append(self, row: tuple[Any, ...]) -> None:
+        """Add one row, or the plain tuple of its values; every ``ROWS_PER_CHUNK`` rows are packed.
 
         Raises:
             TypeError: a value that is not an integer (found when its chunk is packed or read).
@@ -40,7 +40,7 @@ class Rows(Sequence[Row], Generic[Row]):
             self._chunks.append(self._pack(self._tail))
             self._tail = []
 
-    def extend(self, rows: Iterable[Row]) -> None:
+    def extend(self, rows: Iterable[tuple[Any, ...]]) -> None:
         for row in rows:
             self.append(row)
 
@@ -59,7 +59,7 @@ class Rows(Sequence[Row], Generic[Row]):
             return len(self._chunks[0]) - len(self._fields) + 1
         return len(self._tail[0][self._wide]) if self._tail else 0
 
-    def _pack(self, rows: list[Row]) -> list[Integers]:
+    def _pack(self, rows: list[tuple[Any, ...]]) -> list[Integers]:
         """One array a column, the wide field as one column a tier; each in as few bytes as its values need."""
         packed: list[Integers] = []
         for i, values in enumerate(zip(*rows, strict=True)):
@@ -85,7 +85,7 @@ class Rows(Sequence[Row], Generic[Row]):
     def __iter__(self) -> Iterator[Row]:
         for chunk in self._chunks:
             yield from self._unpack(chunk)
-        yield from self._tail
+        yield from map(self._row_type._make, self._tail)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -99,7 +99,7 @@ class Rows(Sequence[Row], Generic[Row]):
             raise IndexError(f"row {index} of {len(self)}")
         at, offset = divmod(i, ROWS_PER_CHUNK)
         if at == len(self._chunks):
-            return self._tail[offset]
+            return self._row_type._make(self._tail[offset])
         return next(self._unpack([column[offset : offset + 1] for column in self._chunks[at]]))
 
     def __eq__(self, other: object) -> bool:

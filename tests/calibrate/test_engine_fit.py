@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import simpy
 import yaml
 
 import kvsim.cluster.run as cluster_run
@@ -113,16 +112,14 @@ class Logged(Replica):
         super().__init__(*arguments, **named)
         self._decoded = deque([0])  # decodes of the step in flight
 
-    def _boundary(self, event: simpy.Event) -> None:
-        if event is not self._alarm:
-            return super()._boundary(event)
-        effects = self._effects[0]
+    def _turn(self, now: int) -> None:
+        effects = self._due
         self._decoded.append(self._run.decodes if self._run is not None else 0)
         tokens = self._decoded.popleft()
-        super()._boundary(event)
+        super()._turn(now)
         first = effects.first_tokens if effects else []
         prompt_tokens = sum(request.input_tokens for request in first)
-        self.log.append(Output(self.env.now, self.num_running, prompt_tokens, tokens + len(first)))
+        self.log.append(Output(now, self.num_running, prompt_tokens, tokens + len(first)))
 
 
 def microbenchmarks() -> dict[str, list[Row]]:

@@ -34,7 +34,7 @@ def small_outcome(loop_wall_s: float = 0.5) -> Outcome:
         )  # fmt: skip
     recorder.rejected.append((3, "prompt longer than the model's context"))
     recorder.itl(100 * MS, 6)
-    recorder.itl_run([200 * MS], 1)
+    recorder.itl(200 * MS, 1)
     for t_ms, replica, running, waiting, used in ((0, 0, 1, 0, 2), (0, 1, 0, 0, 0), (5000, 0, 3, 2, 8)):
         recorder.timeline.append(
             TimelineRow(t_ms * MS, replica, running, waiting, 64, (used * GB, GB), used * GB // 2)
