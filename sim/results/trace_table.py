@@ -113,6 +113,8 @@ def _reuse_lines(told: Stats) -> Iterator[tuple[str, str]]:
     yield "different blocks", f"{capacity['distinct_blocks']:,} of {capacity['block_tokens']} tokens"
     if capacity["sampling_rate"] < 1:
         yield "sampled", f"LRU and Belady follow {percent(capacity['sampling_rate'])} of the blocks"
+    if told["chunks"] and told["chunks"]["sampling_rate"] < 1:
+        yield "sampled chunks", f"LRU follows {percent(told['chunks']['sampling_rate'])} of them"
 
 
 def capacity_tables(told: Stats) -> Iterator[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:

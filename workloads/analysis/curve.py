@@ -11,7 +11,7 @@ import numpy as np
 from kvsim.workloads.analysis.belady import belady_hit_tokens
 from kvsim.workloads.analysis.block_runs import BlockRuns
 from kvsim.workloads.analysis.lru import LruCurve, Progress, Stretches, stack_stretches
-from kvsim.workloads.analysis.shards import sample_blocks
+from kvsim.workloads.analysis.shards import rate_for, sample_blocks
 from kvsim.workloads.trace import NS_PER_S, Array
 
 Stage = Callable[[str], AbstractContextManager[Progress | None]]
@@ -40,7 +40,7 @@ def capacity_curve(
     ``capacities``: blocks, default 1, 2, 5, 10, ... up to where LRU has nothing left to win. ``rate``: share of
     blocks that is followed (see ``shards``), default 1 for traces of up to :data:`MAX_RUNS` runs.
     """
-    sample = sample_blocks(runs, min(1.0, MAX_RUNS / max(1, len(runs.run))) if rate is None else rate)
+    sample = sample_blocks(runs, rate_for(runs, MAX_RUNS) if rate is None else rate)
     with stage("LRU at every capacity") as progress:
         stretches = stack_stretches(sample.runs, progress)
     curve = LruCurve(stretches, runs.block_tokens)

@@ -17,6 +17,8 @@ from kvsim.workloads.trace import Array
 SLAB_BLOCKS = 4_000_000
 MIN_BLOCKS = 100
 """Fewer sampled blocks say nothing."""
+ENOUGH_BLOCKS = 8192
+"""So many give hit ratios that are off by .01 to .02 (docs/workloads.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,21 @@ def sample_blocks(runs: BlockRuns, rate: float) -> Sample:
         tail_missing=missing,
     )
     return Sample(sampled, rate, looked_up_tokens(sampled) - rate * looked_up_tokens(runs))
+
+
+def rate_for(runs: BlockRuns, max_runs: int) -> float:
+    """1, or the first half, quarter, ... at which about ``max_runs`` runs at most keep a sampled block.
+
+    At least :data:`ENOUGH_BLOCKS` different blocks stay, however often they come.
+    """
+    lengths, counts = np.unique(runs.blocks[runs.run], return_counts=True)
+    rate = 1.0
+    while (
+        np.sum(counts * (1 - (1 - rate) ** lengths)) > max_runs
+        and runs.num_blocks * rate >= 2 * ENOUGH_BLOCKS
+    ):
+        rate /= 2
+    return rate
 
 
 def looked_up_tokens(runs: BlockRuns) -> int:

@@ -60,7 +60,7 @@ def trace_stats(
         told["capacity"] = capacity_curve(
             runs, trace.arrival_ns, capacities=capacities, rate=rate, stage=stage
         )
-        told["chunks"] = _chunks(trace, told["capacity"]["sampling_rate"], stage)
+        told["chunks"] = _chunks(trace, stage)
     return told
 
 
@@ -68,15 +68,16 @@ def _lengths(tokens: Array) -> dict[str, Any]:
     return {"total": int(tokens.sum()), **distribution(tokens)}
 
 
-def _chunks(trace: Trace, rate: float, stage: Stage) -> dict[str, Any] | None:
+def _chunks(trace: Trace, stage: Stage) -> dict[str, Any] | None:
     """LRU over whole chunks at any position; capacities in tokens."""
     with stage("chunks at any position") as progress:
-        curve = chunk_curve(trace, rate, progress)
+        curve = chunk_curve(trace, progress=progress)
     if curve is None:
         return None
     grid = np.array(round_capacities(curve.distinct_tokens))
     return {
         "distinct_tokens": curve.distinct_tokens,
+        "sampling_rate": curve.rate,
         "unbounded_hit_ratio": 1 - curve.distinct_tokens / curve.total_tokens,
         "capacity_tokens": grid.tolist(),
         "lru_hit_ratio": (curve.hit_tokens(grid) / curve.total_tokens).tolist(),

@@ -18,7 +18,7 @@ from kvsim.workloads.analysis.block_runs import BlockRuns, block_runs, own_block
 from kvsim.workloads.analysis.curve import capacity_curve, round_capacities, unbounded_hit_tokens
 from kvsim.workloads.analysis.lru import Fenwick, LruCurve, stack_stretches
 from kvsim.workloads.analysis.reuse import prefix_reuse
-from kvsim.workloads.analysis.shards import looked_up_tokens, sample_blocks
+from kvsim.workloads.analysis.shards import ENOUGH_BLOCKS, looked_up_tokens, rate_for, sample_blocks
 from kvsim.workloads.builder import TraceBuilder
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden_reuse.json").read_text())
@@ -161,6 +161,17 @@ def test_a_sampled_block_is_followed_in_every_request(data: Path) -> None:
     assert set(np.bincount(sample.run).tolist()) <= set(uses.tolist())
     with pytest.raises(TraceError, match=r"follows \d+ of [\d,]+ blocks; give at least"):
         sample_blocks(runs, 0.0001)
+
+
+def test_the_rate_leaves_about_so_many_runs_and_enough_blocks() -> None:
+    options = {"arrivals": {"process": "constant", "rate_per_s": 1}, "user_tokens": 300, "output_tokens": 200}
+    runs = block_runs(generate("chat", sessions=600, turns=4, **options))
+    assert rate_for(runs, len(runs.run)) == 1.0
+    most = len(runs.run) - 200
+    rate = rate_for(runs, most)
+    assert rate < 1 and len(sample_blocks(runs, rate).runs.run) < 1.1 * most
+    assert len(sample_blocks(runs, 2 * rate).runs.run) > most
+    assert ENOUGH_BLOCKS <= rate_for(runs, 1) * runs.num_blocks < 2 * ENOUGH_BLOCKS
 
 
 def test_blocks_of_the_trace_are_known_by_their_size(data: Path) -> None:
