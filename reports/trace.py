@@ -55,9 +55,7 @@ def _headlines(told: Stats) -> str:
         )
     ]
     if arrivals["requests_per_s"] is not None:
-        sentence = (
-            f"Gaps vary {digits(round(arrivals['gap_cv'], 2))} times as much as their mean (Poisson: 1)."
-        )
+        sentence = f"Gaps deviate by {digits(round(arrivals['gap_cv'], 2))} times their mean (Poisson: 1)."
         cards.append(markup.card("Requests per second", digits(arrivals["requests_per_s"]), sentence))
     if told["reuse"]:
         capacity = told["capacity"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvsim.workloads.analysis.belady import belady_hit_tokens
 from kvsim.workloads.analysis.block_runs import BlockRuns
-from kvsim.workloads.analysis.lru import LruCurve, Progress, Stretches, stack_stretches
+from kvsim.workloads.analysis.lru import LruCurve, Progress, stack_stretches
 from kvsim.workloads.analysis.shards import rate_for, sample_blocks
 from kvsim.workloads.trace import NS_PER_S, Array
 
@@ -42,8 +42,7 @@ def capacity_curve(
     """
     sample = sample_blocks(runs, rate_for(runs, MAX_RUNS) if rate is None else rate)
     with stage("LRU at every capacity") as progress:
-        stretches = stack_stretches(sample.runs, progress)
-    curve = LruCurve(stretches, runs.block_tokens)
+        curve = LruCurve(stack_stretches(sample.runs, progress), runs.block_tokens)
     unbounded = unbounded_hit_tokens(runs)
     blocks_for = {
         share: round(curve.capacity_for(sample.wanted(share * unbounded)) / sample.rate) for share in SHARES
@@ -71,7 +70,7 @@ def capacity_curve(
         "belady_hit_ratio": np.minimum(_ratios(sample.hit_tokens(belady, given), runs), best).tolist(),
         "lru_blocks_for": {f"{share:g}": blocks for share, blocks in blocks_for.items()},
         "lru_curve": {"capacity_blocks": grid.tolist(), "hit_ratio": np.minimum(lru(grid), best).tolist()},
-        "reuse_time_s": _reuse_times(stretches, arrival_ns),
+        "reuse_time_s": _reuse_times(runs, arrival_ns),
     }
 
 
@@ -99,13 +98,15 @@ def _ratios(tokens: Array, runs: BlockRuns) -> list[float]:
     return ratios
 
 
-def _reuse_times(stretches: Stretches, arrival_ns: Array) -> dict[str, Any]:
+def _reuse_times(runs: BlockRuns, arrival_ns: Array) -> dict[str, Any]:
     """Seconds since the last use, percentiles over reused blocks."""
-    if not len(stretches.row):
+    earlier = runs.earlier_rows()
+    again = np.flatnonzero(runs.looked_up & (earlier >= 0))
+    if not len(again):
         return {"p50": None, "p90": None, "p99": None, "percentiles": []}
-    waits_s = (arrival_ns[stretches.row] - arrival_ns[stretches.earlier]) / NS_PER_S
+    waits_s = (arrival_ns[runs.rows()[again]] - arrival_ns[earlier[again]]) / NS_PER_S
     order = np.argsort(waits_s, kind="stable")
-    share = np.cumsum(stretches.blocks[order]) / stretches.blocks.sum()
-    places = np.searchsorted(share, np.arange(101) / 100).clip(max=len(order) - 1)
+    share = np.cumsum(runs.blocks[runs.run[again[order]]])
+    places = np.searchsorted(share, np.arange(101) / 100 * share[-1]).clip(max=len(order) - 1)
     percentiles = waits_s[order][places].tolist()
     return {**{f"p{q}": percentiles[q] for q in (50, 90, 99)}, "percentiles": percentiles}

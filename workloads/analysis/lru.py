@@ -27,8 +27,6 @@ REPORT_EVERY = 4096
 class Stretches:
     """Stretches of blocks that prompts found in the stack, g in all."""
 
-    row: Array  # int64 (g,): the request that looks up
-    earlier: Array  # int64 (g,): the request that used them last
     position: Array  # int64 (g,): place of the first block in the stack, 1 = most recent
     blocks: Array  # int64 (g,)
     tail_missing: Array  # int64 (g,): tokens that the last block of the stretch lacks of a whole one
@@ -53,7 +51,7 @@ def stack_stretches(runs: BlockRuns, progress: Progress | None = None) -> Stretc
         if progress is not None and request % REPORT_EVERY == 0:
             progress(request, len(runs))
     hit = looked_up & (earlier >= 0)
-    return Stretches(row[hit], earlier[hit], position[hit], blocks[hit], tail_missing[hit])
+    return Stretches(position[hit], blocks[hit], tail_missing[hit])
 
 
 def _stretches(runs: BlockRuns) -> tuple[Array, Array, Array, Array, Array]:

@@ -67,7 +67,8 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
         if row.fields.get("after") is not None:
             after = row.whole("after", 0)
             think_ns = row.time_ns("think_s") if row.fields.get("think_s") is not None else 0
-            followers.append((row, len(builder), after, arrival_ns))
+            place = Row(path, row.line, {})  # the fields of all lines together would be most of the memory
+            followers.append((place, len(builder), after, arrival_ns))
         arrivals.append(arrival_ns)
         builder.add(
             arrival_ns,

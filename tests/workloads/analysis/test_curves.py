@@ -144,6 +144,7 @@ def test_sampling_everything_is_exact_and_less_is_near(data: Path) -> None:
     capacities = [500, 1000, 2000, 5000, 10000, 20000]
     exact = capacity_curve(runs, trace.arrival_ns, capacities=capacities)
     sampled = capacity_curve(runs, trace.arrival_ns, capacities=capacities, rate=0.2)
+    assert sampled["reuse_time_s"] == exact["reuse_time_s"]
     assert sampled["sampling_rate"] == 0.2 and sampled["unbounded_hit_ratio"] == exact["unbounded_hit_ratio"]
     for policy in ("lru_hit_ratio", "belady_hit_ratio"):
         error = np.abs(np.array(sampled[policy]) - exact[policy])
@@ -190,6 +191,17 @@ def test_answers_take_room_only_if_they_can_come_up_again() -> None:
     runs = block_runs(chat, 16)
     assert runs.num_blocks == 6  # 32, 17 and 32 tokens, and 16 of the last answer: 97 - 1 with KV
     assert lru_hits(runs, [1, 2, 3, 9]) == [16, 32, 48, 48]
+
+
+def test_times_since_the_last_use_by_hand() -> None:
+    builder = TraceBuilder()
+    a, b = builder.new_id(), builder.new_id()
+    for second, ids in ((0, [a]), (2, [a, b]), (7, [a, b]), (8, [a])):  # a after 2, 5 and 1 s, b after 5 s
+        builder.add(second * 10**9, 16 * len(ids), 1, ids, [16] * len(ids))
+    trace = builder.build("times", {})
+    times = capacity_curve(block_runs(trace, 16), trace.arrival_ns, capacities=[1])["reuse_time_s"]
+    assert times["percentiles"][:26] == [1.0] * 26 and times["percentiles"][26:51] == [2.0] * 25
+    assert (times["p50"], times["p90"], times["p99"]) == (2.0, 5.0, 5.0)
 
 
 def test_round_capacities() -> None:
