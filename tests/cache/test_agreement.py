@@ -16,6 +16,9 @@ import pytest
 from driving import BLOCK, flat_trace
 
 from kvsim.cache.replay import replay
+from kvsim.workloads import read
+from kvsim.workloads.analysis.belady import belady_hit_tokens
+from kvsim.workloads.analysis.block_runs import block_runs
 
 DATA = Path(__file__).parents[2] / "scenarios" / "data"
 LIBRARY = {
@@ -63,3 +66,22 @@ def test_hits_equal_libcachesim(policy: str, keys: str) -> None:
             hits += bool(cache.get(request))
         found = replay(flat_trace(sequence), policy, capacity, BLOCK)
         assert found.hit_tokens == BLOCK * hits, capacity
+
+
+@pytest.mark.parametrize(
+    ("file", "block_tokens", "capacity", "share"),
+    [
+        ("mooncake_conversation_1000.jsonl.gz", 512, 3_000, 0.99),
+        ("mooncake_conversation_1000.jsonl.gz", 512, 1_000, 0.9),
+        ("ragpulse_days0-2.jsonl.gz", 16, 500, 0.99),
+    ],
+)
+def test_belady_against_the_bound_of_trace_stats(
+    file: str, block_tokens: int, capacity: int, share: float
+) -> None:
+    """The bound may refuse content and holds no prompt while it runs, so it hits as much or a little more."""
+    trace = read(DATA / file)
+    bound = belady_hit_tokens(block_runs(trace, block_tokens), capacity)
+    found = replay(trace, "belady", capacity, block_tokens).hit_tokens
+    assert share * bound < found <= bound
+    assert replay(trace, "lru", capacity, block_tokens).hit_tokens < found

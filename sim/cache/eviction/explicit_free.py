@@ -2,7 +2,8 @@
 
 A session is closed when its last request of the trace has finished, which stands for an application that tells the
 server so. Content that another session used too keeps its place. Freed content is the first to be evicted, it is not
-wiped. O(log n), and O(segments) for each request, whose content is noted.
+wiped. What is ranked anew is the last request's path; earlier answers that no prompt repeated keep their place by age.
+O(log n), and O(segments) for each request, whose content is noted.
 """
 
 from __future__ import annotations
