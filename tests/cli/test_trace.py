@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +91,23 @@ def test_anonymise(cli: Cli) -> None:
     assert cli("trace", "anonymise", "mine.jsonl", "out.jsonl") == (0, "out.jsonl: 1 requests\n", "")
     (row,) = map(json.loads, Path("out.jsonl").read_text().splitlines())
     assert (row["input_tokens"], row["block_tokens"], len(row["hash_ids"])) == (40, 16, 2)
+
+
+def test_the_commands_of_the_docs_and_of_every_help_run(cli: Cli) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    page = (DATA.parents[1] / "docs" / "workloads.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^kvsim (trace .*)$", page, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["stats", "convert", "generate", "anonymise"]
+    Path("scenarios").symlink_to(DATA.parent)
+    Path("my-model").mkdir()
+    tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?")).save("my-model/tokenizer.json")
+    lines = re.findall(r'^    (\{"arrival_s.*\})$', page, re.MULTILINE)
+    Path("requests.jsonl").write_text("\n".join(lines))
+    for command in commands:
+        assert cli(*shlex.split(command))[0] == 0
+        shown = " ".join(cli(*command.split()[:2], "--help")[1].split())
+        assert f"Example: kvsim {command}" in shown
+    assert len(read("trace.jsonl.gz")) == len(lines) == 2
 
 
 @pytest.mark.parametrize(
