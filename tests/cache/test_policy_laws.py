@@ -14,6 +14,11 @@ from toys import toy_cache, toy_simulation, toy_trace
 
 import kvsim.cache.eviction.queue as queue_module
 from kvsim.cache.eviction import EvictionSpec, eviction_policies, load_builtin
+from kvsim.cache.eviction.arc import ARC
+from kvsim.cache.eviction.s3fifo import S3FIFO
+from kvsim.cache.eviction.sieve import Sieve
+from kvsim.cache.manager import CacheConfig
+from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.replay import replay
 from kvsim.cache.tiers import TierConfig
 from kvsim.hardware.spec import LinkSpec
@@ -143,9 +148,20 @@ def _served(eviction: EvictionSpec) -> np.ndarray:  # type: ignore[type-arg]
     )
     link = LinkSpec("toy", 1e9, 1e9, 5, 5)
     cache = toy_cache(24, tiers=tiers, eviction=eviction, balance_tokens=50.0)
-    simulation = toy_simulation(
-        trace, cache=cache, links=(link, link)
-    )  # with check: the books after every step
+    managers: list[PrefixTreeManager] = []
+
+    def make_manager(config: CacheConfig) -> PrefixTreeManager:
+        managers.append(PrefixTreeManager(config))
+        return managers[-1]
+
+    # with check: the books after every step
+    simulation = toy_simulation(trace, cache=cache, links=(link, link), make_manager=make_manager)
+    for tree in managers[0]._trees():  # policies that count blocks have counted all that were let go
+        policy = tree.policy
+        if isinstance(policy, Sieve):
+            assert policy.ahead + policy.behind == tree.num_blocks
+        elif isinstance(policy, S3FIFO | ARC):
+            assert sum(policy.blocks) == tree.num_blocks
     assert len(simulation.recorder.requests) == len(parts)
     return np.sum([row.hits_by_tier for row in simulation.recorder.requests], axis=0)
 
