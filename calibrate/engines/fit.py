@@ -118,7 +118,8 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     ]
     rate = setup.model.kv_bytes_per_token / slope_ns * 1e9
     host = fit_host(folders, base, notes)
-    engine = replace(base, **{f"{key}_ns": round(ns) for key, ns in host.items()})
+    host_ns: dict[str, Any] = {f"{key}_ns": round(ns) for key, ns in host.items()}
+    engine = replace(base, **host_ns)
     fewest = min(bases)
     table_ns = float(cost(EngineTerms()).price(StepWork(1, fewest, fewest, ())).step_ns[0])
     step_ns = max(0.0, bases[fewest] - table_ns)  # long prompts do not tell it apart from their tokens

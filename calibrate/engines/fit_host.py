@@ -233,9 +233,9 @@ def _starts(
 def _bursts(runs: Sequence[MeasuredRun]) -> Iterator[tuple[float, int, int, int, float]]:
     """(tokens of a prompt, computed ones of all, requests of the first step, requests, seconds to the first tokens)."""
     for run in runs:
-        if run.requests.engine_s is None or not run.name.split(".", 1)[1].startswith(("decode_", "shared_")):
+        requests, engine_s = run.requests, run.requests.engine_s
+        if engine_s is None or not run.name.split(".", 1)[1].startswith(("decode_", "shared_")):
             continue
-        requests = run.requests
         order: Ints = np.argsort(requests.submit_s, kind="stable")
         gaps: Floats = np.diff(requests.submit_s[order])
         for rows in np.split(order, np.flatnonzero(gaps > APART_S) + 1):
@@ -244,5 +244,5 @@ def _bursts(runs: Sequence[MeasuredRun]) -> Iterator[tuple[float, int, int, int,
                 continue
             seen_s = (requests.submit_s + requests.ttft_s)[rows]
             first = int((seen_s < seen_s.min() + TOGETHER_S).sum())
-            taken_s = float(requests.engine_s[rows[np.argmin(seen_s)]])
+            taken_s = float(engine_s[rows[np.argmin(seen_s)]])
             yield float(requests.input_tokens[rows].mean()), int(new.sum()), first, len(rows), taken_s
