@@ -52,6 +52,9 @@ class Request:
         """Tokens that the next prefill has to cover: the prompt and what was generated before a preemption."""
         return self.input_tokens + self.generated
 
+    def arrived_after(self, other: Request) -> bool:
+        return (self.arrival_ns, self.index) > (other.arrival_ns, other.index)
+
     @property
     def kv_tokens(self) -> int:
         """Tokens with KV once the last output token is out: that token itself never gets any."""

@@ -64,8 +64,8 @@ class Services:
         """The simulated clock, for what ages."""
         raise NotImplementedError
 
-    def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
-        """Nanoseconds from now until such a load would have ended, queue included."""
+    def load_ns(self, src: str, num_bytes: int, num_extents: int, queued: bool = True) -> int:
+        """Nanoseconds from now until such a load would have ended; without ``queued`` as if the links were idle."""
         raise NotImplementedError
 
     def prefill_ns(self, tokens: int, past: int) -> int:
@@ -87,6 +87,9 @@ class CacheConfig:
     balance_tokens: float = float("inf")  # context at which attention costs as much as the matrix products
     load_policy: str = "always"  # always | if_faster
     tiers: tuple[Any, ...] = ()  # TierConfig of kvsim.cache.tiers, nearest first
+    shared: dict[str, Any] | None = (
+        None  # what the managers of a run have in common, by tier: a cluster's store
+    )
     store_answers: bool = False  # tiers get prompts only (vLLM's default), or what was generated as well
     names_content: bool = True  # some prompt or answer says what it contains; else nothing can be shared
     options: Mapping[str, Any] | None = None
@@ -105,17 +108,18 @@ class CacheManager(ABC):
     """See the module's text. ``services`` is set by the replica before the first call.
 
     ``block_tokens``: the batch counts block boundaries for this size. ``uses_tiers``: KV goes to the tiers below HBM,
-    and :attr:`used_bytes` has an entry for each. ``needs_kinds``: requests come with the kinds
-    of their segments. ``needs_future``: :meth:`set_future` is called before the run. ``steady_work``: what
-    decode_steps and decode_work have said of a batch stays true when prefilled and release are called in the middle of
-    those steps; a run of steps then goes on through them. A subclass that overrides one of these four methods, or
-    commit, has to say so again.
+    and :attr:`used_bytes` has an entry for each. ``needs_kinds``: requests come with the kinds of their segments.
+    ``prefetches``: :meth:`prefetch` is called for every request. ``needs_future``: :meth:`set_future` is called before
+    the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
+    and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
+    overrides one of these four methods, or commit, has to say so again.
     """
 
     services: Services
     block_tokens: int = 1
     uses_tiers: bool = False
     needs_kinds: bool = False
+    prefetches: bool = False
     needs_future: bool = False
     steady_work: bool = False
 
@@ -183,6 +187,13 @@ class CacheManager(ABC):
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
         """Change. The link ended it: unpin, free, make it visible. May start further transfers."""
+        return ()
+
+    def prefetch(self, request: Request) -> tuple[Transfer, ...]:
+        """Change, when a request has reached the replica: what brings its KV nearer while it waits.
+
+        Each transfer names the request, which cannot be admitted until all of them have ended.
+        """
         return ()
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:

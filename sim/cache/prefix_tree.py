@@ -14,7 +14,7 @@ from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
-from kvsim.cache.tiers import Load, TierStack, Write
+from kvsim.cache.tiers import Load, Prefetch, TierStack, Write
 from kvsim.cache.tree import Node, PrefixTree
 from kvsim.entities import Request
 
@@ -29,6 +29,7 @@ class Held:
     loaded_blocks: int
     owed_blocks: int  # of the prompt, not taken yet
     written: int = 0  # leading blocks that were offered to the tiers
+    passed: tuple[int, int] = (0, 0)  # blocks that came through the nearest tier without staying there
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class PrefixTreeManager(Paged):
         super().__init__(config)
         policy = eviction_policy(config.eviction)
         self.tree = PrefixTree(config.block_tokens, policy)
-        self.tiers = TierStack(config, self.block_bytes)
+        self.tiers = TierStack(config, self.block_bytes, self)
         policies = [tree.policy for tree in self._trees()]
         capacities = [self.capacity_blocks, *(tier.capacity_blocks for tier in self.tiers.tiers)]
         for each, capacity in zip(policies, capacities, strict=True):
@@ -60,8 +61,12 @@ class PrefixTreeManager(Paged):
         self._expiring = [tree for tree in self._trees() if own(tree.policy, "expired")]
         self._on_admit = [each.admitted for each in policies if own(each, "admitted")]
         self._on_finish = [tree for tree in self._trees() if own(tree.policy, "finished")]
+        self.prefetches = self.tiers.prefetches
+        if self.tiers.demotes_hbm:
+            self.steady_work = False  # demotion takes evictable blocks
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
+        self.leaving_blocks = 0  # evicted, their copy to the nearest tier has not ended
 
     @property
     def num_free_blocks(self) -> int:
@@ -102,6 +107,11 @@ class PrefixTreeManager(Paged):
             detail=Found(node, blocks, loads),
         )
 
+    def prefetch(self, request: Request) -> tuple[Transfer, ...]:
+        limit = (request.prompt_tokens - 1) // self.block_tokens
+        _, blocks = self.tree.match(request.ids, request.ends, limit)
+        return self.tiers.prefetch(request, blocks, limit)
+
     def admit(self, request: Request, plan: Plan) -> bool:
         found: Found = plan.detail
         need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
@@ -118,7 +128,9 @@ class PrefixTreeManager(Paged):
         if loaded:
             self._take(loaded)
             for load in found.loads:
-                self.tiers.begin(load, request)
+                if not self.tiers.begin(load, request):
+                    first, last = request.kv.passed
+                    request.kv.passed = (min(first, load.start) if last else load.start, load.end)
         return True
 
     def can_resume(self, request: Request) -> bool:
@@ -151,39 +163,36 @@ class PrefixTreeManager(Paged):
         self.tree.extend(held.leaf, full_blocks)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        return self._write(request.kv, request, request.cached + request.computed)
+        transfers = self._write(request.kv, request, request.cached + request.computed)
+        return transfers + self.tiers.demote(0)
 
     def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
-        """Offer full blocks to the tiers; what is on its way to the nearest stays pinned in HBM."""
+        """Offer full blocks to the tiers."""
         if not self.config.store_answers:
             tokens = min(tokens, request.input_tokens)
         full_blocks = tokens // self.block_tokens
         if not self.tiers or full_blocks <= held.written:
             return ()
-        transfers = self.tiers.store(request.ids, request.ends, held.written, full_blocks)
-        held.written = full_blocks
-        for transfer in transfers:
-            if transfer.payload.tier:
-                continue  # what goes further than host memory is held there on its way
-            last = held.leaf if held.leaf.end > held.leaf.start else held.leaf.parent
-            assert last is not None
-            transfer.payload.source = self.tree.acquire(last, last.end, is_use=False)
-        return transfers
+        written, held.written = held.written, full_blocks
+        return self.tiers.store((request.ids, request.ends), written, full_blocks, held.leaf, held.passed)
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
-        payload: Load | Write = transfer.payload
+        payload: Load | Prefetch | Write = transfer.payload
         if isinstance(payload, Write):
-            if payload.source is not None:
-                self.tree.release(payload.source)
-            return self.tiers.written(payload)
-        request = transfer.request
-        assert request is not None
-        held: Held | None = request.kv
-        if held is not None and held.loading:
-            held.loading -= 1
-            if not held.loading:
-                self._index(held, (request.cached + request.computed) // self.block_tokens)
-        return self.tiers.loaded(payload)
+            more = self.tiers.written(payload)
+        elif isinstance(payload, Prefetch):
+            more = self.tiers.prefetched(payload)
+        else:
+            request = transfer.request
+            assert request is not None
+            held: Held | None = request.kv
+            kept = held is not None and bool(held.loading)
+            if held is not None and held.loading:
+                held.loading -= 1
+                if not held.loading:
+                    self._index(held, (request.cached + request.computed) // self.block_tokens)
+            more = self.tiers.loaded(payload, kept)
+        return more + self.tiers.demote(0)
 
     # ---- decoding and the end
 
@@ -199,7 +208,7 @@ class PrefixTreeManager(Paged):
             if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
                 tree.rank_again(tree.match(request.ids, request.ends, context // self.block_tokens)[0])
         self._let_go(request)
-        return transfers
+        return transfers + self.tiers.demote(0)
 
     def _full(self, held: Held, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""
@@ -215,16 +224,30 @@ class PrefixTreeManager(Paged):
         self.tree.release(request.kv.leaf)
         request.kv = None
 
+    # ---- what goes to the tiers when it is evicted (kvsim.cache.tiers.tier.Level)
+
+    def to_demote(self) -> int:
+        short = self.capacity_blocks // 16 - self.free_blocks - self.leaving_blocks
+        return min(short, self.tree.num_evictable, self.num_free_blocks - self.owed_blocks)
+
+    def leave(self, evicted: int, leaving: int) -> None:
+        self.free_blocks += evicted - leaving
+        self.leaving_blocks += leaving
+
+    def left(self, blocks: int) -> None:
+        self.leaving_blocks -= blocks
+        self.free_blocks += blocks
+
     # ---- counts
 
     def check_integrity(self) -> None:
         self.tree.check_integrity()
         self.tiers.check_integrity()
-        counted = self.free_blocks + self.private_blocks + self.tree.num_blocks
+        counted = self.free_blocks + self.private_blocks + self.leaving_blocks + self.tree.num_blocks
         assert self.owed_blocks >= 0, f"prompts are owed {self.owed_blocks} blocks"
         assert counted == self.capacity_blocks and min(self.free_blocks, self.private_blocks) >= 0, (
             f"cache integrity: free({self.free_blocks}) + private({self.private_blocks}) + "
-            f"tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
+            f"leaving({self.leaving_blocks}) + tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
         )
 
     @property

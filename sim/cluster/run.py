@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import time
@@ -23,7 +24,7 @@ from kvsim.cluster.router import Router, routers
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
-from kvsim.engine.link import Links
+from kvsim.engine.link import connect
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import NEVER, Replica
 from kvsim.engine.spec import EngineSpec
@@ -64,20 +65,25 @@ def build_simulation(
     num_replicas: int = 1,
     every_ns: int = 0,
     check: bool = False,
+    link_sharing: str = "fifo",
 ) -> Simulation:
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
     env = simpy.Environment(initial_time=0)
     recorder = Recorder(every_ns)
     cluster = Cluster(env, trace, router, recorder, engine)
     names = [tier.name for tier in cache.tiers]
+    cache = dataclasses.replace(cache, shared={})
     replicas = []
-    for index in range(num_replicas):
+    chains = connect(env, names, links, cache.num_layers, num_replicas, engine.copies, link_sharing)
+    for index, chain in enumerate(chains):
         manager = make_manager(cache)
         batch = Batch(manager.block_tokens)
-        chain = Links(env, names, links, cache.num_layers, engine.copies)
         rings = bool(links) or cluster.has_followers or manager.needs_future
         replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check, rings)
         replicas.append(replica)
+    if any(tier.shared for tier in cache.tiers):
+        for replica in replicas:
+            replica.peers = [other for other in replicas if other is not replica]
     if any(replica.manager.needs_kinds for replica in replicas):
         cluster.with_kinds = True
     if any(replica.manager.needs_future for replica in replicas):
@@ -153,7 +159,19 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         balance_tokens=model.balance_tokens,
         load_policy=scenario.cache.load_policy,
         tiers=tuple(
-            TierConfig(tier.name, spec.capacity_bytes, tier.load, tier.write, tier.eviction, tier.extent)
+            TierConfig(
+                name=tier.name,
+                capacity_bytes=spec.capacity_bytes,
+                load=tier.load,
+                write=tier.write,
+                eviction=tier.eviction,
+                extent_bytes=tier.extent,
+                exclusive=tier.exclusive,
+                admission=tier.admission,
+                promote_after=tier.promote_after,
+                prefetch=tier.prefetch,
+                shared=spec.shared,
+            )
             for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
         ),
         options=scenario.cache.options,
@@ -165,7 +183,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         trace,
         engine,
         cache,
-        tuple(_per_replica(spec.link, tensor_parallel, i) for i, spec in enumerate(tiers)),
+        tuple(spec.link for spec in tiers),
         lambda config: _manager(scenario.cache.manager, config),
         KernelCostModel(
             profile, model, gpu, tensor_parallel, terms, scenario.timings.strict_calibration, host_link
@@ -174,6 +192,7 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         scenario.cluster.replicas,
         scenario.output.timeline_interval,
         check,
+        scenario.cache.link_sharing,
     )
     loop_wall_s = play(simulation, progress)
     return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
@@ -212,19 +231,6 @@ def _profile_name(scenario: Scenario, gpu: str) -> str:
     return profile_for_gpu(gpu)
 
 
-def _per_replica(link: LinkSpec, tensor_parallel: int, place: int) -> LinkSpec:
-    """Each GPU of a replica has a link to host memory of its own; what lies behind is one device."""
-    if place or tensor_parallel == 1:
-        return link
-    return LinkSpec(
-        link.name,
-        link.read_bytes_per_s * tensor_parallel,
-        link.write_bytes_per_s * tensor_parallel,
-        link.operation_ns,
-        link.latency_ns,
-    )
-
-
 def _outcome(
     simulation: Simulation,
     scenario: Scenario,
@@ -236,7 +242,11 @@ def _outcome(
 ) -> Outcome:
     replicas, recorder, trace = simulation.replicas, simulation.recorder, simulation.trace
     links: list[LinkUse] = [use for replica in replicas for use in replica.links.use(replica.index)]
-    by_tier = _sums([replica.manager.evicted_tokens() for replica in replicas])
+    evicted = [replica.manager.evicted_tokens() for replica in replicas]
+    by_tier = tuple(
+        evicted[0][i] if i and cache.tiers[i - 1].shared else tokens
+        for i, tokens in enumerate(_sums(evicted))
+    )
     by_tier += (0,) * (1 + len(cache.tiers) - len(by_tier))
     first = int(trace.arrival_ns.min()) if len(trace) else 0
     return Outcome(
@@ -248,6 +258,7 @@ def _outcome(
         makespan_ns=max(0, simulation.cluster.last_token_ns - first),
         tier_names=("hbm", *(tier.name for tier in cache.tiers)),
         tier_capacity_bytes=(cache.capacity_bytes, *(tier.capacity_bytes for tier in cache.tiers)),
+        tier_shared=(False, *(tier.shared for tier in cache.tiers)),
         num_replicas=len(replicas),
         gpus_per_replica=scenario.cluster.tensor_parallel,
         busy_ns=tuple(replica.busy_ns for replica in replicas),
@@ -284,11 +295,13 @@ def _outcome(
 
 
 def _tier_usd_per_hour(scenario: Scenario) -> float:
-    """Price of the tiers of all replicas; a month is 730 hours."""
-    of_one = sum(
-        (spec.usd_per_gb_month or 0.0) * spec.capacity_bytes / 1e9 / 730 for spec in build_tiers(scenario)
+    """Price of all tiers; a month is 730 hours."""
+    tiers = build_tiers(scenario)
+    own, shared = (
+        sum((t.usd_per_gb_month or 0.0) * t.capacity_bytes / 1e9 / 730 for t in tiers if t.shared == which)
+        for which in (False, True)
     )
-    return of_one * scenario.cluster.replicas
+    return own * scenario.cluster.replicas + shared
 
 
 def _sums(columns: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -1,9 +1,7 @@
 """Bulk transfers between memory tiers. Links alone decide when a transfer ends.
 
-One discipline: first in, first out in each direction; a transfer has the link to itself for its latency,
-``num_extents`` operations and its bytes at the link's rate. On a path of several links (disk, then host memory to GPU) the bytes
-stream: the later link is taken as late as it can be without delaying the end. Copies inside a step (lane h2d) share
-the host link: they get half of it while a bulk transfer runs, and the bulk transfer is not slowed for them. An engine
+A transfer takes a link's latency, its operations (one for each contiguous extent) and its bytes at the link's rate. How
+transfers share links: :mod:`kvsim.engine.channel`. Copies inside a step (lane h2d) share the host link. An engine
 that is known to copy in its own way over the first link (batches of pieces) brings its own latency and cost of a piece.
 """
 
@@ -14,123 +12,165 @@ from collections.abc import Callable, Sequence
 import simpy
 
 from kvsim.cache.manager import Transfer
+from kvsim.engine.channel import (
+    DISCIPLINES,
+    PRIORITY_ARRIVAL,
+    PRIORITY_BOUNDARY,
+    PRIORITY_TRANSFER,
+    At,
+    Channel,
+    Discipline,
+)
 from kvsim.engine.spec import Copies
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.outcome import LinkUse
 
-PRIORITY_TRANSFER, PRIORITY_ARRIVAL, PRIORITY_BOUNDARY = 0, 1, 2  # order of events at equal times
-NS = 1_000_000_000
-
-
-class At(simpy.Event):
-    """Happens after ``delay_ns``, before or after other events of that time as ``priority`` says."""
-
-    _ok, _value, _defused = True, None, False  # it happens, whatever comes
-
-    def __init__(
-        self, env: simpy.Environment, delay_ns: int, priority: int, callback: Callable[[simpy.Event], None]
-    ) -> None:
-        self.callbacks = [callback]
-        env.schedule(self, priority, delay_ns)
-
-
-class Channel:
-    """One direction of a link."""
-
-    def __init__(self, spec: LinkSpec, direction: str) -> None:
-        self.name, self.direction = spec.name, direction
-        self.bytes_per_s = spec.read_bytes_per_s if direction == "read" else spec.write_bytes_per_s
-        self.operation_ns, self.latency_ns = spec.operation_ns, spec.latency_ns
-        self.free_ns = 0
-        self.busy_ns = self.num_bytes = self.num_transfers = 0
-
-    def duration_ns(self, num_bytes: int, num_extents: int) -> int:
-        """Time of a transfer that has the channel to itself."""
-        return self.latency_ns + num_extents * self.operation_ns + round(num_bytes * NS / self.bytes_per_s)
-
-    def take(self, start_ns: int, duration_ns: int, num_bytes: int) -> None:
-        """Change. Busy from ``start_ns`` on."""
-        self.free_ns = start_ns + duration_ns
-        self.busy_ns += duration_ns
-        self.num_bytes += num_bytes
-        self.num_transfers += 1
+__all__ = (
+    "PRIORITY_ARRIVAL",
+    "PRIORITY_BOUNDARY",
+    "PRIORITY_TRANSFER",
+    "At",
+    "Links",
+    "connect",
+    "layerwise_end_ns",
+)
 
 
 class Links:
-    """The chain of links of one replica: links[0] joins HBM and the nearest tier, links[i] tiers i - 1 and i."""
+    """The links of one replica, a tree with HBM at its root: link i joins tier i and what lies before it."""
 
     def __init__(
         self,
-        env: simpy.Environment,
-        tiers: Sequence[str],
-        links: Sequence[LinkSpec],
+        discipline: Discipline,
+        parents: dict[str, str],
+        read: list[Channel],
+        write: list[Channel],
         num_layers: int,
-        copies: Copies | None = None,
+        own: list[bool],
     ) -> None:
-        self.env = env
+        """``parents``: of each tier, nearest first, the place that its link leads to. ``own``: not another replica's."""
+        self.discipline = discipline
+        self.env = discipline.env
         self.num_layers = num_layers
-        self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(tiers)}}
-        self.read = [Channel(spec, "read") for spec in links]
-        self.write = [Channel(spec, "write") for spec in links]
-        if copies is not None and links and links[0].name == copies.link:
-            load, store = self.read[0], self.write[0]
-            load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
-            store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
-        self.loaded_bytes = [0] * (len(links) + 1)  # towards HBM, by the tier they came from
-        self.written_bytes = [0] * (len(links) + 1)  # into a tier, from above
+        self.read, self.write = read, write
+        self._parents, self._own = parents, own
+        self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(parents)}}
+        self.others: list[Links] = []  # replicas that share a link with this one
+        self.on_share: Callable[[], None] = lambda: None  # called when another replica changes the share
+        self._paths: dict[tuple[str, str], list[Channel]] = {}
+        self.loaded_bytes = [0] * (len(parents) + 1)  # towards HBM, by the tier they came from
+        self.written_bytes = [0] * (len(parents) + 1)  # into a tier, from above
 
     def _path(self, src: str, dst: str) -> list[Channel]:
         """Channels in the order in which the bytes meet them."""
-        a, b = self._place[src], self._place[dst]
-        return self.read[b:a][::-1] if a > b else self.write[a:b]
+        found = self._paths.get((src, dst))
+        if found is None:
+            up, down = self._to_hbm(src), self._to_hbm(dst)
+            while up and down and up[-1] == down[-1]:
+                up.pop()
+                down.pop()
+            found = [self.read[i] for i in up] + [self.write[i] for i in reversed(down)]
+            self._paths[src, dst] = found
+        return found
 
-    def _times(self, path: list[Channel], num_bytes: int, num_extents: int) -> list[tuple[int, int]]:
-        """Start and duration on each channel."""
-        times: list[tuple[int, int]] = []
-        earliest, end = self.env.now, 0
-        for channel in path:
-            duration = channel.duration_ns(num_bytes, num_extents)
-            earliest = max(channel.free_ns, earliest, end - duration)
-            times.append((earliest, duration))
-            end = earliest + duration
-        return times
+    def _to_hbm(self, name: str) -> list[int]:
+        """Links between a place and HBM."""
+        links = []
+        while name != "hbm":
+            links.append(self._place[name] - 1)
+            name = self._parents[name]
+        return links
 
-    def estimate_ns(self, src: str, dst: str, num_bytes: int, num_extents: int) -> int:
-        """Look. Nanoseconds until a transfer that started now would have ended."""
-        start, duration = self._times(self._path(src, dst), num_bytes, num_extents)[-1]
-        return start + duration - int(self.env.now)
+    def estimate_ns(self, src: str, dst: str, num_bytes: int, num_extents: int, queued: bool = True) -> int:
+        """Look. Nanoseconds until a transfer that started now would have ended; not ``queued``: on idle links."""
+        path = self._path(src, dst)
+        durations = [channel.duration_ns(num_bytes, num_extents) for channel in path]
+        return self.discipline.estimate(path, durations, queued)[1] - int(self.env.now)
 
     def submit(self, transfer: Transfer, ended: Callable[[Transfer], None]) -> None:
-        """Change. Queue the transfer; its times are set, and ``ended`` is called when it is through."""
+        """Change. Begin the transfer or queue it; ``ended`` is called when it is through.
+
+        Its times are what can be said now; with fair shares they may yet change.
+        """
+        num_bytes = transfer.num_bytes
         path = self._path(transfer.src, transfer.dst)
-        times = self._times(path, transfer.num_bytes, transfer.num_extents)
-        for channel, (start, duration) in zip(path, times, strict=True):
-            channel.take(start, duration, transfer.num_bytes)
-        if transfer.dst == "hbm":
-            self.loaded_bytes[self._place[transfer.src]] += transfer.num_bytes
-        else:
-            self.written_bytes[self._place[transfer.dst]] += transfer.num_bytes
-        transfer.start_ns = times[0][0]
-        transfer.end_ns = sum(times[-1])
-        transfer.first_layer_ns = transfer.start_ns - (transfer.start_ns - transfer.end_ns) // self.num_layers
-        At(self.env, transfer.end_ns - self.env.now, PRIORITY_TRANSFER, lambda _: ended(transfer))
+        durations = [channel.duration_ns(num_bytes, transfer.num_extents) for channel in path]
+        for channel in path:
+            channel.num_bytes += num_bytes
+            channel.num_transfers += 1
+        src, dst = self._place[transfer.src], self._place[transfer.dst]
+        if dst:
+            self.written_bytes[dst] += num_bytes
+        if dst < src:
+            self.loaded_bytes[src] += num_bytes
+        start, end = self.discipline.submit(path, durations, lambda: self._over(transfer, ended))
+        self._tell()
+        transfer.start_ns, transfer.end_ns = start, end
+        transfer.first_layer_ns = start - (start - end) // self.num_layers
+
+    def _over(self, transfer: Transfer, ended: Callable[[Transfer], None]) -> None:
+        ended(transfer)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Other replicas' share of what they share with this one has changed."""
+        for other in self.others:
+            other.on_share()
 
     def share(self) -> dict[str, float]:
         """Part of the host link that a copy inside a step gets now, by lane."""
-        now = self.env.now
         if not self.read:
             return {"h2d": 1.0, "d2h": 1.0}
-        return {
-            "h2d": 0.5 if self.read[0].free_ns > now else 1.0,
-            "d2h": 0.5 if self.write[0].free_ns > now else 1.0,
-        }
+        share = self.discipline.share
+        return {"h2d": share(self.read[0]), "d2h": share(self.write[0])}
 
     def use(self, replica: int) -> list[LinkUse]:
-        """What each direction has carried."""
-        return [
-            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers)
-            for c in (*self.read, *self.write)
+        """What each direction has carried; a link that several replicas share is the first one's."""
+        channels = [
+            c for side in (self.read, self.write) for c, own in zip(side, self._own, strict=True) if own
         ]
+        return [
+            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers) for c in channels
+        ]
+
+
+def connect(
+    env: simpy.Environment,
+    tiers: Sequence[str],
+    specs: Sequence[LinkSpec],
+    num_layers: int,
+    num_replicas: int,
+    copies: Copies | None = None,
+    discipline: str = "fifo",
+) -> list[Links]:
+    """The links of every replica; what several replicas share is one object in all of them."""
+    names = ["hbm", *tiers]
+    parents = {
+        name: spec.behind or names[i] for i, (name, spec) in enumerate(zip(tiers, specs, strict=False))
+    }
+    shared = DISCIPLINES[discipline](env)
+    channels: dict[tuple[int, int], tuple[Channel, Channel]] = {}
+    found: list[Links] = []
+    for replica in range(num_replicas):
+        own, sides = [], []
+        for i, spec in enumerate(specs):
+            group = replica // spec.replicas if spec.replicas else 0
+            own.append((i, group) not in channels)
+            if own[-1]:
+                channels[i, group] = Channel(spec, "read"), Channel(spec, "write")
+            sides.append(channels[i, group])
+        if copies is not None and sides and sides[0][0].name == copies.link:
+            load, store = sides[0]
+            load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
+            store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
+        chain = Links(
+            shared, parents, [side[0] for side in sides], [side[1] for side in sides], num_layers, own
+        )
+        chain.others = [other for other in found if set(other.read) & set(chain.read)]
+        for other in chain.others:
+            other.others.append(chain)
+        found.append(chain)
+    return found
 
 
 def layerwise_end_ns(start: int, compute: int, first_layer: int, load_end: int, layers: int) -> int:

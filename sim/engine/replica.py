@@ -77,12 +77,15 @@ class Replica(Services):
         self.owner = owner
         self.check = check
         manager.services = self
+        links.on_share = self._share_changed
+        self.peers: list[Replica] = []  # replicas with which this one shares a tier
 
         self.waiting: deque[Request] = deque()
         self.running: dict[
             Request, None
         ] = {}  # by admission; finishing requests stay until their output is taken
         self.partial: Request | None = None  # the request whose prompt is prefilled in part
+        self.fetching: dict[Request, int] = {}  # not in the queue yet, with the number of prefetches left
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
         # whose loads have ended: (decisions until the engine knows, request)
         self.polled: deque[tuple[int, Request]] = deque()
@@ -129,8 +132,16 @@ class Replica(Services):
             self.advance(now)
         if self.sample_at < now:
             self.sync()  # what the owner wants to see comes before the request
-        self.waiting.append(request)
         self._outstanding_tokens += request.input_tokens
+        if self.manager.prefetches:
+            self.sync()  # what it finds in HBM is as of now
+            self._sync_peers()
+            transfers = self.manager.prefetch(request)
+            if transfers:
+                self.fetching[request] = len(transfers)
+                self._start(transfers)
+                return
+        self.waiting.append(request)
         if self._next == NEVER:
             self._turn_at(now, now)
         elif len(self.waiting) == 1:
@@ -153,8 +164,18 @@ class Replica(Services):
     def now_ns(self) -> int:
         return int(self.env.now)
 
-    def load_ns(self, src: str, num_bytes: int, num_extents: int) -> int:
-        return self.links.estimate_ns(src, "hbm", num_bytes, num_extents)
+    def _sync_peers(self, at_decision: bool = False) -> None:
+        """Change. Peers sample the timeline up to now before this replica changes what they share.
+
+        ``at_decision``: of equal times the replica with the lower index decides first.
+        """
+        for peer in self.peers:
+            run = peer._run
+            if run is not None and run.fused:
+                peer._commit(run, run.decided_by(self.env.now + (at_decision and peer.index < self.index)))
+
+    def load_ns(self, src: str, num_bytes: int, num_extents: int, queued: bool = True) -> int:
+        return self.links.estimate_ns(src, "hbm", num_bytes, num_extents, queued)
 
     def prefill_ns(self, tokens: int, past: int) -> int:
         kernel = Kernel("prefill_attention", {"new": tokens, "past": past})
@@ -179,7 +200,8 @@ class Replica(Services):
     @property
     def num_waiting(self) -> int:
         """As of the last decision that was made (:meth:`sync`)."""
-        return len(self.waiting) + len(self.loading) + len(self.polled) + len(self.loaded)
+        waiting = len(self.waiting) + len(self.fetching)
+        return waiting + len(self.loading) + len(self.polled) + len(self.loaded)
 
     @property
     def busy_ns(self) -> int:
@@ -229,6 +251,8 @@ class Replica(Services):
         """Change. The first boundary of the run is reached: take the output of the step before it."""
         output, run.output, self._due = run.output, None, None
         assert output is not None
+        if self.peers:
+            self._sync_peers(at_decision=True)
         if not run.done:
             self.manager.commit(self.batch, 1)
             self.batch.round += 1
@@ -257,6 +281,8 @@ class Replica(Services):
     def _turn(self, now: int) -> None:
         """The engine's thread turns to its next decision."""
         self.num_events += 1
+        if self.peers:
+            self._sync_peers(at_decision=True)
         run = self._run
         if run is not None:
             self._in_flight = True
@@ -332,6 +358,7 @@ class Replica(Services):
     def _ended(self, transfer: Transfer) -> None:
         """The link has ended a transfer."""
         self.sync()
+        self._sync_peers()
         self._start(self.manager.arrived(transfer))
         self._blocked = False
         request = transfer.request
@@ -340,11 +367,28 @@ class Replica(Services):
             if not self.loading[request]:
                 del self.loading[request]
                 self.polled.append((self.engine.load_decisions, request))
+        elif request is not None and request in self.fetching:
+            self.fetching[request] -= 1
+            if not self.fetching[request]:
+                del self.fetching[request]
+                self._queue_in_order(request)
         now = self.env.now
         if self._next == NEVER:
             self._turn_at(now, now)
-        elif self.waiting or self.loaded or self.polled or self._uses_links:
+        elif self.waiting or self.loaded or self.polled or self._uses_links or not self.manager.steady_work:
             self._cut(now)
+
+    def _queue_in_order(self, request: Request) -> None:
+        """Into the queue, before those that arrived later."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].arrived_after(request):
+            place -= 1
+        self.waiting.insert(place, request)
+
+    def _share_changed(self) -> None:
+        """Another replica began or ended a transfer over a link that this one shares."""
+        if self._uses_links:
+            self._cut(self.env.now)
 
     def _poll(self, now: int) -> None:
         """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""

@@ -43,7 +43,8 @@ class Outcome:
     requests_cancelled: int
     makespan_ns: int  # first arrival to the last token of the last finished request
     tier_names: tuple[str, ...]  # hbm first
-    tier_capacity_bytes: tuple[int, ...]  # of one replica
+    tier_capacity_bytes: tuple[int, ...]  # of one replica, or of what all share
+    tier_shared: tuple[bool, ...]  # one for all replicas
     num_replicas: int
     gpus_per_replica: int
     busy_ns: tuple[int, ...]  # per replica: time with a step on the device

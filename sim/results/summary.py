@@ -200,11 +200,12 @@ def _time_shares(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tiers(outcome: Outcome) -> list[dict[str, Any]]:
-    """Capacity of one replica; traffic and evictions of all together; peak over replicas and time."""
+    """Capacity of one replica (or of what all share); traffic and evictions of all together; peak over replicas and time."""
     used = outcome.recorder.timeline.column("used_bytes")
     return [
         {
             "name": name,
+            "scope": "cluster" if outcome.tier_shared[i] else "replica",
             "capacity_bytes_per_replica": outcome.tier_capacity_bytes[i],
             "peak_used_bytes_of_a_replica": int(used[:, i].max()) if len(used) else None,
             "evicted_tokens": outcome.cache.evicted_tokens_by_tier[i],

@@ -12,21 +12,38 @@ import kvsim.engine.replica as replica_module
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
 from kvsim.cluster.run import Simulation
+from kvsim.engine.replica import Replica
 from kvsim.hardware.spec import LinkSpec
+
+
+def tier_modes(write: str):  # type: ignore[no-untyped-def]
+    return st.fixed_dictionaries(
+        {
+            "exclusive": st.booleans() if write == "on_eviction" else st.just(False),
+            "admission": st.sampled_from(["all", "second_use", "if_faster"]),
+            "promote_after": st.integers(0, 2),
+        }
+    )
 
 
 @st.composite
 def tier_stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
+    """Plain stacks, as vLLM has them, or any modes."""
     tiers, links = [], []
+    plain = draw(st.booleans())
     for i in range(draw(st.integers(0, 3))):
+        write = draw(
+            st.sampled_from(["through", "on_eviction"] if plain else ["through", "back", "on_eviction"])
+        )
         tiers.append(
             TierConfig(
                 f"tier{i}",
                 draw(st.sampled_from([0, 8, 40, 160, 4000])),
                 draw(st.sampled_from(["before", "layerwise"])),
-                draw(st.sampled_from(["through", "on_eviction"])) if i else "through",
+                write if i or not plain else "through",
                 draw(st.sampled_from(["lru", "lfu", "belady"])),
                 draw(st.sampled_from([4, 64])),
+                **({} if plain else draw(tier_modes(write))),
             )
         )
         rate = draw(st.sampled_from([1e7, 1e9, 1e12]))
@@ -87,10 +104,28 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
         assert not replica.running and not replica.num_waiting and not replica.finishing
         assert manager.held_bytes == 0
         assert replica.outstanding_tokens == 0
-        assert sum(replica.links.written_bytes[1:]) >= 0
+    check_tiers(simulation.replicas)
     assert simulation.cost.used_ns()["toy", "measured"] == sum(
         replica.busy_ns for replica in simulation.replicas
     )
+
+
+def check_tiers(replicas: list[Replica]) -> None:
+    """No transfer is left, so nothing is pinned or on its way, and every byte in a tier came over a link."""
+    managers = [replica.manager for replica in replicas if hasattr(replica.manager, "tiers")]
+    assert not any(manager.leaving_blocks for manager in managers)
+    stacks = [manager.tiers.tiers for manager in managers]
+    for i in range(len(stacks[0]) if stacks else 0):
+        written = sum(replica.links.written_bytes[i + 1] for replica in replicas)
+        tiers = {id(stack[i]): stack[i] for stack in stacks}.values()  # one, if all share it
+        came = sum(tier.tree.num_inserted for tier in tiers) * managers[0].block_bytes
+        assert came == written or (i == 0 and came > written), "nothing but a promotion comes from below"
+        for tier in tiers:
+            assert tier.leaving_blocks == 0 and tier.tree.num_evictable == tier.tree.num_blocks
+            nodes = [*tier.tree.root.children.values()]
+            for node in nodes:
+                assert node.ready or node.hole, "content that was written but cannot be read"
+                nodes.extend(node.children.values())
 
 
 @settings(max_examples=120, deadline=None)

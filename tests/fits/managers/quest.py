@@ -30,7 +30,7 @@ class Quest(PrefixTreeManager):
             self.block_bytes += config.bytes_per_token * config.block_tokens // self.page
             self.capacity_blocks = config.capacity_bytes // self.block_bytes - config.reserved_blocks
             self.free_blocks = self.capacity_blocks
-            self.tiers = TierStack(config, self.block_bytes)
+            self.tiers = TierStack(config, self.block_bytes, self)
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         if self.budget >= self.config.max_model_len:

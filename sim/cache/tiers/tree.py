@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import NamedTuple
 
 from kvsim.cache.tree import Node, PrefixTree
 
 
+class Filling(NamedTuple):
+    """A run that a transfer fills: the path to ``node`` from block ``start`` on (``node`` may be split meanwhile)."""
+
+    node: Node
+    start: int
+    num_blocks: int
+
+
 class TierTree(PrefixTree):
     """Nodes that are not ready are being written; holes take no room. One copy of each content (no twins)."""
+
+    num_inserted = num_dropped = 0  # blocks so far
 
     def _child(
         self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int
@@ -56,12 +67,12 @@ class TierTree(PrefixTree):
             node, blocks = child, reach
         return count
 
-    def insert(self, ids: list[int], ends: list[int], start: int, end: int, room: int) -> list[Node]:
+    def insert(self, ids: list[int], ends: list[int], start: int, end: int, room: int) -> list[Filling]:
         """Change. Runs for the blocks among start .. end that are missing, at most ``room`` (> 0) of them.
 
-        Each run comes pinned, with its path, and not ready; the caller releases it when its bytes are there.
+        Each run comes pinned, with its path, and not ready; the caller settles it when its bytes are there.
         """
-        runs: list[Node] = []
+        runs: list[Filling] = []
         node, blocks = self.root, 0
         while blocks < end and (room or blocks < start):
             child, reach = self._child(node, ids, ends, blocks, end)
@@ -89,6 +100,25 @@ class TierTree(PrefixTree):
             node, blocks = child, child.end
         return runs
 
+    def drop(self, node: Node, start: int) -> None:
+        """Change. Forget the blocks from ``start`` on of the path to ``node``, but for what somebody pins."""
+        step: Node | None = node
+        while step is not None and step.parent is not None and step.end > start:
+            if step.start < start:
+                self._split(step, start)
+            parent = step.parent
+            if step.ref == 0 and not step.hole:
+                if self._queue.evicted is not None:
+                    self._queue.evicted(step, step.num_blocks, self._place(step, step.start))
+                self.num_blocks -= step.num_blocks
+                self.num_evictable -= step.num_blocks
+                self.num_dropped += step.num_blocks
+                step.version = 0  # its entry in the eviction heap is void
+                step.hole = True
+                if not step.children:
+                    self._unlink(step)
+            step = parent
+
     def _add(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int, hole: bool) -> Node:
         node = Node(parent, ids, ends, bisect_right(ends, start * self.block_tokens), start, end)
         node.hole = hole
@@ -101,6 +131,22 @@ class TierTree(PrefixTree):
             self._queue.inserted(node, self._place(node, start))
         return node
 
-    def _reserve(self, node: Node, runs: list[Node]) -> None:
+    def _reserve(self, node: Node, runs: list[Filling]) -> None:
         node.ready = False
-        runs.append(self.acquire(node, node.end, is_use=False))
+        self.num_inserted += node.num_blocks
+        runs.append(Filling(self.acquire(node, node.end, is_use=False), node.start, node.num_blocks))
+
+    def settle(self, run: Filling) -> None:
+        """Change. The bytes of a run are there: it can be read, and is pinned no more."""
+        step: Node | None = run.node
+        while step is not None and step.end > run.start:
+            step.ready = True
+            step = step.parent
+        self.release(run.node)
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        gone = self.num_evicted + self.num_dropped
+        assert self.num_inserted == self.num_blocks + gone, (
+            f"tier: {self.num_inserted} blocks came, {self.num_blocks} are there, {gone} went"
+        )

@@ -1,0 +1,37 @@
+"""What a tier is told to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvsim.cache.eviction import EvictionSpec
+
+HBM = "hbm"
+
+
+@dataclass(frozen=True, slots=True)
+class TierConfig:
+    """One tier of a replica. ``extent_bytes``: contiguous piece that one operation of the link moves.
+
+    ``write``: when content comes in. ``through``: as soon as it is complete in HBM. ``back``: while nothing else is
+    being written to the tier, the content that was completed first in the tier above goes first; what is evicted up
+    there before its turn is written then. ``on_eviction``: only what the tier above evicts.
+    ``admission``: what of it. ``all``; ``second_use``: what a second request has asked for; ``if_faster``: what an
+    idle link would bring back sooner than it is computed.
+    ``exclusive``: what is loaded leaves the tier. ``promote_after``: from so many loads on, a run is kept in the
+    nearest tier as well when it passes through; 0 = never. ``prefetch``: what a request finds here comes to the nearest
+    tier while the request is queued. ``shared``: one store for all replicas.
+    """
+
+    name: str
+    capacity_bytes: int
+    load: Literal["before", "layerwise"]
+    write: Literal["through", "back", "on_eviction"]
+    eviction: EvictionSpec
+    extent_bytes: int
+    exclusive: bool = False
+    admission: Literal["all", "second_use", "if_faster"] = "all"
+    promote_after: int = 1
+    prefetch: bool = False
+    shared: bool = False

@@ -1,0 +1,76 @@
+"""Tiers of a scenario: what goes together, and one line for what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvsim.cli.main import run_command
+from kvsim.hardware.spec import LinkSpec
+from kvsim.scenario.build import build_tiers
+from kvsim.scenario.load import parse_scenario
+
+DDR = "{name: ddr, capacity: 1 GB}"
+
+
+@pytest.mark.parametrize(
+    ("tiers", "line"),
+    [
+        (
+            "[{name: ddr, capacity: 1 GB, exclusive: true}]",
+            "--set cache.tiers.0: an exclusive tier cannot be written 'through'; set write: on_eviction",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, prefetch: true}]",
+            "small.yaml.cache: tier 'ddr' is the nearest one, there is nowhere to prefetch to; set prefetch on a further tier",
+        ),
+        (
+            f"[{DDR}, {{name: disk, capacity: 1 GB, behind: dd}}]",
+            "small.yaml.cache: tier 'disk' is behind 'dd', which is none of hbm, ddr",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, gpus_per_link: 3}]",
+            "cache.tiers.0.gpus_per_link: 3 GPUs a link do not go with 2 GPUs a replica; one has to divide the other",
+        ),
+    ],
+)
+def test_tiers_that_do_not_go_together(
+    tiers: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = tmp_path / "small.yaml"
+    scenario.write_text("workload: {sources: [{generator: lengths}]}\n")
+    code = run_command(
+        ["run", str(scenario), "--set", f"cache.tiers={tiers}", "--set", "cluster.tensor_parallel=2"]
+    )
+    assert (code, capsys.readouterr().err.strip()) == (2, line)
+    assert [path.name for path in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def links(tiers: list[dict[str, object]], gpus: int = 1) -> list[LinkSpec]:
+    link = {"read": "10 GB/s", "write": "5 GB/s"}
+    data = {
+        "workload": {"sources": [{"generator": "lengths"}]},
+        "cluster": {"tensor_parallel": gpus},
+        "cache": {"tiers": [{"link": link, "capacity": "1 GB", **tier} for tier in tiers]},
+    }
+    return [spec.link for spec in build_tiers(parse_scenario(data, base=Path()))]
+
+
+def test_links_of_replicas_of_one_gpu() -> None:
+    ddr, disk, store = links(
+        [{"name": "ddr", "gpus_per_link": 2}, {"name": "disk"}, {"name": "store", "scope": "cluster"}]
+    )
+    assert (ddr.read_bytes_per_s, ddr.replicas) == (10e9, 2)
+    assert (disk.replicas, disk.behind) == (1, "")  # the tier before it
+    assert (store.replicas, store.behind) == (0, "ddr")  # all; not through the disk
+
+
+@pytest.mark.parametrize(
+    ("sharing", "rate", "replicas"), [(1, 40e9, 1), (2, 20e9, 1), (4, 10e9, 1), (8, 10e9, 2)]
+)
+def test_links_of_replicas_of_four_gpus(sharing: int, rate: float, replicas: int) -> None:
+    """One host link a GPU unless several share one; what lies further is one device."""
+    ddr, disk = links([{"name": "ddr", "gpus_per_link": sharing}, {"name": "disk"}], gpus=4)
+    assert (ddr.read_bytes_per_s, ddr.write_bytes_per_s, ddr.replicas) == (rate, rate / 2, replicas)
+    assert (disk.read_bytes_per_s, disk.replicas) == (10e9, 1)
