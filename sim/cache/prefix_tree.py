@@ -164,7 +164,7 @@ class PrefixTreeManager(Paged):
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         transfers = self._write(request.kv, request, request.cached + request.computed)
-        return transfers + self.tiers.demote(0)
+        return transfers + self.tiers.demote(0) if self.tiers.demotes_hbm else transfers
 
     def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
         """Offer full blocks to the tiers."""
@@ -192,7 +192,7 @@ class PrefixTreeManager(Paged):
                 if not held.loading:
                     self._index(held, (request.cached + request.computed) // self.block_tokens)
             more = self.tiers.loaded(payload, kept)
-        return more + self.tiers.demote(0)
+        return more + self.tiers.demote(0) if self.tiers.demotes_hbm else more
 
     # ---- decoding and the end
 
@@ -208,7 +208,7 @@ class PrefixTreeManager(Paged):
             if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
                 tree.rank_again(tree.match(request.ids, request.ends, context // self.block_tokens)[0])
         self._let_go(request)
-        return transfers + self.tiers.demote(0)
+        return transfers + self.tiers.demote(0) if self.tiers.demotes_hbm else transfers
 
     def _full(self, held: Held, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""

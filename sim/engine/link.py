@@ -103,8 +103,11 @@ class Links:
             self.written_bytes[dst] += num_bytes
         if dst < src:
             self.loaded_bytes[src] += num_bytes
-        start, end = self.discipline.submit(path, durations, lambda: self._over(transfer, ended))
-        self._tell()
+        if self.others:
+            start, end = self.discipline.submit(path, durations, lambda: self._over(transfer, ended))
+            self._tell()
+        else:
+            start, end = self.discipline.submit(path, durations, lambda: ended(transfer))
         transfer.start_ns, transfer.end_ns = start, end
         transfer.first_layer_ns = start - (start - end) // self.num_layers
 

@@ -97,7 +97,7 @@ class TierStack:
         load.node = self.tiers[load.tier].tree.acquire(load.node, load.end)
         if load.tier == 0:
             return True
-        frequent = 0 < config.promote_after < load.node.uses  # the first use was to come here
+        frequent = 0 < config.promote_after < load.node.uses
         if frequent and self.tiers[0].config.write != "on_eviction":
             load.promoted = self._insert(0, (request.ids, request.ends), load.start, load.end)
         return frequent
