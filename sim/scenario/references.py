@@ -35,6 +35,7 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
         lambda: check_tensor_parallel(build_model(scenario), scenario.cluster.tensor_parallel),
     )
     yield "engine.max_model_len", lambda: _model_len(scenario)
+    yield "timings.profile", lambda: _timings(scenario)
     for i, tier in enumerate(scenario.cache.tiers):
         if isinstance(tier.link, str):
             yield f"cache.tiers.{i}.link", lambda name=tier.link: load_link(name)  # type: ignore[misc]
@@ -52,6 +53,21 @@ def _model_len(scenario: Scenario) -> None:
     wanted, longest = scenario.engine.max_model_len, build_model(scenario).max_model_len
     if wanted is not None and wanted > longest:
         raise KvsimError(f"{wanted:,} tokens are more than the {longest:,} the model was made for")
+
+
+def _timings(scenario: Scenario) -> None:
+    from kvsim.cost.profile import load_profile
+    from kvsim.hardware.load import load_gpu
+
+    if scenario.timings.profile is None:
+        return
+    profile = load_profile(scenario.profile_path(scenario.timings.profile))
+    gpu = load_gpu(scenario.profile_path(scenario.cluster.gpu)).name
+    if profile.gpu != gpu:
+        raise KvsimError(
+            f"{profile.name} has the timings of {profile.gpu}, and cluster.gpu is {gpu}; "
+            "take a profile of that GPU, or leave timings.profile out"
+        )
 
 
 def _file(scenario: Scenario, name: str) -> None:

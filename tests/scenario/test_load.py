@@ -204,6 +204,11 @@ def test_mistakes_in_the_file(rag_mix: Path, old: str, new: str, line: str) -> N
             "engine.gpu_memory_utilization=1.2",
             "--set engine.gpu_memory_utilization: must be at most 1.0, found 1.2",
         ),
+        (
+            "timings.profile=a100-80gb-sxm-vllm-0.14.0",
+            "--set timings.profile: a100-80gb-sxm-vllm-0.14.0 has the timings of a100-80gb-sxm, and cluster.gpu is "
+            "h100-sxm; take a profile of that GPU, or leave timings.profile out",
+        ),
         ("timings.strict_calibration=1", "--set timings.strict_calibration: expected true or false, found 1"),
     ],
 )
