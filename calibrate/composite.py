@@ -78,7 +78,7 @@ def check_composites(
     if shape is None:
         return []
     found = []
-    for step in TINY_STEPS if plan.size == "tiny" else STEPS:
+    for step in plan.pick(STEPS, STEPS[1::2], TINY_STEPS):
         for layers in (1, shape.model.num_layers):
             try:
                 composite = _measure(kernels, shape, layers, step, profile, bench)

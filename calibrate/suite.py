@@ -26,7 +26,7 @@ from kvsim.cost.profile import Array, list_profiles, load_profile
 from kvsim.errors import CalibrationError
 
 T = TypeVar("T")
-OFF_GRID = {"full": 40, "quick": 20, "tiny": 0}  # points of a kernel that are run between its grid's
+OFF_GRID = {"full": 40, "quick": 10, "tiny": 0}  # points of a kernel that are run between its grid's
 OFF_GRID_IN_STEPS = 100  # in a full plan, of what every step runs
 
 

@@ -31,7 +31,6 @@ _KERNELS = {
     "gather_kv": "GatherKv",
     "compact_kv": "CompactKv",
     "rotate_keys": "RotateKeys",
-    "mixed_attention": "MixedAttention",
     "decode_with_scores": "DecodeWithScores",
     "score_reduction": "ScoreReduction",
     "shared_prefix_decode": "SharedPrefixDecode",

@@ -49,7 +49,7 @@ class DecodeWithScores(Kernel):
         if plan.size == "tiny":
             return [_point((8, 2, 32), 3, 72)]
         found: list[Point] = []
-        for heads in heads_by_rank(plan):
+        for heads in plan.pick(heads_by_rank(plan), [first_heads(plan)], []):
             dense = heads == first_heads(plan)
             batches, contexts = plan.pick(DENSE, COARSE, FEW) if dense else plan.pick(COARSE, FEW, FEW)
             found += [

@@ -96,7 +96,9 @@ class Gemm(Kernel):
                     continue  # between the widths of one GPU
                 dense = SPLIT if width.is_split else FULL
                 rows = plan.pick(
-                    dense if dtype == "bfloat16" else QUICK, SPARSE if width.is_split else QUICK, (1, 16)
+                    dense if dtype == "bfloat16" else QUICK,
+                    SPARSE if width.is_split or dtype == "fp8" else QUICK,
+                    (1, 16),
                 )
                 found += [
                     {"dtype": dtype, "n": n, "k": k, "m": m}

@@ -17,6 +17,7 @@ KIB, MIB = 2**10, 2**20
 SIZES = tuple(2**power for power in range(12, 31))  # 4 KiB .. 1 GiB
 QUICK_SIZES = tuple(2**power for power in range(12, 31, 3))
 PIECES = {"pinned": (1, 8, 64, 512, 4096), "pageable": (1, 64)}
+QUICK_PIECES = {"pinned": (1, 64), "pageable": (1,)}
 LARGEST_PAGEABLE = 256 * MIB  # it moves a few GB/s
 SMALLEST_PIECE = 4 * KIB
 TINY = 64 * KIB
@@ -31,11 +32,12 @@ class HostCopy(Kernel):
     summary = "copies between host and GPU, pinned and pageable, in one piece and in many"
 
     def points(self, plan: Plan) -> Sequence[Point]:
+        in_pieces = plan.pick(PIECES, QUICK_PIECES, PIECES)
         return [
             _point(direction, memory, size, pieces)
-            for memory in PIECES
+            for memory in in_pieces
             for direction in ("h2d", "d2h")
-            for pieces in PIECES[memory]
+            for pieces in in_pieces[memory]
             for size in plan.pick(SIZES, QUICK_SIZES, (TINY,))
             if size // pieces >= SMALLEST_PIECE and (memory == "pinned" or size <= LARGEST_PAGEABLE)
         ]

@@ -152,7 +152,7 @@ Shape = tuple[int, int, int, int, int]
 def _shapes(plan: Plan) -> list[Shape]:
     if plan.size == "tiny":
         return [(32, 48, 2, 6, 2)]
-    return sorted(
+    found = sorted(
         {
             (
                 shape.model.hidden_size,
@@ -165,6 +165,9 @@ def _shapes(plan: Plan) -> list[Shape]:
             if shape.model.moe
         }
     )
+    if plan.size == "quick":  # the fewest GPUs of each: every split compiles anew, which is most of the time
+        return list({shape[:4]: shape for shape in reversed(found)}.values())
+    return found
 
 
 def _point(backend: str, distribution: str, shape: Shape, tokens: int) -> Point:

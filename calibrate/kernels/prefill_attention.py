@@ -86,7 +86,8 @@ class PrefillAttention(Kernel):
         if usable:
             if not vllm_flash.why_not("fp8"):
                 found += _grid("vllm", "fp8", first, *plan.pick(COARSE, FEW, FEW))
-            found += _grid("torch", "bfloat16", first, *plan.pick(COARSE, FEW, FEW))
+            if plan.size == "full":  # to compare; vLLM's prices
+                found += _grid("torch", "bfloat16", first, *COARSE)
         return found
 
     def prepare(self, point: Point, bench: Bench) -> Launch:

@@ -48,7 +48,7 @@ class SharedPrefixDecode(Kernel):
         if plan.size == "tiny":
             return [_point((8, 2, 32), 3, 64, 40)]
         found: list[Point] = []
-        for heads in heads_by_rank(plan):
+        for heads in plan.pick(heads_by_rank(plan), [first_heads(plan)], []):
             coarse = plan.pick(COARSE, FEW, FEW)
             dense = heads == first_heads(plan)
             batches, prefixes, contexts = (

@@ -39,7 +39,10 @@ def kernels(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Coarser grids: about a third of the points.")
+        bool,
+        typer.Option(
+            "--quick", help="Coarser grids: three tenths of the points, and fewer checks off the grid."
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,

@@ -17,7 +17,6 @@ from kvsim.calibrate.kernels import contiguous_decode, paged
 from kvsim.calibrate.kernels.contiguous_decode import ContiguousDecode
 from kvsim.calibrate.kernels.decode_attention import DecodeAttention, uneven
 from kvsim.calibrate.kernels.kernel import Draw, Plan, Shape
-from kvsim.calibrate.kernels.mixed_attention import MixedAttention
 from kvsim.calibrate.kernels.prefill_attention import PrefillAttention
 from kvsim.calibrate.kernels.score_reduction import ScoreReduction
 from kvsim.calibrate.kernels.shared_prefix_decode import SharedPrefixDecode
@@ -139,18 +138,6 @@ def test_vllm_is_called_as_its_engine_calls_it(bench: Bench, vllm_calls: list[di
     long = PrefillAttention().prepare({**PREFILL, "backend": "vllm", "new": 513}, bench)
     long.run(0)
     assert vllm_calls[-1]["num_splits"] == 0  # more tokens than a CUDA graph holds
-
-
-def test_mixed_step_goes_to_vllm_in_one_launch(bench: Bench, vllm_calls: list[dict[str, object]]) -> None:
-    point = {"backend": "vllm", **HEADS, "new": 20, "past": 37, "batch": 3, "context": 50}
-    launch = MixedAttention().prepare(point, bench)
-    assert launch.error() <= launch.tolerance
-    (schedule, call) = vllm_calls
-    assert schedule["batch_size"] == 4 and schedule["max_seqlen_q"] == 20 and schedule["max_seqlen_k"] == 57
-    assert call["cu_seqlens_q"].tolist() == [0, 1, 2, 3, 23]  # type: ignore[attr-defined]
-    assert launch.flops == 4 * 6 * 32 * (3 * 50 + 20 * 37 + 20 * 21 / 2)
-    in_turn = MixedAttention().prepare({**point, "backend": "torch"}, bench)
-    assert in_turn.error() <= in_turn.tolerance and in_turn.flops == launch.flops
 
 
 def test_score_reduction_by_hand(bench: Bench) -> None:

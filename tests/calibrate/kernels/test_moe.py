@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch", reason="the kernels run on torch; pip insta
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.device import find_device
 from kvsim.calibrate.kernels import moe
+from kvsim.calibrate.kernels.kernel import Plan, Shape
+from kvsim.model.load import load_model
 
 BENCH = Bench(find_device("cpu"))
 POINT = moe._point("triton", "balanced", (32, 48, 2, 6, 2), 9)
@@ -71,3 +73,9 @@ print("ok")
 
 def test_triton_code_gives_the_reference_under_the_interpreter(interpreted: Callable[[str], None]) -> None:
     interpreted(INTERPRETED)
+
+
+def test_quick_runs_experts_on_the_fewest_gpus() -> None:
+    splits = (Shape(load_model("qwen3-30b-a3b"), parts) for parts in (4, 2))
+    quick = moe.Moe().points(Plan("quick", tuple(splits)))
+    assert {point["moe_tp"] for point in quick} == {2}
