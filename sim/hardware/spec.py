@@ -18,16 +18,19 @@ class LinkSpec:
     write_bytes_per_s: float  # away from the GPU
     operation_ns: int  # per contiguous extent
     latency_ns: int = 0  # once per transfer, before its first byte: a disk's access time, a network's hops
+    behind: str = ""  # the tier (or hbm) that it joins its own tier to; empty = the one before it
+    replicas: int = 1  # that share it; 0 = all
 
 
 @dataclass(frozen=True, slots=True)
 class TierSpec:
-    """A place for KV outside HBM, one per replica: its capacity and the channel that leads to it."""
+    """A place for KV outside HBM: its capacity and what joins a replica to it (all its links together)."""
 
     name: str  # ddr, disk, ...
     capacity_bytes: int
     link: LinkSpec
     usd_per_gb_month: float | None = None
+    shared: bool = False  # one for all replicas, else one each
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_gpu, load_link, load_media_price
 from kvsim.hardware.spec import GpuSpec, LinkSpec, TierSpec
 from kvsim.model.load import load_model
@@ -51,13 +52,35 @@ def build_memory(scenario: Scenario, check: bool = True) -> MemoryBudget:
 
 
 def build_tiers(scenario: Scenario) -> tuple[TierSpec, ...]:
-    """The tiers below HBM, nearest first."""
+    """The tiers below HBM, nearest first.
+
+    Raises:
+        ScenarioError: links that GPUs cannot share so.
+    """
     gpu = build_gpu(scenario)
-    return tuple(_tier(tier, gpu) for tier in scenario.cache.tiers)
+    return tuple(_tier(scenario, place, gpu) for place in range(len(scenario.cache.tiers)))
 
 
-def _tier(tier: Tier, gpu: GpuSpec) -> TierSpec:
-    return TierSpec(tier.name, tier.capacity, _link(tier, gpu), _price(tier))
+def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
+    tiers, gpus = scenario.cache.tiers, scenario.cluster.tensor_parallel
+    tier = tiers[place]
+    link, sharing = _link(tier, gpu), tier.gpus_per_link
+    if sharing % gpus and gpus % sharing:
+        raise ScenarioError(
+            f"cache.tiers.{place}.gpus_per_link: {sharing} GPUs a link do not go with {gpus} GPUs a replica; "
+            "one has to divide the other"
+        )
+    shared = tier.scope == "cluster"
+    # each GPU of a replica has a link to host memory of its own; what lies behind is one device
+    num_links = max(1, gpus // sharing) if place == 0 and not shared else 1
+    link = dataclasses.replace(
+        link,
+        read_bytes_per_s=link.read_bytes_per_s * num_links,
+        write_bytes_per_s=link.write_bytes_per_s * num_links,
+        behind=tier.behind or (tiers[0].name if shared and place else ""),
+        replicas=0 if shared else max(1, sharing // gpus),
+    )
+    return TierSpec(tier.name, tier.capacity, link, _price(tier), shared)
 
 
 def _link(tier: Tier, gpu: GpuSpec) -> LinkSpec:

@@ -103,7 +103,7 @@ EvictionChoice = Annotated[
 
 
 class Tier(Part):
-    """A place for KV below HBM; every replica has its own."""
+    """A place for KV below HBM; docs/tiers.md has the meaning of every mode and who has it."""
 
     name: str
     link: (
@@ -113,16 +113,39 @@ class Tier(Part):
         | None
     ) = None
     """null = the GPU's link to host memory; or a preset (nvme, ...); or {read, write, operation, latency}."""
+    behind: str | None = None
+    """The tier (or hbm) that the link leads to; null = the tier before it, for a cluster's store the first tier."""
+    gpus_per_link: Positive = 1
+    """GPUs that share the link: a PCIe switch, a NUMA node's disk."""
+    scope: Literal["replica", "cluster"] = "replica"
+    """cluster: one store, over one link, that all replicas read and write."""
     capacity: ByteSize
-    """Of one replica."""
+    """Of one replica, or of the cluster's store."""
     load: Literal["before", "layerwise"] = "before"
     """before: a request waits for its load (vLLM's connector); layerwise: its first step overlaps it."""
-    write: Literal["through", "on_eviction"] = "through"
+    write: Literal["through", "back", "on_eviction"] = "through"
+    """through: as soon as content is complete in HBM; back: while nothing else is being written to the tier, and at the
+    latest on eviction; on_eviction: what the tier above evicts."""
+    admission: Literal["all", "second_use", "if_faster"] = "all"
+    """What is written: everything, what a second request has used, or what an idle link brings back sooner than it is
+    computed."""
+    exclusive: bool = False
+    """What is loaded leaves the tier (with write: on_eviction)."""
+    promote_after: Annotated[int, Field(ge=0)] = 1
+    """A run that was loaded so often is kept in the nearest tier on its way to HBM; 0 = never."""
+    prefetch: bool = False
+    """What a request finds here comes to the nearest tier while it is queued; it is not admitted before."""
     eviction: EvictionChoice = "lru"
     extent: Annotated[ByteSize, Field(ge=1)] = 2 * 2**20
     """Bytes that lie together: a copy pays the link's operation time once for each such piece."""
     usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
     """null = the list price for DDR5 (link null) or NVMe (link nvme); any other link costs nothing."""
+
+    @model_validator(mode="after")
+    def _modes_agree(self) -> Tier:
+        if self.exclusive and self.write != "on_eviction":
+            raise ValueError(f"an exclusive tier cannot be written '{self.write}'; set write: on_eviction")
+        return self
 
 
 class Cache(Part):
@@ -140,6 +163,8 @@ class Cache(Part):
     store_answers: bool = False
     """Tiers get answers too, when their request ends. Otherwise (vLLM's default) an answer is stored as a part of the next
     prompt that repeats it."""
+    link_sharing: Literal["fifo", "fair"] = "fifo"
+    """How transfers share a link: one after the other, or all at once with equal shares."""
     tiers: Annotated[tuple[Tier, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
@@ -148,6 +173,21 @@ class Cache(Part):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two tiers are called '{name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _tiers_make_a_tree(self) -> Cache:
+        for i, tier in enumerate(self.tiers):
+            before = ["hbm", *(other.name for other in self.tiers[:i])]
+            if tier.behind is not None and tier.behind not in before:
+                raise ValueError(
+                    f"tier '{tier.name}' is behind '{tier.behind}', which is none of {', '.join(before)}"
+                )
+        if self.tiers and self.tiers[0].prefetch:
+            raise ValueError(
+                f"tier '{self.tiers[0].name}' is the nearest one, there is nowhere to prefetch to; "
+                "set prefetch on a further tier"
+            )
         return self
 
 
