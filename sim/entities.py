@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+NEVER = 1 << 62  # later than any time (ns) or round
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -68,13 +70,16 @@ class Batch:
     decode steps so far); a step costs no work per sequence.
     """
 
-    __slots__ = ("_array", "_finish", "_phase", "block_tokens", "requests", "round", "sum_base")
+    __slots__ = (
+        "_array", "_finish", "_phase", "block_tokens", "next_finish", "requests", "round", "sum_base"
+    )  # fmt: skip
 
     def __init__(self, block_tokens: int) -> None:
         self.requests: dict[Request, None] = {}
         self.round = 0
         self.sum_base = 0
         self.block_tokens = block_tokens
+        self.next_finish = NEVER  # round after which some request has generated its last token
         self._phase = [0] * block_tokens  # requests by base modulo block size
         self._finish: list[
             tuple[int, int, Request]
@@ -107,35 +112,34 @@ class Batch:
         self.requests[request] = None
         self.sum_base += base
         self._phase[base % self.block_tokens] += 1
+        if last < self.next_finish:
+            self.next_finish = last
         heapq.heappush(self._finish, (last, request.order, request))
         self._array = None
 
     def remove(self, request: Request) -> None:
         """``request`` has left: finished or preempted."""
         del self.requests[request]
-        request.last_round = -1
+        last, request.last_round = request.last_round, -1
         self.sum_base -= request.base
         self._phase[request.base % self.block_tokens] -= 1
         self._array = None
+        if last == self.next_finish:
+            self._look_for_next()
 
-    def steps_to_finish(self) -> int:
-        """Steps until some request has generated its last token."""
+    def _look_for_next(self) -> None:
         finish = self._finish
-        while True:
-            last, _, request = finish[0]
-            if request.last_round == last:
-                return last - self.round
+        while finish and finish[0][2].last_round != finish[0][0]:
             heapq.heappop(finish)
+        self.next_finish = finish[0][0] if finish else NEVER
 
     def finished(self) -> list[Request]:
         """Requests that have generated their last token; they are removed."""
         done: list[Request] = []
-        finish, now = self._finish, self.round
-        while finish and finish[0][0] <= now:
-            last, _, request = heapq.heappop(finish)
-            if request.last_round == last:
-                done.append(request)
-                self.remove(request)
+        while self.next_finish <= self.round:
+            request = self._finish[0][2]
+            done.append(request)
+            self.remove(request)
         return done
 
     def new_blocks(self, steps: int) -> int:

@@ -12,7 +12,7 @@ from collections import deque
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
-from kvsim.entities import Request
+from kvsim.entities import Batch, Request
 
 
 class Freed:
@@ -55,6 +55,13 @@ class PrivatePrefixes(Paged):
             self.num_evictable -= found
         request.kv = None
         return True
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        blocks = batch.new_blocks(steps)
+        if blocks <= self.free_blocks:
+            self.free_blocks -= blocks
+        else:
+            self._take(blocks)
 
     def _take(self, blocks: int) -> None:
         """Empty blocks first, then evicted ones."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
+from kvsim.cluster.clock import Clock
 from kvsim.cluster.router import Router
 from kvsim.engine.link import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
@@ -43,7 +44,7 @@ class Cluster:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        env: Clock,
         trace: Trace,
         router: Router,
         recorder: Recorder,
@@ -59,7 +60,7 @@ class Cluster:
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
         # call-backs of a replica: gaps between output tokens
-        self.gap: Callable[[int, int], None] = recorder.inter_token.add
+        self.each_gap: Callable[[Sequence[int], Sequence[int]], None] = recorder.inter_token.add_each
         self.gaps: Callable[[Times, int], None] = recorder.inter_token.add_between
         self._private = not trace.names_content
         self._followers: dict[int, list[int]] = {}
@@ -84,7 +85,7 @@ class Cluster:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
             for at, row in zip(entries[some].tolist(), self._lengths(rows[some]), strict=True):
-                if at > env.now:
+                if at > env.now and not env.skip_to(at):
                     yield env.timeout(at - env.now)
                 self._enter(*row)
 

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import simpy
 from simpy.core import EmptySchedule
 
 from kvsim.cache.eviction import eviction_policy
@@ -19,6 +18,7 @@ from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.tiers import TierConfig
+from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.router import Router, routers
 from kvsim.cost.kernels import KernelCostModel
@@ -26,7 +26,7 @@ from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.engine.link import connect
 from kvsim.engine.profile import load_engine
-from kvsim.engine.replica import NEVER, Replica
+from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch
 from kvsim.errors import ScenarioError
@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 class Simulation:
     """A cluster that is ready to run, and the parts it was made of."""
 
-    env: simpy.Environment
+    env: Clock
     trace: Trace
     cluster: Cluster
     replicas: list[Replica]
@@ -68,7 +68,7 @@ def build_simulation(
     link_sharing: str = "fifo",
 ) -> Simulation:
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
-    env = simpy.Environment(initial_time=0)
+    env = Clock(initial_time=0)
     recorder = Recorder(every_ns)
     cluster = Cluster(env, trace, router, recorder, engine)
     names = [tier.name for tier in cache.tiers]
@@ -110,13 +110,13 @@ def play(simulation: Simulation, progress: Progress | None = None) -> float:
                 env, lambda: progress(cluster.num_finished + len(cluster.recorder.rejected), total)
             )
         for replica in simulation.replicas:
-            replica.advance(NEVER)
+            replica.end()
     finally:
         gc.enable()
     return time.perf_counter() - began
 
 
-def _play_and_tell(env: simpy.Environment, tell: Callable[[], None]) -> None:
+def _play_and_tell(env: Clock, tell: Callable[[], None]) -> None:
     """Run to the end; ``tell`` is called ten times a second, and at the end."""
     step = env.step
     with suppress(EmptySchedule):

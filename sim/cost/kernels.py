@@ -115,6 +115,13 @@ class KernelCostModel(CostModel):
         plan = self._plain_plans.get(num_seqs)
         if plan is None:
             plan = self._plain_plans[num_seqs] = self._plan(num_seqs, num_seqs, num_seqs)
+        last = sum_context + num_seqs * (steps - 1)
+        if (
+            steps < VECTOR_STEPS and last < plan.knots[1] and not self.strict
+        ):  # most runs: all on the first line
+            base, slope = plan.base[0], plan.slope[0]
+            sums = range(sum_context, last + 1, num_seqs)
+            return DecodeRun([int(base + slope * x) for x in sums], plan, sum_context, num_seqs)
         return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
     def price_mixed(

@@ -31,17 +31,16 @@ from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
 from kvsim.engine.run import Effects, Run, Tally
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times, lay_out
-from kvsim.entities import Batch, Request
+from kvsim.entities import NEVER, Batch, Request
 
 LONGEST_RUN = 4096
-NEVER = 1 << 62
 
 
 class Owner(Protocol):
     """What a replica tells whoever put requests into it."""
 
-    gap: Callable[[int, int], None]
-    """So long (nanoseconds) after the token before them came so many output tokens in one step."""
+    each_gap: Callable[[Sequence[int], Sequence[int]], None]
+    """So long (nanoseconds) after the tokens before them came so many output tokens, step by step."""
     gaps: Callable[[Times, int], None]
     """Between every two of some times so many output tokens came, as long after the ones before them."""
 
@@ -99,6 +98,7 @@ class Replica(Services):
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
+        self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
         self._priority = (
             PRIORITY_BOUNDARY + index
         )  # of replicas that decide at the same moment the first goes first
@@ -117,7 +117,7 @@ class Replica(Services):
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
 
-        self.tally = Tally(cost, engine.async_scheduling, owner.gap, owner.gaps)
+        self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
         self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
@@ -206,11 +206,18 @@ class Replica(Services):
     @property
     def busy_ns(self) -> int:
         """Time with a step on the device."""
+        self.tally.settle()
         return self.tally.busy_ns
 
     @property
     def num_steps(self) -> int:
+        self.tally.settle()
         return self.tally.num_steps
+
+    def end(self) -> None:
+        """Change. Nothing comes any more: decide what is left, and count it all."""
+        self.advance(NEVER)
+        self.tally.settle()
 
     # ---- runs and the clock
 
@@ -311,10 +318,13 @@ class Replica(Services):
         """The run ends here."""
         steps = run.steps
         if run.fused:
-            self._commit(run, steps)
-            finished = self.batch.finished()
-            if finished:
-                self._finish_later([], finished)
+            if run.output is not None or self.sample_at <= run.boundaries[steps - 1]:
+                self._commit(run, steps)
+            elif fresh := steps - run.done:
+                self.manager.commit(self.batch, fresh)
+                self.batch.round += fresh
+            if self.batch.next_finish <= self.batch.round:
+                self._finish_later([], self.batch.finished())
             if steps == len(run.boundaries):
                 self._horizon = min(LONGEST_RUN, 2 * self._horizon)
         self.tally.close(run)
@@ -333,7 +343,7 @@ class Replica(Services):
             if request.first_token_ns < 0:
                 request.first_token_ns = now
             else:  # its first one since a preemption
-                self.owner.gap(now - request.last_token_ns, 1)
+                self.owner.each_gap((now - request.last_token_ns,), (1,))
             if request in running and (transfers := manager.prefilled(request)):
                 self._start(transfers)
         finishing = self.finishing
@@ -406,17 +416,26 @@ class Replica(Services):
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager
-        decoding = batch.requests
+        decoding, waits = batch.requests, self.waiting or self.loaded
         admits = bool(
-            (self.waiting or self.loaded)
+            waits
             and not self._blocked
             and len(self.running) < self.engine.max_num_seqs
             and len(decoding) < self.engine.max_num_batched_tokens
         )
         preempted, steps = False, 0
         if decoding:
-            alone = self.partial is None and not admits
-            steps = manager.decode_steps(batch, self._alike() if alone else 1)
+            if (
+                self.partial is not None
+                or admits
+                or self.polled
+                # what the first boundary takes could change the decision there
+                or (self._due is not None and (waits or not manager.steady_work))
+            ):
+                alike = 1
+            else:  # in so many steps nothing but the contexts changes, as far as scheduling goes
+                alike = min(batch.next_finish - batch.round, self._horizon, LONGEST_RUN)
+            steps = manager.decode_steps(batch, alike)
             while not steps and decoding:
                 self._preempt_last(now)
                 preempted = True
@@ -427,14 +446,6 @@ class Replica(Services):
             self._decode_run(now, steps)
         else:
             self._nothing(now, preempted)
-
-    def _alike(self) -> int:
-        """Decode steps in which nothing but the batch's contexts changes, as far as scheduling goes."""
-        if self.polled:
-            return 1
-        if self._due is not None and (self.waiting or self.loaded or not self.manager.steady_work):
-            return 1  # what the first boundary takes could change the decision there
-        return min(self.batch.steps_to_finish(), self._horizon, LONGEST_RUN)
 
     def _nothing(self, now: int, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
@@ -453,18 +464,15 @@ class Replica(Services):
             kernels = self.manager.decode_work(batch, steps)
             self._note_links(kernels)
             priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
-        boundaries, ends = lay_out(
-            now,
-            self._device_end,
-            priced.step_ns,
-            engine.launch_ns,
-            engine.thread_ns(num, num, False),
-            engine.output_ns(num),
-            engine.async_scheduling,
-        )
+        host = self._decode_host.get(num)
+        if host is None:
+            host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
+        boundaries, ends = lay_out(now, self._device_end, priced.step_ns, engine.launch_ns, *host, self._deep)
         self.step_tokens = num
-        run = Run(priced, now, boundaries, ends, num, True)
-        self._begin(run, int(boundaries[-1]))
+        run = self._run = Run(priced, now, boundaries, ends, num, True)
+        self._next = boundary = int(boundaries[-1])
+        if self._rings:
+            self._turn_at(boundary, now)
         output = self._due
         if output is not None and steps > 1:
             run.output = output
@@ -483,7 +491,7 @@ class Replica(Services):
                 kernels += manager.decode_work(batch, 1)
             manager.commit(batch, 1)
             batch.round += 1
-        finished = batch.finished()
+        finished = batch.finished() if batch.next_finish <= batch.round else []
         budget = engine.max_num_batched_tokens - decodes
         prefills: list[tuple[Request, int]] = []
         loads: list[Transfer] = []
@@ -656,15 +664,11 @@ class Replica(Services):
             end = start + price
         end = max(end, free + tail)
         boundary = max(before if self._deep else end, free)
-        self._begin(Run(priced, now, [boundary], [end], decodes, False), boundary)
-        return end
-
-    def _begin(self, run: Run, boundary: int) -> None:
-        """The run's last boundary is the next decision."""
-        self._run = run
+        self._run = Run(priced, now, [boundary], [end], decodes, False)
         self._next = boundary
         if self._rings:
-            self._turn_at(boundary, run.began)
+            self._turn_at(boundary, now)
+        return end
 
     def _note_links(self, kernels: Sequence[Kernel]) -> None:
         self._uses_links = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvsim.cost.model import CostModel, Priced
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
+
+RUNS_AT_ONCE = 256  # are counted together
 
 
 class Effects:
@@ -57,33 +59,45 @@ class Tally:
         self,
         cost: CostModel,
         deep: bool,
-        record_gap: Callable[[int, int], None],
+        record_each: Callable[[Sequence[int], Sequence[int]], None],
         record_gaps: Callable[[Times, int], None],
     ) -> None:
         """``deep``: two steps are in flight, so that a boundary takes the output of the step before the last."""
         self._account = cost.account
         self._deep = deep
-        self._record_gap, self._record_gaps = record_gap, record_gaps
-        self._untaken = 0  # decodes of the step in flight
+        self._record_each, self._record_gaps = record_each, record_gaps
+        self._untaken = 0  # decodes of the step in flight, after the runs that are counted
+        self._closed: list[Run] = []  # not counted
         self.busy_ns = self.num_steps = 0
 
     def close(self, run: Run) -> None:
-        """Count the steps of ``run``."""
-        steps, decodes = run.steps, run.decodes
-        self.busy_ns += self._account(run.priced, 0, steps)
-        self.num_steps += steps
+        """``run`` is over; it will be counted."""
+        self._closed.append(run)
+        if len(self._closed) >= RUNS_AT_ONCE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Change. Count the steps of the runs that are over."""
+        closed, account, record_gaps = self._closed, self._account, self._record_gaps
+        if not closed:
+            return
+        self._closed = []
+        self.busy_ns += sum([account(run.priced, 0, run.steps) for run in closed])
+        self.num_steps += sum([run.steps for run in closed])
         # output tokens of decodes come as far apart as the boundaries at which they are taken
-        first = self._untaken if self._deep else decodes
-        if first:
-            self._record_gap(int(run.boundaries[0]) - run.began, first)
-        if decodes and steps > 1:
-            boundaries = run.boundaries
-            self._record_gaps(boundaries if steps == len(boundaries) else boundaries[:steps], decodes)
-        if self._deep:
-            self._untaken = decodes
+        decodes = [run.decodes for run in closed]
+        first = [self._untaken, *decodes[:-1]] if self._deep else decodes
+        self._untaken = decodes[-1]
+        self._record_each([run.boundaries[0] - run.began for run in closed], first)
+        for run in closed:
+            steps = run.steps
+            if steps > 1 and run.decodes:
+                boundaries = run.boundaries
+                record_gaps(boundaries if steps == len(boundaries) else boundaries[:steps], run.decodes)
 
     def wait(self, gap_ns: int) -> None:
         """There was no step to decide; ``gap_ns`` later the output of the last one was taken."""
-        if self._untaken:
-            self._record_gap(gap_ns, self._untaken)
-            self._untaken = 0
+        self.settle()
+        if self._deep:
+            self._record_each((gap_ns,), (self._untaken,))
+        self._untaken = 0

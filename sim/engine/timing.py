@@ -22,12 +22,17 @@ def lay_out(
     waits for the thread and for the output of the step before (deep) or of this one. An array of prices gives
     arrays.
     """
-    if deep and launch <= cpu and now + cpu <= device_end and cpu <= min_of(prices) >= tail:
-        if isinstance(prices, np.ndarray):  # the device is the bottleneck throughout
-            times = np.concatenate(([device_end], device_end + np.cumsum(prices)))
-            return times[:-1], times[1:]
-        steps = list(accumulate(prices, initial=device_end))
-        return steps[:-1], steps[1:]
+    if deep and launch <= cpu and now + cpu <= device_end:
+        if isinstance(prices, np.ndarray):
+            if cpu <= prices.min() >= tail:  # the device is the bottleneck throughout
+                times = np.empty(len(prices) + 1, dtype=np.int64)
+                times[0] = device_end
+                np.cumsum(prices, out=times[1:])
+                times[1:] += device_end
+                return times[:-1], times[1:]
+        elif cpu <= min(prices) >= tail:
+            steps = [*accumulate(prices, initial=device_end)]
+            return steps[:-1], steps[1:]
     boundaries: list[int] = []
     ends: list[int] = []
     at, end = now, device_end
@@ -39,8 +44,3 @@ def lay_out(
         boundaries.append(at)
         ends.append(end)
     return boundaries, ends
-
-
-def min_of(values: Times) -> int:
-    """Smallest of a list or an array."""
-    return int(values.min()) if isinstance(values, np.ndarray) else min(values)

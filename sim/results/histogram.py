@@ -37,8 +37,12 @@ class DurationHistogram:
 
     def add(self, duration_ns: int, count: int) -> None:
         """Count ``duration_ns`` (at least 0) ``count`` times."""
-        self._single_ns.append(duration_ns)
-        self._single_count.append(count)
+        self.add_each((duration_ns,), (count,))
+
+    def add_each(self, durations_ns: Sequence[int], counts: Sequence[int]) -> None:
+        """:meth:`add` of each duration with the count at the same place."""
+        self._single_ns += durations_ns
+        self._single_count += counts
         if len(self._single_ns) >= PENDING:
             self._compact()
 
