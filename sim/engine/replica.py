@@ -104,6 +104,7 @@ class Replica(Services):
         )  # of replicas that decide at the same moment the first goes first
         self._rings = rings
         self._next = NEVER  # the next boundary; NEVER = idle
+        self._at = -1  # the decision that is made later than its time; -1 = none
         self._alarm: At | None = None  # rings there
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -150,7 +151,9 @@ class Replica(Services):
     def advance(self, until: int) -> None:
         """Change. Make the decisions that lie before ``until``; those of a replica that rings are made by then."""
         while self._next < until:
+            self._at = self._next
             self._turn(self._next)
+        self._at = -1
 
     def sync(self) -> None:
         """Change. Bring the state to now: steps that are scheduled by now are committed."""
@@ -162,7 +165,7 @@ class Replica(Services):
             self._commit(run, run.decided_by(now))
 
     def now_ns(self) -> int:
-        return int(self.env.now)
+        return int(self.env.now) if self._at < 0 else self._at
 
     def _sync_peers(self, at_decision: bool = False) -> None:
         """Change. Peers sample the timeline up to now before this replica changes what they share.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fused_equals_reference import setups, workloads
 from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
+import kvsim.cluster.run as run_module
 import kvsim.engine.replica as replica_module
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
@@ -199,3 +204,43 @@ def test_a_tier_without_room_changes_nothing(capacity: int) -> None:
     without = toy_simulation(toy_trace(rows, parts), cache=toy_cache(10))
     strip = lambda rows: [row._replace(hits_by_tier=()) for row in rows]  # noqa: E731
     assert strip(with_tier.recorder.requests) == strip(without.recorder.requests)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sessions(),
+    setups(),
+    st.sampled_from(["lru", {"policy": "ttl", "seconds": 2e-6}]),
+    st.sampled_from(["round_robin", "least_outstanding_tokens", "prefix_aware"]),
+    st.integers(1, 3),
+)
+def test_decisions_made_when_somebody_looks_are_those_made_in_time(  # type: ignore[no-untyped-def]
+    session, setup, eviction, router, num_replicas
+) -> None:
+    """Without followers and tiers a replica decides late; here against one that has an event for each decision."""
+    (rows, trace), (engine, extra, _) = session, setup
+    trace = dataclasses.replace(trace, after=np.full(len(rows), -1))
+    blocks = -(-max(i + o for _, i, o in rows) // 4) + extra // 4
+
+    def run(rings: bool) -> Simulation:
+        def build(*arguments: Any) -> Replica:
+            return Replica(*arguments[:-1], rings)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_module, "Replica", build)
+            return toy_simulation(
+                trace, "prefix_tree", toy_engine(**engine), toy_cache(blocks, eviction=eviction), (),
+                router=routers.get(router)(), num_replicas=num_replicas,
+            )  # fmt: skip
+
+    late, timely = run(False), run(True)
+    check(late, rows)
+    assert sorted(late.recorder.requests) == sorted(timely.recorder.requests)
+    assert sorted(late.recorder.timeline) == sorted(timely.recorder.timeline)
+    for one, other in zip(
+        late.recorder.inter_token.values(), timely.recorder.inter_token.values(), strict=True
+    ):
+        assert one.tolist() == other.tolist()
+    for one, other in zip(late.replicas, timely.replicas, strict=True):
+        assert one.manager.evicted_tokens() == other.manager.evicted_tokens()
+        assert (one.num_steps, one.busy_ns) == (other.num_steps, other.busy_ns)
