@@ -35,6 +35,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
     device: dict[str, Any] = {
         "step": _time(fit.device["step"]),
         "graphs": [[size, round(factor, 3)] for size, factor in fit.device["graphs"]],
+        "graph_sizes": fit.device["graph_sizes"],
         "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
         "uneven_factor": round(fit.device["uneven_factor"], 3),
         "prefill_factor": round(fit.device["prefill_factor"], 3),

@@ -141,11 +141,18 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
         "kv_read_bytes_per_s": rate,
         "uneven_factor": uneven,
         "graphs": graphs,
+        "graph_sizes": captured_sizes(setup.meta.max_num_seqs),
         "step": step_ns,
         **prefill,
         "sustained_factor": sustained,
     }
     return Fit(host, device, residuals + copy_residuals, notes, copies or base.copies)
+
+
+def captured_sizes(max_num_seqs: int) -> list[int]:
+    """Batches that vLLM captures a CUDA graph of a decode step for, by default (vllm/config/vllm.py, 0.24)."""
+    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, min(2 * max_num_seqs, 512) + 1, 16)]
+    return [size for size in sizes if size <= max_num_seqs]
 
 
 def _one_setup(folders: Sequence[Sequence[MeasuredRun]], notes: list[str]) -> list[list[MeasuredRun]]:

@@ -57,8 +57,8 @@ class DecodeAttention(Pricer):
     def __init__(
         self, setting: Setting, bytes_per_s: float = 0.0, uneven_factor: float = 1.0, source: str = "measured"
     ) -> None:
-        """``bytes_per_s``: KV read on each GPU, as measured, ``uneven_factor`` slower for several sequences, with
-        provenance ``source``; 0 = by the table."""
+        """``bytes_per_s``: KV read on each GPU, as measured, with provenance ``source``; 0 = by the table. Either is
+        ``uneven_factor`` slower for several sequences."""
         table = attention_table("decode_attention", setting)
         if "contexts" in table.columns:
             table = table.select(contexts="even")
@@ -125,8 +125,8 @@ class DecodeAttention(Pricer):
         return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
 
     def _make(self, num_seqs: float) -> DecodeCurve:
+        factor = self._uneven_factor if num_seqs > 1 else 1.0
         if self._measured_ns_per_token:
-            factor = self._uneven_factor if num_seqs > 1 else 1.0
             per_token_ns = quantise(self._measured_ns_per_token * factor)
             return DecodeCurve([0], [0.0], [per_token_ns], self._source, NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
@@ -137,7 +137,7 @@ class DecodeAttention(Pricer):
         knots, times = [], []
         for context in contexts:
             below, above = self._at(low, context), self._at(high, context)
-            time_ns = (below + (above - below) * weight) * grow
+            time_ns = (below + (above - below) * weight) * grow * factor
             knots.append(context * num_seqs)
             times.append(quantise(self._layers * max(time_ns, self._floor_ns_per_token * context * num_seqs)))
         slope = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from kvsim.cost.model import PROVENANCES
@@ -30,7 +30,9 @@ class EngineTerms:
     kv_read_bytes_per_s: float = 0.0
     """Rate at which decode attention reads KV, on each GPU; in place of the profile's table. 0 = as the table has it."""
     uneven_factor: float = 1.0
-    """On that reading, for batches of two sequences and more: contexts of real batches differ."""
+    """On decode attention of two sequences and more: contexts of real batches differ, those of the table do not."""
+    graph_sizes: tuple[int, ...] = ()
+    """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
 
     def kernel_factor(self, prefills: bool, sustained: bool) -> float:
@@ -41,12 +43,15 @@ class EngineTerms:
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""
+        above = bisect_left(self.graph_sizes, tokens)
+        if above < len(self.graph_sizes):
+            tokens = self.graph_sizes[above]
         points = self.graph_factors
         i = bisect_right(points, (tokens, float("inf")))
         if i == 0 or i == len(points):
             return points[max(0, i - 1)][1]
-        (low, below), (high, above) = points[i - 1], points[i]
-        return below + (above - below) * (tokens - low) / (high - low)
+        (low, below), (high, over) = points[i - 1], points[i]
+        return below + (over - below) * (tokens - low) / (high - low)
 
     def __post_init__(self) -> None:
         if self.provenance not in PROVENANCES:

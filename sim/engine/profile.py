@@ -53,8 +53,8 @@ def load_engine(
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
 
-    Device terms count as measured for the model and GPU that the profile was fitted on, for others as derived; on
-    another GPU decode steps are priced by the kernel table.
+    Device terms count as measured for the model and GPU that the profile was fitted on, for others as derived. Decode
+    attention of another model, and all of a decode step on another GPU, are priced by the kernel table.
 
     Raises:
         ScenarioError: no such profile, or a key or value in it that cannot be.
@@ -77,7 +77,7 @@ def load_engine(
         data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
     where = f"engine profile {name}"
     take = partial(_take, where=where)
-    at_home, own_model = take(data, "gpu", "") in ("", gpu), take(data, "model", "")
+    at_home, own = take(data, "gpu", "") in ("", gpu), take(data, "model", "") in ("", model)
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
     times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
     copies = dict(take(data, "copies", {}))
@@ -107,8 +107,11 @@ def load_engine(
         },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
         graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in graphs) if at_home else (),
-        kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read")) if at_home and rate else 0.0,
-        provenance="measured" if at_home and own_model in ("", model) else "derived",
+        graph_sizes=tuple(map(int, take(device, "graph_sizes", []))),
+        kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
+        if at_home and own and rate
+        else 0.0,
+        provenance="measured" if at_home and own else "derived",
     )
     for part, left in (("", data), ("host.", host), ("device.", device), ("copies.", copies)):
         if left:

@@ -442,7 +442,8 @@ def flat(profile: dict[str, Any]) -> dict[str, float]:
     for part in ("host", "device"):
         for key, value in profile[part].items():
             if isinstance(value, list):
-                found.update({f"{part}.{key}.{size}": factor for size, factor in value})
+                pairs = value if isinstance(value[0], list) else enumerate(value)
+                found.update({f"{part}.{key}.{place}": number for place, number in pairs})
             else:
                 found[f"{part}.{key}"] = float(str(value).split(" ")[0])
     return found
