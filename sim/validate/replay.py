@@ -78,9 +78,18 @@ def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, Engin
 
 
 def cost_of(setup: Setup, assumptions: Assumptions, terms: EngineTerms) -> CostModel:
-    """What prices the measured engine's steps."""
+    """What prices the measured engine's steps.
+
+    Raises:
+        ScenarioError: the timings are of another GPU.
+    """
     gpu = load_gpu(setup.gpu)
     profile = load_profile(assumptions.timings or profile_for_gpu(gpu.name))
+    if profile.gpu != gpu.name:
+        raise ScenarioError(
+            f"--timings {assumptions.timings}: has the timings of {profile.gpu}, and the runs were measured on "
+            f"{gpu.name}; take a profile of that GPU"
+        )
     return KernelCostModel(profile, setup.model, gpu, setup.meta.engine.tensor_parallel_size, terms)
 
 

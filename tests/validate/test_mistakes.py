@@ -90,6 +90,7 @@ def test_one_line(cli: Cli, runs: Path, damage: Callable[[Path], None], says: st
         (["--workload", "chart"], "no workload is called 'chart'; did you mean 'chat'?"),
         (["--engine-profile", "vllm-0.2"], "no engine profile is called 'vllm-0.2'"),
         (["--timings", "h100"], "h100"),
+        (["--timings", "h200-sxm-measured"], "the runs were measured on h100-sxm"),
         (["--html", "nowhere/page.html"], "no such folder nowhere"),
     ],
 )
