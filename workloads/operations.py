@@ -178,6 +178,7 @@ def concatenate(traces: Mapping[str, Trace], *, name: str, same_content: bool = 
         ),
         tenant_names=tuple(f"{source}/{own}" for source, part in traces.items() for own in part.tenant_names),
         sources=tuple(own for part in parts for own in part.sources),
+        id_starts=() if same_content else tuple(zip(traces, first_ids, strict=True)),
     ).in_order()
 
 

@@ -52,6 +52,9 @@ class Trace:
         default=()
     )  # per part: file, sha256, reader; or generator, parameters
 
+    id_starts: tuple[tuple[str, int], ...] = ()
+    """(source, first content id) of each part, ascending: tells the same content in another trace; () = one part."""
+
     def __len__(self) -> int:
         return len(self.arrival_ns)
 

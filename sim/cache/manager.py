@@ -216,6 +216,14 @@ class CacheManager(ABC):
         """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""
         raise NotImplementedError(f"{type(self).__name__} asks for the future and has no use for it")
 
+    def saved(self, name: Callable[[int], str]) -> dict[str, list[Any]] | None:
+        """Look. What is cached, by tier (:mod:`kvsim.cache.saved`), with content ids named; None = nothing can be saved."""
+        return None
+
+    def restore(self, saved: Mapping[str, list[Any]], ident: Callable[[str], int]) -> None:
+        """Change, before the run. Begin with what another run's manager has saved; tiers by name."""
+        raise NotImplementedError(f"{type(self).__name__} cannot start warm")
+
     def evicted_tokens(self) -> tuple[int, ...]:
         """Tokens dropped so far, by tier, HBM first."""
         return (0,)

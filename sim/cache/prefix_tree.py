@@ -7,6 +7,7 @@ blocks without full content are taken first; output blocks are reusable (here: o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kvsim.cache.eviction import eviction_policy
@@ -14,6 +15,7 @@ from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
+from kvsim.cache.saved import SavedRun, dump_tree, load_tree
 from kvsim.cache.tiers import Load, Prefetch, TierStack, Write
 from kvsim.cache.tree import Node, PrefixTree
 from kvsim.entities import Request
@@ -264,3 +266,19 @@ class PrefixTreeManager(Paged):
         for tree in self._trees():
             if tree.policy.needs_future:
                 tree.policy.set_future(future)
+
+    # ---- caches that outlive a run
+
+    def saved(self, name: Callable[[int], str]) -> dict[str, list[SavedRun]]:
+        return {tier: dump_tree(tree, name) for tier, tree, _ in self._stores()}
+
+    def restore(self, saved: Mapping[str, list[SavedRun]], ident: Callable[[str], int]) -> None:
+        for tier, tree, capacity_blocks in self._stores():
+            if tree.num_blocks == 0:  # of tiers that managers share the first one fills it
+                load_tree(tree, saved.get(tier, []), ident, capacity_blocks)
+        self.free_blocks -= self.tree.num_blocks
+
+    def _stores(self) -> list[tuple[str, PrefixTree, int]]:
+        tiers = self.tiers.tiers
+        below = [(tier.config.name, tier.tree, tier.capacity_blocks - tier.reserve_blocks) for tier in tiers]
+        return [("hbm", self.tree, self.capacity_blocks), *below]

@@ -287,6 +287,21 @@ class PrefixTree:
                 return
         queue.push(item)
 
+    def adopt(self, nodes: list[Node]) -> None:
+        """Change. Linked nodes that nobody holds count from now on; in the order in which they were let go."""
+        for node in nodes:
+            if self._queue.inserted is not None:
+                self._queue.inserted(node, self._place(node, node.start))
+            self.num_blocks += node.num_blocks
+            self.num_evictable += node.num_blocks
+            self._clock = max(self._clock, node.freed)
+        for node in nodes:
+            self._push(node)
+
+    def forget_counts(self) -> None:
+        """Change. What was evicted before the run does not count."""
+        self.num_evicted = 0
+
     def rank_again(self, leaf: Node) -> None:
         """Ask the policy anew about what nobody holds of the path to ``leaf``."""
         step: Node | None = leaf

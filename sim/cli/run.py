@@ -31,6 +31,15 @@ def run(
     strict_calibration: Annotated[
         bool, typer.Option("--strict-calibration", help="Refuse prices that only extrapolation could give.")
     ] = False,
+    save_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-cache",
+            metavar="FILE",
+            help="Write what HBM and tiers hold in the end; cache.warm_start of another scenario begins with it.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a scenario and write summary.json, requests.parquet, timeline.parquet and report.html."""
@@ -48,7 +57,7 @@ def run(
     from kvsim.cluster.run import run_scenario
 
     with progress_bar(scenario.name) as progress:
-        outcome = run_scenario(scenario, check=check, progress=progress)
+        outcome = run_scenario(scenario, check=check, progress=progress, save_cache_to=save_cache)
     summary = write_results(outcome, folder, force, finish=None if no_report else _write_report)
     if as_json:
         print_json(summary)

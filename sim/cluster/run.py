@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from simpy.core import EmptySchedule
@@ -21,10 +22,11 @@ from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.router import Router, routers
+from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
-from kvsim.engine.link import connect
+from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
@@ -72,7 +74,14 @@ def build_simulation(
     recorder = Recorder(every_ns)
     cluster = Cluster(env, trace, router, recorder, engine)
     names = [tier.name for tier in cache.tiers]
-    cache = dataclasses.replace(cache, shared={})
+    cache = dataclasses.replace(
+        cache,
+        shared={},
+        tiers=tuple(
+            tier if reached else dataclasses.replace(tier, capacity_bytes=0)
+            for tier, reached in zip(cache.tiers, reachable(names, links), strict=True)
+        ),
+    )
     replicas = []
     chains = connect(env, names, links, cache.num_layers, num_replicas, engine.copies, link_sharing)
     for index, chain in enumerate(chains):
@@ -129,8 +138,13 @@ def _play_and_tell(env: Clock, tell: Callable[[], None]) -> None:
     tell()
 
 
-def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | None = None) -> Outcome:
-    """Simulate a scenario.
+def run_scenario(
+    scenario: Scenario,
+    check: bool = False,
+    progress: Progress | None = None,
+    save_cache_to: Path | None = None,
+) -> Outcome:
+    """Simulate a scenario; what its caches hold in the end is written to ``save_cache_to``.
 
     Raises:
         KvsimError: anything in the scenario or its files that cannot be used.
@@ -147,6 +161,10 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         model=model.name,
     )
     tiers, trace = build_tiers(scenario), build_trace(scenario)
+    if scenario.statistics.after > (last := int(trace.arrival_ns[-1])):
+        raise ScenarioError(
+            f"statistics.after: no request arrives after {scenario.statistics.after / 1e9:g} s, the last one at {last / 1e9:g} s"
+        )
     host_link = load_link(gpu.host_link)  # of one GPU, as the cost model sees it
     bytes_per_token = memory.block_bytes * memory.num_gpus // memory.block_tokens
     cache = CacheConfig(
@@ -194,7 +212,12 @@ def run_scenario(scenario: Scenario, check: bool = False, progress: Progress | N
         check,
         scenario.cache.link_sharing,
     )
+    managers = [replica.manager for replica in simulation.replicas]
+    if scenario.cache.warm_start is not None:
+        restore_cache(scenario.path(scenario.cache.warm_start), managers, trace)
     loop_wall_s = play(simulation, progress)
+    if save_cache_to is not None:
+        save_cache(save_cache_to, managers, trace)
     return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
 
 
@@ -256,6 +279,7 @@ def _outcome(
         requests_failed=0,
         requests_cancelled=0,
         makespan_ns=max(0, simulation.cluster.last_token_ns - first),
+        warm_up_ns=scenario.statistics.after,
         tier_names=("hbm", *(tier.name for tier in cache.tiers)),
         tier_capacity_bytes=(cache.capacity_bytes, *(tier.capacity_bytes for tier in cache.tiers)),
         tier_shared=(False, *(tier.shared for tier in cache.tiers)),
@@ -286,6 +310,15 @@ def _outcome(
             "traces": hashlib.sha256(
                 "".join(s.get("sha256", str(sorted(s.items()))) for s in trace.sources).encode()
             ).hexdigest(),
+            **(
+                {
+                    "warm_start": hashlib.sha256(
+                        scenario.path(scenario.cache.warm_start).read_bytes()
+                    ).hexdigest()
+                }
+                if scenario.cache.warm_start is not None
+                else {}
+            ),
         },
         session_names=trace.session_names,
         tenant_names=trace.tenant_names,

@@ -137,6 +137,20 @@ class Links:
         ]
 
 
+def parents_of(tiers: Sequence[str], specs: Sequence[LinkSpec]) -> dict[str, str]:
+    """The place that each tier's link leads to."""
+    names = ["hbm", *tiers]
+    return {name: spec.behind or names[i] for i, (name, spec) in enumerate(zip(tiers, specs, strict=False))}
+
+
+def reachable(tiers: Sequence[str], specs: Sequence[LinkSpec]) -> list[bool]:
+    """Of each tier, whether bytes get there and back: no link on the way has a rate of zero."""
+    found = {"hbm": True}
+    for (name, parent), spec in zip(parents_of(tiers, specs).items(), specs, strict=False):
+        found[name] = found[parent] and spec.read_bytes_per_s > 0 and spec.write_bytes_per_s > 0
+    return [found[name] for name in tiers]
+
+
 def connect(
     env: simpy.Environment,
     tiers: Sequence[str],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,12 @@ class RequestColumns:
     session: Ints  # index of a name, -1 if none
     tenant: Ints
     hits_by_tier: Ints  # (requests, tiers)
+
+
+def arrived_from(columns: RequestColumns, start_s: float) -> RequestColumns:
+    """The rows of requests that arrived at ``start_s`` or later."""
+    keep = columns.arrival_s >= start_s
+    return RequestColumns(**{field.name: getattr(columns, field.name)[keep] for field in fields(columns)})
 
 
 def request_columns(rows: Rows[RequestRow], num_tiers: int) -> RequestColumns:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvsim.cost.model import PROVENANCES
-from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, request_columns
+from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, arrived_from, request_columns
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import Outcome
 from kvsim.version import __version__
@@ -24,7 +24,8 @@ NUMBER = re.compile(r"\d[\d,.]*\b")
 def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[str, Any]:
     """The content of summary.json, ready for JSON: times in seconds, ratios in 0..1, None where undefined.
 
-    Latencies, throughput and cache ratios are over completed requests. ``itl_s`` is over the gaps between
+    Latencies, throughput and cache ratios are over completed requests, without those of a warm-up; gaps between tokens,
+    links, evictions, device time and cost are of the whole run. ``itl_s`` is over the gaps between
     consecutive output tokens that the engine reported (see :meth:`Recorder.itl`): exact mean, percentiles
     within 0.1 %. ``columns`` saves working them out again.
     """
@@ -44,25 +45,32 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
     assert sum(parts.values()) == outcome.requests_submitted, (
         f"submitted {outcome.requests_submitted} != {parts}"
     )
-    makespan_s = outcome.makespan_ns / 1e9
+    makespan_s = window_s = outcome.makespan_ns / 1e9
+    all_output_tokens = int(done.output_tokens.sum())
+    left_out: dict[str, Any] = {}
+    if outcome.warm_up_ns:
+        done = arrived_from(done, outcome.warm_up_ns / 1e9)
+        window_s -= outcome.warm_up_ns / 1e9
+        left_out = {"statistics": {"after_s": outcome.warm_up_ns / 1e9, "requests": len(done.request)}}
     return {
         "requests_submitted": outcome.requests_submitted,
         **parts,
         "makespan_s": makespan_s,
+        **left_out,
         "ttft_s": statistics(done.ttft_s),
         "tpot_s": statistics(done.tpot_s[done.output_tokens > 1]),
         "itl_s": _histogram_statistics(outcome.recorder.inter_token),
         "e2e_s": statistics(done.e2e_s),
         "ttft_parts_s": _ttft_parts(done),
         "throughput": {
-            "requests_per_s": _ratio(len(done.request), makespan_s),
-            "output_tokens_per_s": _ratio(int(done.output_tokens.sum()), makespan_s),
-            "input_tokens_per_s": _ratio(int(done.input_tokens.sum()), makespan_s),
+            "requests_per_s": _ratio(len(done.request), window_s),
+            "output_tokens_per_s": _ratio(int(done.output_tokens.sum()), window_s),
+            "input_tokens_per_s": _ratio(int(done.input_tokens.sum()), window_s),
         },
         "cache": _cache(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
-        "cost": _cost(outcome, int(done.output_tokens.sum())),
+        "cost": _cost(outcome, all_output_tokens),
         **_time_shares(outcome),
         "cluster": {
             "replicas": outcome.num_replicas,

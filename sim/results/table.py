@@ -38,6 +38,11 @@ def print_summary(summary: Summary, console: Console) -> None:
         f" in {duration(summary['makespan_s'])} on {reading.cluster_line(summary)}", style="not bold"
     )
     console.print(headline)
+    if "statistics" in summary:
+        only = summary["statistics"]
+        console.print(
+            f"statistics: {number(only['requests'])} that arrived after {duration(only['after_s'])}"
+        )
     console.print()
     console.print(_latencies(summary))
     console.print()

@@ -39,6 +39,8 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
     for i, tier in enumerate(scenario.cache.tiers):
         if isinstance(tier.link, str):
             yield f"cache.tiers.{i}.link", lambda name=tier.link: load_link(name)  # type: ignore[misc]
+    if scenario.cache.warm_start is not None:
+        yield "cache.warm_start", lambda: _file(scenario, scenario.cache.warm_start or "")
     for i, source in enumerate(scenario.workload.sources):
         if source.file is not None:
             yield f"workload.sources.{i}.file", lambda name=source.file: _file(scenario, name)  # type: ignore[misc]

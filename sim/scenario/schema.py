@@ -163,6 +163,8 @@ class Cache(Part):
     store_answers: bool = False
     """Tiers get answers too, when their request ends. Otherwise (vLLM's default) an answer is stored as a part of the next
     prompt that repeats it."""
+    warm_start: str | None = None
+    """A file of ``kvsim run --save-cache`` (relative to the scenario file): what HBM and tiers hold at the beginning."""
     link_sharing: Literal["fifo", "fair"] = "fifo"
     """How transfers share a link: one after the other, or all at once with equal shares."""
     tiers: Annotated[tuple[Tier, ...], Field(strict=False)] = ()
@@ -191,6 +193,11 @@ class Cache(Part):
         return self
 
 
+class Statistics(Part):
+    after: Nanoseconds = 0
+    """Requests that arrive before this time warm the caches up and are left out of summary.json's statistics."""
+
+
 class Output(Part):
     timeline_interval: Nanoseconds = 10**9
     """Thins timeline.parquet: at most one row a replica in this much simulated time."""
@@ -208,6 +215,7 @@ class Scenario(Part):
     timings: Timings = Timings()
     cache: Cache = Cache()
     workload: Workload
+    statistics: Statistics = Statistics()
     output: Output = Output()
 
     @field_validator("name")
@@ -241,6 +249,8 @@ class Scenario(Part):
             (data["cluster"], "gpu"),
         ):
             part[key] = part[key] and self.profile_path(part[key])
+        if self.cache.warm_start is not None:
+            data["cache"]["warm_start"] = str(self.path(self.cache.warm_start).resolve())
         for source in data["workload"]["sources"]:
             if source["file"] is not None:
                 source["file"] = str(self.path(source["file"]).resolve())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def build_trace(scenario: Scenario) -> Trace:
     else:
         trace = next(iter(traces.values())) if len(traces) == 1 else mix(traces, name=scenario.name)
         trace = shift_to_zero(trace)
+        if len(traces) == 1:
+            trace = replace(trace, id_starts=((next(iter(traces)), 0),))
         if workload.requests_per_s is not None:
             open_loop = int(np.sum(trace.after < 0)) / max(1, len(trace))
             trace = rescale_time(trace, requests_per_s=workload.requests_per_s * open_loop)

@@ -28,7 +28,9 @@ class TierStack:
         configs: Sequence[TierConfig] = config.tiers
         self.hbm = hbm
         self.block_bytes = block_bytes
-        demotes = [tier.write != "through" for tier in configs]
+        # what is evicted above a tier goes there, if it has room for anything
+        demotes = [tier.write != "through" and tier.capacity_bytes >= block_bytes for tier in configs]
+        self._demotes = demotes
         self.demotes_hbm = demotes[:1] == [True]
         self.tiers: list[Tier] = []
         for i, tier in enumerate(configs):
@@ -278,7 +280,7 @@ class TierStack:
 
     def demote(self, index: int) -> Transfers:
         """Change. Copy evicted runs of the level above a tier into it until enough is free or leaving up there."""
-        if index >= len(self.tiers) or self.tiers[index].config.write == "through":
+        if index >= len(self.tiers) or not self._demotes[index]:
             return ()
         level, name = self._above(index)
         short = level.to_demote()

@@ -136,6 +136,10 @@ class TierTree(PrefixTree):
         self.num_inserted += node.num_blocks
         runs.append(Filling(self.acquire(node, node.end, is_use=False), node.start, node.num_blocks))
 
+    def forget_counts(self) -> None:
+        super().forget_counts()
+        self.num_inserted = self.num_blocks
+
     def settle(self, run: Filling) -> None:
         """Change. The bytes of a run are there: it can be read, and is pinned no more."""
         step: Node | None = run.node

@@ -1,0 +1,119 @@
+"""Caches that outlive a run: written to a file at its end, and what another run begins with."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvsim.cache.manager import CacheManager
+from kvsim.cache.saved import fresh_ids
+from kvsim.errors import ScenarioError
+from kvsim.version import __version__
+from kvsim.workloads.trace import Trace
+
+FORMAT = 1
+
+
+def save_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> None:
+    """Write what every replica's manager holds after a run: JSON, compressed.
+
+    Raises:
+        ScenarioError: the manager keeps nothing that can be saved, or the file cannot be written.
+    """
+    saved = [manager.saved(_names(trace)) for manager in managers]
+    if None in saved:
+        raise ScenarioError(
+            "--save-cache: this cache manager keeps nothing between requests; take prefix_tree"
+        )
+    data = {
+        "format": FORMAT,
+        "kvsim_version": __version__,
+        "block_tokens": managers[0].block_tokens,
+        "sources": _sources(trace),
+        "replicas": saved,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            path.open("wb") as raw,
+            gzip.GzipFile("", "wb", 6, raw, mtime=0) as file,
+        ):  # the same bytes every time
+            file.write(json.dumps(data, separators=(",", ":")).encode())
+    except OSError as error:
+        raise ScenarioError(f"--save-cache {path}: cannot be written: {error.strerror}") from None
+
+
+def restore_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> None:
+    """Change, before the run. Replica i begins with what replica i of the saved run held, modulo their number.
+
+    Raises:
+        ScenarioError: no such file, or it was saved with other blocks or from other traces.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ScenarioError(f"cache.warm_start: {path}: {error.strerror}") from None
+    try:
+        data = json.loads(gzip.decompress(raw))
+        if data["format"] != FORMAT:
+            raise ScenarioError(
+                f"cache.warm_start: {path}: format {FORMAT} is expected, found {data['format']}"
+            )
+        size, sources, replicas = data["block_tokens"], data["sources"], data["replicas"]
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
+        raise ScenarioError(
+            f"cache.warm_start: {path}: not a file that kvsim run --save-cache wrote"
+        ) from None
+    if size != managers[0].block_tokens:
+        raise ScenarioError(
+            f"cache.warm_start: {path} has blocks of {size} tokens, this run blocks of {managers[0].block_tokens}; "
+            f"set cache.block_tokens={size}"
+        )
+    for source, about in _sources(trace).items():
+        if source in sources and sources[source] != about:
+            raise ScenarioError(
+                f"cache.warm_start: {path}: source '{source}' had another file or other parameters when it was saved, "
+                "so equal contents cannot be told"
+            )
+    ident = fresh_ids(_finder(trace))
+    for i, manager in enumerate(managers):
+        if manager.needs_future:
+            raise ScenarioError(
+                "cache.warm_start: an eviction policy that knows the future cannot rank what is older"
+            )
+        manager.restore(replicas[i % len(replicas)], ident)
+
+
+def _sources(trace: Trace) -> dict[str, Any]:
+    """What each source's content ids count in."""
+    names = [name for name, _ in trace.id_starts]
+    abouts = [{"sha256": s["sha256"]} if "sha256" in s else dict(s) for s in trace.sources]
+    return dict(zip(names, abouts, strict=True)) if len(names) == len(abouts) else {}
+
+
+def _names(trace: Trace) -> Callable[[int], str]:
+    starts = trace.id_starts or (("", 0),)
+    firsts = [first for _, first in starts]
+
+    def name(ident: int) -> str:
+        if ident < 0:
+            return f"-{-ident}"  # private to a request
+        source, first = starts[bisect_right(firsts, ident) - 1]
+        return f"{source}/{ident - first}"
+
+    return name
+
+
+def _finder(trace: Trace) -> Callable[[str], int | None]:
+    starts: Mapping[str, int] = dict(trace.id_starts or (("", 0),))
+
+    def find(name: str) -> int | None:
+        source, slash, number = name.rpartition("/")
+        return starts[source] + int(number) if slash and source in starts else None
+
+    return find
