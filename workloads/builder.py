@@ -105,6 +105,7 @@ class TraceBuilder:
             session_names=tuple(str(name) for name in self.sessions),
             tenant_names=tuple(str(name) for name in self.tenants),
             sources=(source,),
+            id_starts=(),
             **columns,
         ).in_order()
 
