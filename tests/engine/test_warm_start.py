@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_tier_properties import churn, stacks
 from toys import ToyCost, toy_cache, toy_engine, toy_simulation, toy_trace
@@ -36,6 +36,7 @@ def test_as_if_the_run_had_gone_on(session, stack, blocks, eviction, num_replica
     first = toy_simulation(
         toy_trace(rows[:half], parts[:half]), "prefix_tree", engine, cache, links, **options
     )
+    assume(not any(manager.tree.num_copies for manager in managers(first)))  # second copies are not saved
     saved = json.loads(json.dumps([manager.saved(str) for manager in managers(first)]))
     second = build_simulation(
         toy_trace(late, parts[half:]), engine, cache, links, lambda config: load_manager("prefix_tree", config),
@@ -44,7 +45,7 @@ def test_as_if_the_run_had_gone_on(session, stack, blocks, eviction, num_replica
     for manager, content in zip(managers(second), saved, strict=True):
         manager.restore(content, lambda name: int(name) if int(name) >= 0 else int(name) - 10**9)
         manager.check_integrity()
-        assert sum(manager.used_bytes) == sum(managers(first)[managers(second).index(manager)].used_bytes)
+    assert [m.used_bytes for m in managers(second)] == [m.used_bytes for m in managers(first)]
     assert sorted_runs([manager.saved(str) for manager in managers(second)]) == sorted_runs(saved)
     play(second)
     want = sorted(whole.recorder.requests)[half:]
