@@ -48,6 +48,11 @@ def load_media_price(name: str) -> float:
     return float(_preset("media", "kind of memory", name)["usd_per_gb_month"])
 
 
+def media_price_source(name: str) -> str:
+    """Where that price comes from."""
+    return str(_preset("media", "kind of memory", name)["source"])
+
+
 def _gpu_of_profile(path: Path) -> GpuSpec:
     """The preset behind the profile if there is one, else the GPU as the profile's header describes it, without a price."""
     try:

@@ -41,7 +41,16 @@ def check_output_folder(path: Path | str, force: bool = False) -> None:
             raise ScenarioError(
                 f"{path}: already holds results; give --force to replace them, or another folder"
             )
-    elif path.exists() or path.is_symlink():
+    check_can_write(path)
+
+
+def check_can_write(path: Path) -> None:
+    """The folder ``path`` can be written, or made.
+
+    Raises:
+        ScenarioError: in one line, what is in the way.
+    """
+    if not path.is_dir() and (path.exists() or path.is_symlink()):
         raise ScenarioError(f"{path}: is a file; results go to a folder")
     nearest = next(folder for folder in path.resolve().parents if folder.exists())
     if not nearest.is_dir():

@@ -96,6 +96,12 @@ def _link(tier: Tier, gpu: GpuSpec) -> LinkSpec:
 def _price(tier: Tier) -> float | None:
     if tier.usd_per_gb_month is not None:
         return tier.usd_per_gb_month
+    medium = medium_of(tier)
+    return None if medium is None else load_media_price(medium)
+
+
+def medium_of(tier: Tier) -> str | None:
+    """The kind of memory whose list price the tier has; None if its link does not tell."""
     if tier.link is None:
-        return load_media_price("ddr5")
-    return load_media_price("nvme") if tier.link == "nvme" else None
+        return "ddr5"
+    return "nvme" if tier.link == "nvme" else None

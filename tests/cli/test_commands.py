@@ -15,6 +15,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 COMMANDS = (
     ["run"],
+    ["sweep"],
     ["report"],
     ["explain", "memory"],
     ["profiles", "list"],

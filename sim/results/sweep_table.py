@@ -1,0 +1,138 @@
+"""What ``kvsim sweep`` found, in a terminal; the page shows the same tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvsim.results.units import UNDEFINED, digits, duration, number, percent, usd
+
+Sweep = Mapping[str, Any]
+TableText = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def print_sweep(told: Sweep, console: Console) -> None:
+    """Print the values of ``kvsim.study.sweep.run_sweep``."""
+    console.print(Text(f"{told['name']}: {len(told['points'])} points", style="bold"))
+    console.print()
+    _print(point_table(told), console)
+    for curve in told["curves"]:
+        console.print()
+        console.print(Text(curve_title(curve), style="bold"))
+        _print(marginal_table(curve), console)
+        console.print(Text(knee_line(curve)))
+    console.print()
+    for line in told["assumptions"]:
+        console.print(Text(line, style="dim"))
+
+
+def curve_title(curve: Sweep) -> str:
+    """The tier, and what else is set."""
+    return " · ".join([f"each GB of {curve['tier']}", *setting_texts(curve["others"])])
+
+
+def setting_texts(others: Mapping[str, Any]) -> list[str]:
+    """``engine.gpu_memory_utilization`` 0.5 as "gpu_memory_utilization 0.5", with the owner of a plain ``capacity``."""
+    return [f"{short_key(key)} {value}" for key, value in others.items()]
+
+
+def short_key(key: str) -> str:
+    """The last word of a key, with the one before where it says too little."""
+    steps = key.split(".")
+    return " ".join(steps[-2:]) if steps[-1] in ("capacity", "seed", "link", "write") else steps[-1]
+
+
+def knee_line(curve: Sweep) -> str:
+    """Where the knee lies, or why there is none."""
+    knee = curve["knee"]
+    if knee is None:
+        return str(curve["no_knee"])
+    return (
+        f"knee: {digits(knee['gb_per_replica'])} GB a replica, hits {percent(knee['hit_token_ratio'])}, "
+        f"TTFT p95 {duration(knee['ttft_s_p95'])}"
+    )
+
+
+def point_table(told: Sweep) -> TableText:
+    """A row for each point: the overridden keys, then its figures."""
+    keys = [axis["key"] for axis in told["axes"]]
+    rows = told["points"]
+    tiers = list(
+        dict.fromkeys(
+            name.removeprefix("hit_token_ratio_")
+            for row in rows
+            for name in row
+            if name.startswith("hit_token_ratio_")
+        )
+    )
+    goodput = ("SLOs met", "goodput/s") if told["slos"] else ()
+    header = (
+        *(short_key(key) for key in keys),
+        *(() if "seed" in keys else ("seed",)),
+        *(f"hits {tier}" for tier in tiers),
+        *("TTFT mean", "p50", "p95", "TPOT p95"),
+        *goodput,
+        *("$/hour", "$/M output"),
+    )
+    return header, [_point_row(row, keys, tiers, bool(goodput)) for row in rows]
+
+
+def _point_row(row: Sweep, keys: Sequence[str], tiers: Sequence[str], goodput: bool) -> tuple[str, ...]:
+    names = [str(row[key]) for key in keys]
+    names += [] if "seed" in keys else [str(row["seed"])]
+    if row["error"] is not None:
+        return (*names, f"cannot run: {row['error']}")
+    cells = [percent(row.get(f"hit_token_ratio_{tier}")) for tier in tiers]
+    cells += [duration(row[name]) for name in ("ttft_s_mean", "ttft_s_p50", "ttft_s_p95", "tpot_s_p95")]
+    if goodput:
+        cells += [percent(row["slo_attained_ratio"]), number(row["goodput_requests_per_s"])]
+    return (*names, *cells, usd(row["usd_per_hour"]), usd(row["usd_per_million_output_tokens"]))
+
+
+def marginal_table(curve: Sweep) -> TableText:
+    """A row for each pair of neighbouring capacities: what changes for each extra GB."""
+    goodput = any(step["goodput_requests_per_s_per_gb"] is not None for step in curve["marginal"])
+    header: tuple[str, ...] = ("GB a replica", "hits", "hits per GB", "TTFT p95 per GB")
+    header += ("goodput/s per GB",) if goodput else ()
+    header += ("$ a month per GB", "$/M output per GB")
+    ends = curve["points"][1:]
+    return header, [
+        _marginal_row(step, end, goodput) for step, end in zip(curve["marginal"], ends, strict=True)
+    ]
+
+
+def _marginal_row(step: Sweep, end: Sweep, goodput: bool) -> tuple[str, ...]:
+    hits, ttft_s = step["hit_token_ratio_per_gb"], step["ttft_s_p95_per_gb"]
+    cells = [
+        f"{digits(step['from_gb_per_replica'])} → {digits(step['to_gb_per_replica'])}",
+        percent(end["hit_token_ratio"]),
+        UNDEFINED if hits is None else f"{100 * hits:+.3f} %",
+        UNDEFINED if ttft_s is None else f"{1e3 * ttft_s:+.2f} ms",
+    ]
+    if goodput:
+        cells.append(_signed(step["goodput_requests_per_s_per_gb"]))
+    return (*cells, usd(step["usd_per_month_per_gb"]), _signed(step["usd_per_million_output_tokens_per_gb"]))
+
+
+def _signed(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:+.2g}"
+
+
+def _print(text: TableText, console: Console) -> None:
+    header, rows = text
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in header:
+        table.add_column(name, justify="right")
+    broken = []
+    for row in rows:
+        if len(row) < len(header):
+            broken.append(row)
+            continue
+        table.add_row(*row)
+    console.print(table)
+    for row in broken:
+        console.print(Text(" ".join(row)))

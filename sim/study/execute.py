@@ -1,0 +1,64 @@
+"""Runs points in processes of this machine; what comes back does not depend on their number."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+
+from kvsim.errors import KvsimError
+from kvsim.study.points import Point
+from kvsim.study.simulate import Row, simulate
+from kvsim.study.slo import Slos
+
+
+def default_jobs() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def execute(points: Sequence[Point], slos: Slos, jobs: int, finished: Callable[[Point, Row], None]) -> None:
+    """Simulate ``points``; ``finished`` is called in this process with each, in any order.
+
+    Raises:
+        KvsimError: a worker process was killed.
+    """
+    if jobs == 1 or len(points) < 2:
+        for point in points:
+            finished(point, simulate(point.scenario, slos))
+        return
+    # spawn: a fork would copy the threads' locks of numpy and pyarrow
+    pool = ProcessPoolExecutor(
+        min(jobs, len(points)), multiprocessing.get_context("spawn"), initializer=_die_with_parent
+    )
+    try:
+        futures = {pool.submit(simulate, point.scenario, slos): point for point in points}
+        for future in as_completed(futures):
+            finished(futures[future], future.result())
+    except BrokenProcessPool:
+        raise KvsimError(
+            "a worker process was killed, perhaps for want of memory; finished points are kept: "
+            "run the same command again, with fewer --jobs"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """A worker ends with Ctrl-C, and when the process that started it is gone, be it by kill -9."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

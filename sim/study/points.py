@@ -1,0 +1,79 @@
+"""The points of a grid: a scenario each, checked before anything runs, and known by what their results hang on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kvsim.scenario.load import apply_override, parse_scenario, read_yaml
+from kvsim.scenario.schema import Scenario
+from kvsim.study.axes import Axis
+from kvsim.study.slo import Slos
+from kvsim.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One scenario of the grid."""
+
+    values: Mapping[str, Any]  # by key of an axis, as YAML reads them
+    scenario: Scenario
+    name: str  # equal where results must be equal; changes with the scenario, its files, the SLOs and kvsim's version
+
+
+def grid_points(path: Path, axes: Sequence[Axis], slos: Slos, extra: Sequence[str] = ()) -> list[Point]:
+    """All combinations of the axes' values, the last axis running fastest; ``extra`` overrides every point.
+
+    Raises:
+        ScenarioError: a key or value that the scenario cannot have, in one line; nothing has run then.
+    """
+    base, folder, points = read_yaml(path), path.resolve().parent, []
+    for combination in itertools.product(*(axis.values for axis in axes)):
+        data, values, changed = copy.deepcopy(base), {}, []
+        for axis, text in zip(axes, combination, strict=True):
+            changed.append(apply_override(data, f"{axis.key}={text}"))
+            if len(axis.values) > 1:
+                values[axis.key] = _value(text)
+        changed += [apply_override(data, override) for override in extra]
+        scenario = parse_scenario(data, base=folder, where=path.name, stem=path.stem, changed=changed)
+        points.append(Point(values, scenario, _name(scenario, slos)))
+    return points
+
+
+def _value(text: str) -> Any:
+    holder: dict[str, Any] = {}
+    apply_override(holder, f"value={text}")
+    value = holder["value"]
+    return value if isinstance(value, int | float | str) else json.dumps(value, sort_keys=True)
+
+
+def _name(scenario: Scenario, slos: Slos) -> str:
+    known = [__version__, scenario.digest(), slos, [_content(path) for path in _files(scenario)]]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _files(scenario: Scenario) -> list[Path]:
+    """Files that the scenario names by their paths, with the tables that lie beside a profile."""
+    named = [scenario.path(scenario.model)]
+    for profile in (scenario.cluster.gpu, scenario.timings.profile, scenario.engine.profile):
+        if profile is not None and profile.endswith((".yaml", ".yml")):
+            path = scenario.path(profile)
+            named += [path, *sorted(path.parent.glob(f"{path.stem}.*.parquet"))]
+    for source in scenario.workload.sources:
+        for file in (source.file, source.options.get("trace")):
+            if isinstance(file, str):
+                named.append(scenario.path(file))
+    return [path.resolve() for path in named if path.is_file()]
+
+
+@cache
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""One point of a study, from scenario to its row: what a worker process runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvsim.errors import KvsimError
+from kvsim.scenario.schema import Scenario
+from kvsim.study.slo import Slos, attainment
+
+Row = dict[str, Any]
+
+
+def simulate(scenario: Scenario, slos: Slos) -> Row:
+    """Figures of the finished run; where the scenario cannot run (the model does not fit), only ``error`` says why."""
+    from kvsim.cluster.run import run_scenario
+    from kvsim.results.columns import request_columns
+    from kvsim.results.summary import summarise
+
+    try:
+        outcome = run_scenario(scenario)
+    except KvsimError as error:
+        return {"seed": scenario.seed, "error": " ".join(str(error).split())}
+    columns = request_columns(outcome.recorder.requests, len(outcome.tier_names))
+    return summary_row(summarise(outcome, columns)) | attainment(outcome, columns, slos) | {"error": None}
+
+
+def summary_row(summary: dict[str, Any]) -> Row:
+    """The figures of a summary that a study compares, flat; tiers give a column each."""
+    cost, hours = summary["cost"], summary["makespan_s"] / 3600
+    row: Row = {"seed": summary["seed"]}
+    row |= {
+        f"requests_{which}": summary[f"requests_{which}"] for which in ("submitted", "completed", "rejected")
+    }
+    row |= {"makespan_s": summary["makespan_s"], "hit_token_ratio": summary["cache"]["hit_token_ratio"]}
+    for tier, ratio in summary["cache"]["hit_token_ratio_by_tier"].items():
+        row[f"hit_token_ratio_{tier}"] = ratio
+    for tier in summary["tiers"]:
+        row[f"capacity_bytes_{tier['name']}"] = tier["capacity_bytes_per_replica"]
+    for metric, statistics in (
+        ("ttft_s", ("mean", "p50", "p95", "p99")),
+        ("tpot_s", ("mean", "p95")),
+        ("e2e_s", ("p95",)),
+    ):
+        row |= {f"{metric}_{statistic}": summary[metric][statistic] for statistic in statistics}
+    row |= {key: summary["throughput"][key] for key in ("requests_per_s", "output_tokens_per_s")}
+    row |= {"preemptions": summary["preemptions"], "replicas": summary["cluster"]["replicas"]}
+    row |= {key: cost[key] for key in ("gpu_hours", "usd", "tiers_usd", "usd_per_million_output_tokens")}
+    row["usd_per_hour"] = cost["usd"] / hours if hours else None
+    row["extrapolated_time_ratio"] = summary["extrapolated_time_ratio"]
+    return row

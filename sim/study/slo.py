@@ -1,0 +1,57 @@
+"""Service level objectives of single requests, and the rate of requests that meet all of them (goodput)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.results.columns import RequestColumns
+from kvsim.results.outcome import Outcome
+from kvsim.scenario.units import UnitError, parse_time
+
+Slos = dict[str, float]
+"""Longest time in seconds by ``ttft_s``, ``tpot_s`` or ``e2e_s``."""
+
+METRICS = ("ttft", "tpot", "e2e")
+
+
+def parse_slos(texts: Sequence[str]) -> Slos:
+    """``["ttft=1s", "tpot=50ms"]`` as ``{"ttft_s": 1.0, "tpot_s": 0.05}``.
+
+    Raises:
+        ScenarioError: an unknown metric, no time, or a metric given twice.
+    """
+    slos: Slos = {}
+    for text in texts:
+        metric, equals, limit = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ScenarioError(f"--slo {text}: expected METRIC=TIME, such as ttft=1s")
+        if metric not in METRICS:
+            raise ScenarioError(f"--slo {metric}: no such metric{did_you_mean(metric, METRICS)}")
+        if f"{metric}_s" in slos:
+            raise ScenarioError(f"--slo {metric}: given twice")
+        try:
+            slos[f"{metric}_s"] = parse_time(limit) / 1e9
+        except UnitError as error:
+            raise ScenarioError(f"--slo {metric}: {error}") from None
+    return slos
+
+
+def attainment(outcome: Outcome, done: RequestColumns, slos: Slos) -> dict[str, Any]:
+    """Of the submitted requests the share that meets every SLO, and how many a second of makespan do.
+
+    A request with one output token has no TPOT and meets any; one that did not complete meets none. Empty without SLOs.
+    """
+    if not slos:
+        return {}
+    good = np.ones(len(done.request), dtype=bool)
+    for metric, limit_s in slos.items():
+        good &= ~(getattr(done, metric) > limit_s)
+    met, makespan_s = int(good.sum()), outcome.makespan_ns / 1e9
+    return {
+        "slo_attained_ratio": met / outcome.requests_submitted if outcome.requests_submitted else None,
+        "goodput_requests_per_s": met / makespan_s if makespan_s else None,
+    }

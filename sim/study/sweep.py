@@ -1,0 +1,101 @@
+"""``kvsim sweep``: a grid of runs, kept point by point, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kvsim.errors import ScenarioError
+from kvsim.hardware.load import media_price_source
+from kvsim.scenario.build import build_tiers, medium_of
+from kvsim.scenario.schema import Scenario
+from kvsim.study.axes import Axis
+from kvsim.study.capacity import capacity_curves, tier_of_axis
+from kvsim.study.execute import execute
+from kvsim.study.folder import SweepFolder
+from kvsim.study.points import Point
+from kvsim.study.simulate import Row
+from kvsim.study.slo import Slos
+from kvsim.version import __version__
+
+Progress = Callable[[int, int], None]
+
+KNEE = (
+    "The knee is the point farthest above the chord of hits over log capacity (Kneedle, Satopaa et al. 2011), "
+    "from the smallest to the largest capacity above 0."
+)
+
+
+def run_sweep(
+    points: Sequence[Point],
+    axes: Sequence[Axis],
+    folder: SweepFolder,
+    slos: Slos,
+    jobs: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Simulate the points that ``folder`` does not hold yet, write its table and give the content of sweep.json.
+
+    Raises:
+        ScenarioError: no point could run (the first one's reason), or the disk says no.
+        KvsimError: a worker process was killed.
+    """
+    rows: dict[str, Row] = {}
+    for point in points:
+        if (kept := folder.load(point.name)) is not None:
+            rows[point.name] = kept
+    todo = list({point.name: point for point in points if point.name not in rows}.values())
+    total, num_kept = len(todo) + len(rows), len(rows)
+    if progress is not None:
+        progress(num_kept, total)
+
+    def finished(point: Point, row: Row) -> None:
+        folder.keep(point.name, row)
+        rows[point.name] = row
+        if progress is not None:
+            progress(len(rows), total)
+
+    execute(todo, slos, jobs, finished)
+    table = [{**point.values, **rows[point.name]} for point in points]
+    if all(row["error"] is not None for row in table):
+        raise ScenarioError(f"no point of the grid can run; the first: {table[0]['error']}")
+    told = _told(points, axes, slos, table)
+    folder.write_sweep(told, table)
+    return told
+
+
+def _told(points: Sequence[Point], axes: Sequence[Axis], slos: Slos, table: Sequence[Row]) -> dict[str, Any]:
+    keys = [axis.key for axis in axes if len(axis.values) > 1]
+    tiers = {key: tier for key in keys if (tier := tier_of_axis(key, points[0].scenario)) is not None}
+    return {
+        "name": points[0].scenario.name,
+        "axes": [{"key": axis.key, "values": list(axis.values)} for axis in axes if len(axis.values) > 1],
+        "fixed": {axis.key: axis.values[0] for axis in axes if len(axis.values) == 1},
+        "slos": slos,
+        "points": list(table),
+        "curves": capacity_curves(table, keys, tiers),
+        "assumptions": _assumptions(points[0].scenario, set(tiers.values())),
+        "kvsim_version": __version__,
+    }
+
+
+def _assumptions(scenario: Scenario, swept: set[str]) -> list[str]:
+    """What the dollars of the swept tiers rest on, and what they leave out."""
+    lines = []
+    for tier, spec in zip(scenario.cache.tiers, build_tiers(scenario), strict=True):
+        if tier.name not in swept:
+            continue
+        medium = medium_of(tier)
+        if tier.usd_per_gb_month is not None:
+            price = f"${tier.usd_per_gb_month:g} a GB and month, as the scenario says"
+        elif medium is not None:
+            price = f"${spec.usd_per_gb_month:g} a GB and month, assumed: {media_price_source(medium)}"
+        else:
+            price = "no price is known for its link, so its GB cost nothing here; set usd_per_gb_month"
+        lines.append(f"{tier.name}: {price}.")
+    if "hbm" in swept:
+        lines.append("hbm: a GB cannot be bought by itself, so dollars for each GB are left out.")
+    if swept:
+        lines.append(KNEE)
+        lines.append("Extra GB are those of all replicas together.")
+    return lines

@@ -1,0 +1,176 @@
+"""kvsim sweep: the same table whatever the processes, nothing lost by kill -9, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from kvsim.cli.main import run_command
+from kvsim.study import execute
+
+Cli = Callable[..., tuple[int, str, str]]
+DDR = "cache.tiers.ddr.capacity=1 GB,2 GB,64 GB"
+TWO = ("--set", "cache.tiers.ddr.capacity=1 GB,2 GB")
+
+
+def table(folder: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = pq.read_table(folder / "sweep.parquet").to_pylist()
+    return rows
+
+
+def test_a_row_a_point_equal_to_its_run(cli: Cli, small: Path) -> None:
+    code, out, _ = cli(
+        "sweep", small, "--set", DDR, "--set", "seed=1..2", "--set", "cluster.replicas=2",
+        "--slo", "ttft=1s", "--json", "--out", "swept",
+    )  # fmt: skip
+    assert code == 0
+    told, rows = json.loads(out), table(Path("swept"))
+    assert [(row["cache.tiers.ddr.capacity"], row["seed"]) for row in rows] == [
+        (capacity, seed) for capacity in ("1 GB", "2 GB", "64 GB") for seed in (1, 2)
+    ]
+    assert told["points"] == rows
+    assert told["fixed"] == {"cluster.replicas": "2"}
+    assert json.loads(Path("swept/sweep.json").read_text()) == told
+    code, out, _ = cli(
+        "run", small, "--set", "cache.tiers.ddr.capacity=2 GB", "--seed", 2, "--set", "cluster.replicas=2",
+        "--json", "--no-report",
+    )  # fmt: skip
+    summary, row = json.loads(out), rows[3]
+    assert row["ttft_s_p95"] == summary["ttft_s"]["p95"]
+    assert row["tpot_s_p95"] == summary["tpot_s"]["p95"]
+    assert row["hit_token_ratio_ddr"] == summary["cache"]["hit_token_ratio_by_tier"]["ddr"]
+    assert row["usd"] == summary["cost"]["usd"]
+    assert row["capacity_bytes_ddr"] == 2_000_000_000
+    assert row["goodput_requests_per_s"] == pytest.approx(summary["throughput"]["requests_per_s"])
+    (curve,) = told["curves"]
+    assert [point["gb"] for point in curve["points"]] == [2, 4, 128]
+    assert curve["marginal"][0]["usd_per_month_per_gb"] == pytest.approx(2.87)
+    assert "assumed" in told["assumptions"][0]
+    assert Path("swept/report.html").stat().st_size > 10_000
+
+
+def test_the_table_does_not_depend_on_the_number_of_processes(small: Path) -> None:
+    arguments = ["sweep", str(small), "--set", DDR, "--set", "seed=1..2"]
+    assert run_command([*arguments, "--jobs", "1", "--out", "one"]) == 0
+    assert run_command([*arguments, "--jobs", "2", "--out", "two"]) == 0
+    for name in ("sweep.parquet", "sweep.json"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+
+def test_kill_9_keeps_finished_points_and_takes_no_half_written_one(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = small.read_text().replace("requests: 20", "requests: 3000")
+    small.write_text(text)
+    arguments = ["sweep", str(small), "--set", "seed=1..12", "--jobs", "1"]
+    program = [sys.executable, "-m", "kvsim.cli.main", *arguments, "--out", "killed"]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    points = Path("killed/points")
+    deadline = time.monotonic() + 60
+    while len(list(points.glob("[!.]*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in points.glob("[!.]*.json")}
+    assert 2 <= len(kept) < 12
+    torn = sorted(points / name for name in kept)[0]
+    torn.write_text(torn.read_text()[:40])  # as a disk that lost power would have it
+    (points / ".0123.json.ab").write_text('{"seed"')
+
+    run_here: list[int] = []
+    simulate = execute.simulate
+    monkeypatch.setattr(execute, "simulate", lambda *given: run_here.append(1) or simulate(*given))
+    assert run_command([*arguments, "--out", "killed"]) == 0
+    assert len(run_here) == 12 - len(kept) + 1
+    run_here.clear()
+    assert run_command([*arguments, "--out", "whole"]) == 0
+    assert len(run_here) == 12
+    assert Path("killed/sweep.parquet").read_bytes() == Path("whole/sweep.parquet").read_bytes()
+    run_here.clear()
+    small.write_text(text.replace("rate_per_s: 9", "rate_per_s: 8"))
+    assert run_command([*arguments, "--out", "killed"]) == 0
+    assert len(run_here) == 12, "another scenario's points were taken"
+
+
+def test_workers_end_with_a_killed_sweep(small: Path) -> None:
+    small.write_text(small.read_text().replace("requests: 20", "requests: 200000"))
+    program = [
+        sys.executable,
+        "-m",
+        "kvsim.cli.main",
+        "sweep",
+        str(small),
+        "--set",
+        "seed=1..4",
+        "--jobs",
+        "2",
+    ]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children: set[int] = set()
+    deadline = time.monotonic() + 60
+    while len(children) < 3 and time.monotonic() < deadline:  # two workers and multiprocessing's tracker
+        children = set(_children(process.pid))
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while any(_alive(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_alive(child) for child in children)
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    if not path.exists():
+        pytest.skip("needs Linux's /proc")
+    return [int(child) for child in path.read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_a_point_that_cannot_run_is_a_row_that_says_why(cli: Cli, small: Path) -> None:
+    code, out, _ = cli("sweep", small, "--set", "engine.gpu_memory_utilization=0.1,0.9", "--out", "swept")
+    assert code == 0
+    broken, good = table(Path("swept"))
+    assert "does not fit" in str(broken["error"]) and broken["ttft_s_p95"] is None
+    assert good["error"] is None and good["requests_completed"] == 20
+    assert "cannot run" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "the grid is empty: no --set has more than one value"),
+        (["--set", "cluster.replcas=1..2"], "--set cluster.replcas: unknown key; did you mean 'replicas'?"),
+        (["--set", "cache.tiers.dddr.capacity=1 GB,2 GB"], "--set cache.tiers.dddr.capacity: 'cache.tiers' has no"),
+        (["--set", "cache.tiers.0.capacity=64,128"], "--set cache.tiers.0.capacity: 64 has no unit; write '64 GB'"),
+        (["--set", "cache.tiers.0.capacity=1 GB,2 parsecs"], "--set cache.tiers.0.capacity: unknown unit 'parsecs'"),
+        (["--set", "cluster.replicas=2..1"], "--set cluster.replicas: 2..1 is an empty range"),
+        ([*TWO, "--slo", "tft=1s"], "--slo tft: no such metric; did you mean 'ttft'?"),
+        ([*TWO, "--out", "small.yaml"], "small.yaml: is a file; results go to a folder"),
+        ([*TWO, "--out", "small.yaml/here"], "small.yaml/here: "),
+        ([*TWO, "--out", "."], ".: holds other files (small.yaml); a sweep goes to a new or empty folder"),
+        ([*TWO, "--out", "/proc/kvsim"], "/proc/kvsim: "),
+        ([*TWO, "--jobs", "0"], "kvsim sweep: Invalid value for '--jobs'"),
+        (["--set", "engine.gpu_memory_utilization=0.1,0.11"], "no point of the grid can run; the first: llama-3.1-8b"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(cli: Cli, small: Path, arguments: list[str], line: str) -> None:
+    code, out, err = cli("sweep", small, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
