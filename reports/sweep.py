@@ -11,7 +11,7 @@ from kvsim.reports import colours, figures, markup
 from kvsim.reports.page import page, write_whole
 from kvsim.reports.plotlyjs import plotly_js
 from kvsim.results.sweep_table import knee_line, marginal_table, point_table, setting_texts, short_key
-from kvsim.results.units import digits, percent
+from kvsim.results.units import digits, duration
 from kvsim.version import __version__
 
 Sweep = Mapping[str, Any]
@@ -64,10 +64,12 @@ def _capacity(told: Sweep, key: str) -> str:
     shown = _spread(curves, len(LINES))
     lead = "What a larger capacity brings, and what each further GB brings between neighbouring capacities."
     if any(point["runs"] > 1 for curve in curves for point in curve["points"]):
-        lead += " Lines are means over seeds, bars their range."
+        lead += " Points are means over seeds, bars their range."
+    if curves[0]["others"]:
+        lead += f" Lines by {', '.join(short_key(other) for other in curves[0]['others'])}."
     if len(shown) < len(curves):
         lead += f" {len(shown)} of {len(curves)} combinations are drawn; the tables have all."
-    axis = _Axis([point["gb_per_replica"] for curve in shown for point in curve["points"]], tier)
+    axis = _Axis([point["capacity_gb"] for curve in shown for point in curve["points"]], tier)
     charts = [
         markup.chart("Hits and their knee", _hits(shown, axis), axis.note),
         markup.chart("Time to first token, p95", _line_figure(shown, axis, "ttft_s_p95", "seconds", "~g")),
@@ -82,9 +84,10 @@ def _capacity(told: Sweep, key: str) -> str:
     for curve in curves:
         title = " · ".join(setting_texts(curve["others"]))
         name = f"<h3>{markup.prose(title)}</h3>" if title else ""
-        tables.append(
+        block = (
             f"<div>{name}{markup.table(*marginal_table(curve))}<p>{markup.prose(knee_line(curve))}</p></div>"
         )
+        tables.append(markup.columns(block))
     return markup.section(f"Capacity of {tier}", lead, markup.columns(*charts), *tables)
 
 
@@ -93,7 +96,9 @@ def _gb(value: float) -> str:
 
 
 def _slos(told: Sweep) -> str:
-    return ", ".join(f"{metric[:-2]} within {digits(limit)} s" for metric, limit in told["slos"].items())
+    return ", ".join(
+        f"{metric[:-2].upper()} within {duration(limit)}" for metric, limit in told["slos"].items()
+    )
 
 
 def _spread(curves: Sequence[Any], most: int) -> list[Any]:
@@ -112,7 +117,7 @@ class _Axis:
         self._zero = math.log2(above[0]) - 1 if above else 0.0
         ticks = _spread(known, MAX_TICKS)
         self.layout = {
-            "title": f"GB of {tier} a replica",
+            "title": f"capacity of {tier} (GB)",
             "tickvals": [self.place(gb) for gb in ticks],
             "ticktext": [_gb(gb) for gb in ticks],
             "zeroline": False,
@@ -127,7 +132,7 @@ class _Axis:
 
 
 def _name(curve: Sweep) -> str:
-    return ", ".join(setting_texts(curve["others"])) or curve["tier"]
+    return ", ".join(str(value) for value in curve["others"].values()) or str(curve["tier"])
 
 
 def _hits(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure:
@@ -135,9 +140,9 @@ def _hits(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure:
     for curve, colour in zip(curves, LINES, strict=False):
         knee = curve["knee"]
         if knee is not None:
-            text = f"knee {_gb(knee['gb_per_replica'])} GB"
+            text = f"knee {_gb(knee['capacity_gb'])} GB"
             figure["data"].append(
-                _knee(axis.place(knee["gb_per_replica"]), knee["hit_token_ratio"], text, colour)
+                _knee(axis.place(knee["capacity_gb"]), knee["hit_token_ratio"], text, colour)
             )
     return figure
 
@@ -165,10 +170,10 @@ def _line_figure(
     for curve, colour in zip(curves, LINES, strict=False):
         points = [point for point in curve["points"] if point[figure] is not None]
         line = _line(
-            _name(curve), [axis.place(point["gb_per_replica"]) for point in points],
+            _name(curve), [axis.place(point["capacity_gb"]) for point in points],
             [point[figure] for point in points], colour,
         )  # fmt: skip
-        line["customdata"] = [_gb(point["gb_per_replica"]) for point in points]
+        line["customdata"] = [_gb(point["capacity_gb"]) for point in points]
         line["hovertemplate"] = f"%{{customdata}} GB: %{{y:{'.1%' if tickformat == '.0%' else '.3~g'}}}"
         if any(point["runs"] > 1 for point in points):
             line["error_y"] = {
@@ -188,13 +193,12 @@ def _per_gb(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure | None:
         steps = [step for step in curve["marginal"] if step["hit_token_ratio_per_gb"] is not None]
         if not steps:
             continue
-        x = [axis.place(step["from_gb_per_replica"]) for step in steps]
+        x = [axis.place(step["from_capacity_gb"]) for step in steps]
         y = [step["hit_token_ratio_per_gb"] for step in steps]
-        x, y = [*x, axis.place(steps[-1]["to_gb_per_replica"])], [*y, y[-1]]
+        x, y = [*x, axis.place(steps[-1]["to_capacity_gb"])], [*y, y[-1]]
         line = _line(_name(curve), x, y, colour)
         line |= {"mode": "lines", "line": {"color": colour, "width": 2, "shape": "hv"}}
-        ends = [*(f"{percent(step['hit_token_ratio_per_gb'])}" for step in steps), ""]
-        line |= {"customdata": ends, "hovertemplate": "%{y:.3%} for each GB"}
+        line["hovertemplate"] = "%{y:.3%} for each GB"
         data.append(line)
     return (
         _figure(data, axis, {"title": "a GB", "tickformat": ".2~%", "rangemode": "tozero"}) if data else None

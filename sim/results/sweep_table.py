@@ -52,7 +52,7 @@ def knee_line(curve: Sweep) -> str:
     if knee is None:
         return str(curve["no_knee"])
     return (
-        f"knee: {digits(knee['gb_per_replica'])} GB a replica, hits {percent(knee['hit_token_ratio'])}, "
+        f"knee: {digits(knee['capacity_gb'])} GB, hits {percent(knee['hit_token_ratio'])}, "
         f"TTFT p95 {duration(knee['ttft_s_p95'])}"
     )
 
@@ -96,7 +96,7 @@ def _point_row(row: Sweep, keys: Sequence[str], tiers: Sequence[str], goodput: b
 def marginal_table(curve: Sweep) -> TableText:
     """A row for each pair of neighbouring capacities: what changes for each extra GB."""
     goodput = any(step["goodput_requests_per_s_per_gb"] is not None for step in curve["marginal"])
-    header: tuple[str, ...] = ("GB a replica", "hits", "hits per GB", "TTFT p95 per GB")
+    header: tuple[str, ...] = ("capacity GB", "hits", "hits per GB", "TTFT p95 per GB")
     header += ("goodput/s per GB",) if goodput else ()
     header += ("$ a month per GB", "$/M output per GB")
     ends = curve["points"][1:]
@@ -108,7 +108,7 @@ def marginal_table(curve: Sweep) -> TableText:
 def _marginal_row(step: Sweep, end: Sweep, goodput: bool) -> tuple[str, ...]:
     hits, ttft_s = step["hit_token_ratio_per_gb"], step["ttft_s_p95_per_gb"]
     cells = [
-        f"{digits(step['from_gb_per_replica'])} → {digits(step['to_gb_per_replica'])}",
+        f"{digits(step['from_capacity_gb'])} → {digits(step['to_capacity_gb'])}",
         percent(end["hit_token_ratio"]),
         UNDEFINED if hits is None else f"{100 * hits:+.3f} %",
         UNDEFINED if ttft_s is None else f"{1e3 * ttft_s:+.2f} ms",

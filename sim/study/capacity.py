@@ -82,8 +82,8 @@ def _points(rows: Sequence[Row], tier: str) -> list[dict[str, Any]]:
     points = []
     for capacity_bytes, same in sorted(by_capacity.items()):
         point: dict[str, Any] = {
-            "gb_per_replica": capacity_bytes / GB,
-            "gb": capacity_bytes / GB * same[0]["replicas"],
+            "capacity_gb": capacity_bytes / GB,
+            "total_gb": same[0][f"total_bytes_{tier}"] / GB,
             "runs": len(same),
         }
         for figure in FIGURES:
@@ -102,10 +102,10 @@ def _marginal(tier: str, low: Mapping[str, Any], high: Mapping[str, Any]) -> dic
 
     Dollars of an HBM GB are None: it cannot be bought by itself.
     """
-    extra_gb = high["gb"] - low["gb"]
+    extra_gb = high["total_gb"] - low["total_gb"]
     step: dict[str, Any] = {
-        "from_gb_per_replica": low["gb_per_replica"],
-        "to_gb_per_replica": high["gb_per_replica"],
+        "from_capacity_gb": low["capacity_gb"],
+        "to_capacity_gb": high["capacity_gb"],
         "extra_gb": extra_gb,
     }
     for figure in FIGURES:
@@ -120,11 +120,11 @@ def _marginal(tier: str, low: Mapping[str, Any], high: Mapping[str, Any]) -> dic
 
 def _knee_of(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     place, reason = knee(
-        [point["gb_per_replica"] for point in points], [point["hit_token_ratio"] or 0.0 for point in points]
+        [point["capacity_gb"] for point in points], [point["hit_token_ratio"] or 0.0 for point in points]
     )
     if place is None:
         return {"knee": None, "no_knee": reason}
-    found = {key: points[place][key] for key in ("gb_per_replica", "gb", "hit_token_ratio", "ttft_s_p95")}
+    found = {key: points[place][key] for key in ("capacity_gb", "total_gb", "hit_token_ratio", "ttft_s_p95")}
     return {"knee": found, "no_knee": None}
 
 

@@ -36,7 +36,9 @@ def summary_row(summary: dict[str, Any]) -> Row:
     for tier, ratio in summary["cache"]["hit_token_ratio_by_tier"].items():
         row[f"hit_token_ratio_{tier}"] = ratio
     for tier in summary["tiers"]:
-        row[f"capacity_bytes_{tier['name']}"] = tier["capacity_bytes_per_replica"]
+        name, capacity_bytes = tier["name"], tier["capacity_bytes_per_replica"]
+        stores = 1 if tier["scope"] == "cluster" else summary["cluster"]["replicas"]
+        row |= {f"capacity_bytes_{name}": capacity_bytes, f"total_bytes_{name}": capacity_bytes * stores}
     for metric, statistics in (
         ("ttft_s", ("mean", "p50", "p95", "p99")),
         ("tpot_s", ("mean", "p95")),
@@ -44,7 +46,7 @@ def summary_row(summary: dict[str, Any]) -> Row:
     ):
         row |= {f"{metric}_{statistic}": summary[metric][statistic] for statistic in statistics}
     row |= {key: summary["throughput"][key] for key in ("requests_per_s", "output_tokens_per_s")}
-    row |= {"preemptions": summary["preemptions"], "replicas": summary["cluster"]["replicas"]}
+    row["preemptions"] = summary["preemptions"]
     row |= {key: cost[key] for key in ("gpu_hours", "usd", "tiers_usd", "usd_per_million_output_tokens")}
     row["usd_per_hour"] = cost["usd"] / hours if hours else None
     row["extrapolated_time_ratio"] = summary["extrapolated_time_ratio"]

@@ -97,5 +97,8 @@ def _assumptions(scenario: Scenario, swept: set[str]) -> list[str]:
         lines.append("hbm: a GB cannot be bought by itself, so dollars for each GB are left out.")
     if swept:
         lines.append(KNEE)
-        lines.append("Extra GB are those of all replicas together.")
+        lines.append(
+            "A capacity is that of one replica (of a store that replicas share: all of it); changes and dollars "
+            "are for each GB of all replicas together."
+        )
     return lines

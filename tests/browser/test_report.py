@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from kvsim.reports import sweep as sweep_page
 from kvsim.reports import trace as trace_page
 from kvsim.reports.html import write_report
 from kvsim.workloads import read
 from kvsim.workloads.analysis.stats import trace_stats
 
+SWEPT = runpy.run_path(str(Path(__file__).parents[1] / "reports" / "test_sweep_page.py"))
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless",
@@ -67,6 +70,13 @@ def test_page_about_a_trace_is_drawn_and_fits(tmp_path, width):
     trace = read(Path(__file__).parents[2] / "scenarios" / "data" / "ragpulse_days0-2.jsonl.gz")
     trace_page.write_page(tmp_path / "page.html", {**trace_stats(trace), "kv_bytes_per_token": 131072})
     assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=5)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_about_a_sweep_is_drawn_and_fits(tmp_path, width):
+    told = SWEPT["swept"](routers=4, seeds=3)
+    sweep_page.write_page(tmp_path / "page.html", told)
+    assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=4)
 
 
 def assert_drawn_and_fits(page: Path, tmp_path: Path, width: int, num_charts: int) -> None:

@@ -52,7 +52,7 @@ def test_a_row_a_point_equal_to_its_run(cli: Cli, small: Path) -> None:
     assert row["capacity_bytes_ddr"] == 2_000_000_000
     assert row["goodput_requests_per_s"] == pytest.approx(summary["throughput"]["requests_per_s"])
     (curve,) = told["curves"]
-    assert [point["gb"] for point in curve["points"]] == [2, 4, 128]
+    assert [point["total_gb"] for point in curve["points"]] == [2, 4, 128]
     assert curve["marginal"][0]["usd_per_month_per_gb"] == pytest.approx(2.87)
     assert "assumed" in told["assumptions"][0]
     assert Path("swept/report.html").stat().st_size > 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 
 from kvsim.cli.main import run_command
 from kvsim.scenario.load import load_scenario, parse_scenario
+from kvsim.study.axes import parse_axes
+from kvsim.study.points import grid_points
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,16 +42,26 @@ def test_the_scenario_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"`kvsim ((?:run|explain memory|profiles import))\b", README)))
+    "name", sorted(set(re.findall(r"`kvsim ((?:run|sweep|explain memory|profiles import))\b", README)))
 )
 def test_its_commands_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*name.split(), "--help"]) == 0
 
 
 def test_its_overrides_are_keys() -> None:
-    overrides = re.findall(r"--set '?([\w.]+=[^'` ]+)", README)
+    overrides = re.findall(r"--set '?([\w.]+=[^'` ]+)", re.sub(r"`kvsim sweep .*?`", "", README))
     assert len(overrides) >= 2
     load_scenario(ROOT / "scenarios" / "rag_mix.yaml", overrides)
+
+
+@pytest.mark.parametrize("text", [README, (ROOT / "docs" / "sweep.md").read_text(encoding="utf-8")])
+def test_sweeps_are_grids(text: str) -> None:
+    commands = re.findall(r"kvsim sweep ((?:--|[^`])*?--set [^`]*?)[`]", text)
+    commands = [shlex.split(command.replace("\\\n", " ")) for command in commands if "KEY" not in command]
+    assert commands
+    for words in commands:
+        settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        assert len(grid_points(ROOT / "scenarios" / "rag_mix.yaml", parse_axes(settings), {})) > 1
 
 
 def test_its_links_lead_somewhere() -> None:

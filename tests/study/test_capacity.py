@@ -22,7 +22,7 @@ def row(
         KEY: f"{gb:g} GB",
         "seed": seed,
         "error": None,
-        "replicas": replicas,
+        "total_bytes_ddr": int(gb * 1e9) * replicas,
         "capacity_bytes_ddr": int(gb * 1e9),
         "hit_token_ratio": hits,
         "hit_token_ratio_ddr": hits,
@@ -38,7 +38,7 @@ def test_changes_for_each_gb_of_all_replicas() -> None:
     rows = [row(10, 0.3, 1.0), row(0, 0.1, 2.0), row(30, 0.4, 0.6)]
     (curve,) = capacity_curves(rows, [KEY], {KEY: "ddr"})
     first, second = curve["marginal"]
-    assert (first["from_gb_per_replica"], first["to_gb_per_replica"], first["extra_gb"]) == (0, 10, 20)
+    assert (first["from_capacity_gb"], first["to_capacity_gb"], first["extra_gb"]) == (0, 10, 20)
     assert first["hit_token_ratio_per_gb"] == pytest.approx(0.2 / 20)
     assert first["ttft_s_p95_per_gb"] == pytest.approx(-1.0 / 20)
     assert first["usd_per_month_per_gb"] == pytest.approx(0.01 * 730)
@@ -49,7 +49,15 @@ def test_changes_for_each_gb_of_all_replicas() -> None:
 
 def test_an_hbm_gb_has_no_dollars() -> None:
     key = "engine.gpu_memory_utilization"
-    rows = [{**row(gb, gb / 100, 1.0), key: gb, "capacity_bytes_hbm": int(gb * 1e9)} for gb in (20, 40)]
+    rows = [
+        {
+            **row(gb, gb / 100, 1.0),
+            key: gb,
+            "capacity_bytes_hbm": int(gb * 1e9),
+            "total_bytes_hbm": int(2e9 * gb),
+        }
+        for gb in (20, 40)
+    ]
     (curve,) = capacity_curves(rows, [key], {key: "hbm"})
     assert curve["marginal"][0]["usd_per_month_per_gb"] is None
     assert curve["marginal"][0]["usd_per_hour_per_gb"] is None

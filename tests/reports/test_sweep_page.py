@@ -1,0 +1,98 @@
+"""The page of ``kvsim sweep`` as a file. How it looks in a browser: tests/browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvsim.reports import sweep as sweep_page
+from kvsim.study.capacity import capacity_curves
+
+KEY = "cache.tiers.ddr.capacity"
+ROUTER = "cluster.router"
+HITS = {0: 0.1, 16: 0.10, 32: 0.30, 64: 0.46, 128: 0.48, 256: 0.50}
+
+
+@pytest.fixture(autouse=True)
+def short_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_page, "plotly_js", lambda: "/* plotly */")
+
+
+def swept(routers: int = 1, seeds: int = 1) -> dict[str, Any]:
+    """What a sweep of ``HITS`` would tell."""
+    rows = [
+        {
+            KEY: f"{gb} GB",
+            ROUTER: f"kind<{router}>",
+            "seed": seed,
+            "requests_submitted": 10,
+            "requests_completed": 10,
+            "capacity_bytes_ddr": gb * 10**9,
+            "total_bytes_ddr": gb * 10**9,
+            "hit_token_ratio": hits + 0.01 * seed,
+            "hit_token_ratio_ddr": hits,
+            **{f"ttft_s_{name}": 1 - hits for name in ("mean", "p50", "p95")},
+            "tpot_s_p95": 0.02,
+            "slo_attained_ratio": 1.0,
+            "goodput_requests_per_s": 3.0,
+            "usd_per_hour": 5.0,
+            "usd_per_million_output_tokens": 1.0,
+            "error": None,
+        }
+        for router in range(routers)
+        for gb, hits in HITS.items()
+        for seed in range(seeds)
+    ]
+    keys = [KEY, ROUTER, "seed"]
+    return {
+        "name": "<b>bold",
+        "axes": [{"key": key, "values": sorted({str(row[key]) for row in rows})} for key in keys],
+        "slos": {"ttft_s": 1.0},
+        "points": rows,
+        "curves": capacity_curves(rows, keys, {KEY: "ddr"}),
+        "assumptions": ["ddr: $2.87 a GB and month, assumed."],
+    }
+
+
+def page_of(told: dict[str, Any], tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
+    sweep_page.write_page(tmp_path / "page.html", told)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<b>bold" not in text and "kind<" not in text
+    return text, [
+        json.loads(found) for found in re.findall(r'<script type="application/json">(.*?)</script>', text)
+    ]
+
+
+def test_the_knee_is_marked_on_the_hits(tmp_path: Path) -> None:
+    text, figures = page_of(swept(), tmp_path)
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Capacity of ddr", "All points", "Assumptions"]
+    assert len(figures) == 4
+    line, knee = figures[0]["data"]
+    assert line["y"] == list(HITS.values())
+    assert line["x"] == [3, 4, 5, 6, 7, 8]  # log2 of GB; 0 stands one doubling left of 16
+    assert (knee["x"], knee["y"], knee["text"]) == ([6], [0.46], ["knee 64 GB"])
+    assert figures[0]["layout"]["xaxis"]["ticktext"] == ["0", "16", "32", "64", "128", "256"]
+    per_gb = figures[3]["data"][0]
+    assert per_gb["y"][2] == pytest.approx(0.16 / 32)
+    assert "knee: 64 GB, hits 46" in text.replace("\u00a0", " ")
+
+
+def test_seeds_are_ranges_and_many_combinations_are_thinned_out(tmp_path: Path) -> None:
+    text, figures = page_of(swept(routers=9, seeds=3), tmp_path)
+    lines = [line for line in figures[0]["data"] if line["mode"] != "markers+text"]
+    assert len(lines) == 6
+    assert lines[0]["error_y"]["array"] == pytest.approx([0.01] * 6)
+    assert "6 of 9 combinations are drawn" in text.replace("\u00a0", " ")
+    assert text.count("knee: 64") == 9
+
+
+def test_points_that_cannot_run_are_named(tmp_path: Path) -> None:
+    told = swept()
+    told["points"][0] = {KEY: "0 GB", ROUTER: "a", "seed": 0, "error": "does not fit"}
+    text, _ = page_of(told, tmp_path)
+    assert "1 points cannot run, the first because: does not fit" in text.replace("\u00a0", " ")
+    assert "cannot run: does not fit" in text
