@@ -137,13 +137,15 @@ def _name(curve: Sweep) -> str:
 
 def _hits(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure:
     figure = _line_figure(curves, axis, "hit_token_ratio", "of prompt tokens", ".0%")
+    written = set()  # curves that bend at one capacity share its label
     for curve, colour in zip(curves, LINES, strict=False):
         knee = curve["knee"]
         if knee is not None:
             text = f"knee {_gb(knee['capacity_gb'])} GB"
-            figure["data"].append(
-                _knee(axis.place(knee["capacity_gb"]), knee["hit_token_ratio"], text, colour)
-            )
+            shown = "" if text in written else text
+            written.add(text)
+            x, y = axis.place(knee["capacity_gb"]), knee["hit_token_ratio"]
+            figure["data"].append(_knee(x, y, shown, colour) | {"hovertext": text})
     return figure
 
 
@@ -159,7 +161,7 @@ def _knee(x: float, y: float, text: str, colour: str) -> dict[str, Any]:
         "textposition": "bottom right",
         "cliponaxis": False,
         "marker": {"color": colour, "size": 15, "symbol": "circle-open", "line": {"width": 2}},
-        "hovertemplate": "%{text}, %{y:.1%}<extra></extra>",
+        "hovertemplate": "%{hovertext}, %{y:.1%}<extra></extra>",
     }
 
 
