@@ -62,6 +62,8 @@ def _name(scenario: Scenario, slos: Slos) -> str:
 def _files(scenario: Scenario) -> list[Path]:
     """Files that the scenario names by their paths, with the tables that lie beside a profile."""
     named = [scenario.path(scenario.model)]
+    if scenario.cache.warm_start is not None:
+        named.append(scenario.path(scenario.cache.warm_start))
     for profile in (scenario.cluster.gpu, scenario.timings.profile, scenario.engine.profile):
         if profile is not None and profile.endswith((".yaml", ".yml")):
             path = scenario.path(profile)

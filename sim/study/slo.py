@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.errors import ScenarioError, did_you_mean
-from kvsim.results.columns import RequestColumns
+from kvsim.results.columns import RequestColumns, arrived_from
 from kvsim.results.outcome import Outcome
 from kvsim.scenario.units import UnitError, parse_time
 
@@ -43,15 +43,19 @@ def parse_slos(texts: Sequence[str]) -> Slos:
 def attainment(outcome: Outcome, done: RequestColumns, slos: Slos) -> dict[str, Any]:
     """Of the submitted requests the share that meets every SLO, and how many a second of makespan do.
 
-    A request with one output token has no TPOT and meets any; one that did not complete meets none. Empty without SLOs.
+    A request with one output token has no TPOT and meets any; one that did not complete meets none. Those that came
+    in a warm-up, and its time, are left out. Empty without SLOs.
     """
     if not slos:
         return {}
-    good = np.ones(len(done.request), dtype=bool)
+    counted = arrived_from(done, outcome.warm_up_ns / 1e9) if outcome.warm_up_ns else done
+    submitted = outcome.requests_submitted - (len(done.request) - len(counted.request))
+    window_s = (outcome.makespan_ns - outcome.warm_up_ns) / 1e9
+    good = np.ones(len(counted.request), dtype=bool)
     for metric, limit_s in slos.items():
-        good &= ~(getattr(done, metric) > limit_s)
-    met, makespan_s = int(good.sum()), outcome.makespan_ns / 1e9
+        good &= ~(getattr(counted, metric) > limit_s)
+    met = int(good.sum())
     return {
-        "slo_attained_ratio": met / outcome.requests_submitted if outcome.requests_submitted else None,
-        "goodput_requests_per_s": met / makespan_s if makespan_s else None,
+        "slo_attained_ratio": met / submitted if submitted else None,
+        "goodput_requests_per_s": met / window_s if window_s > 0 else None,
     }

@@ -1,5 +1,6 @@
 """Requests that meet their SLOs, against counting them one by one."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -28,6 +29,23 @@ def test_goodput_counts_requests_that_meet_all() -> None:
         "goodput_requests_per_s": met / (outcome.makespan_ns / 1e9),
     }
     assert attainment(outcome, columns, {}) == {}
+
+
+def test_what_came_in_a_warm_up_does_not_count() -> None:
+    outcome = OUTCOMES["random_outcome"]()
+    columns = request_columns(outcome.recorder.requests, len(outcome.tier_names))
+    middle_s = float(sorted(columns.arrival_s.tolist())[len(columns.arrival_s) // 2])
+    late = dataclasses.replace(outcome, warm_up_ns=round(middle_s * 1e9))
+    early = sum(arrival_s < middle_s for arrival_s in columns.arrival_s.tolist())
+    met = sum(
+        arrival_s >= middle_s and ttft_s <= 1
+        for arrival_s, ttft_s in zip(columns.arrival_s.tolist(), columns.ttft_s.tolist(), strict=True)
+    )
+    assert early > 0
+    assert attainment(late, columns, {"ttft_s": 1.0}) == {
+        "slo_attained_ratio": met / (outcome.requests_submitted - early),
+        "goodput_requests_per_s": met / ((outcome.makespan_ns - late.warm_up_ns) / 1e9),
+    }
 
 
 def test_times_with_units() -> None:
