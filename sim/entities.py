@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from kvsim.contexts import Capped, Pages, blocks_begun
+
 NEVER = 1 << 62  # later than any time (ns) or round
 
 
@@ -71,7 +73,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_array", "_finish", "_phase", "block_tokens", "next_finish", "requests", "round", "sum_base"
+        "_array", "_capped", "_finish", "_pages", "_phase", "_sums", "block_tokens", "next_finish", "requests", "round",
+        "sum_base",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int) -> None:
@@ -85,6 +88,9 @@ class Batch:
             tuple[int, int, Request]
         ] = []  # (round of the last token, order, request), lazily cleaned
         self._array: np.ndarray[Any, Any] | None = None
+        self._capped: dict[int, Capped] = {}
+        self._pages: dict[int, Pages] = {}
+        self._sums: list[Capped | Pages] = []  # all of these
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -116,6 +122,8 @@ class Batch:
             self.next_finish = last
         heapq.heappush(self._finish, (last, request.order, request))
         self._array = None
+        for sums in self._sums:
+            sums.add(request)
 
     def remove(self, request: Request) -> None:
         """``request`` has left: finished or preempted."""
@@ -126,6 +134,8 @@ class Batch:
         self._array = None
         if last == self.next_finish:
             self._look_for_next()
+        for sums in self._sums:
+            sums.remove(request)
 
     def _look_for_next(self) -> None:
         finish = self._finish
@@ -144,18 +154,23 @@ class Batch:
 
     def new_blocks(self, steps: int) -> int:
         """Blocks that the next ``steps`` steps begin: one whenever a context is a multiple of the block size."""
-        size = self.block_tokens
+        phase = self._phase
         if steps == 1:
-            return self._phase[-self.round % size]
-        cycles, rest = divmod(steps, size)
-        begun = cycles * len(self.requests)
-        if rest:
-            first = -self.round % size  # bases in this phase are at a block boundary now
-            phase = self._phase
-            last = first - rest  # the phases first, first - 1, ... down to the one after this; they go around
-            begun += (
-                sum(phase[last + 1 : first + 1])
-                if last >= -1
-                else sum(phase[: first + 1]) + sum(phase[last + 1 :])
-            )
-        return begun
+            return phase[-self.round % self.block_tokens]
+        return blocks_begun(phase, self.round, steps, len(self.requests))
+
+    def capped(self, cap: int) -> Capped:
+        """Sums over the requests of at most ``cap`` tokens each."""
+        found = self._capped.get(cap)
+        if found is None:
+            found = self._capped[cap] = Capped(self, cap)
+            self._sums.append(found)
+        return found
+
+    def pages(self, size: int) -> Pages:
+        """Sums over the requests of pages of ``size`` tokens."""
+        found = self._pages.get(size)
+        if found is None:
+            found = self._pages[size] = Pages(self, size)
+            self._sums.append(found)
+        return found

@@ -103,6 +103,20 @@ class DecodeAttention(Pricer):
             provenance = self._curves[num_seqs].provenance_at(sum_context)
         return floor((base[i] + slope[i] * sum_context) * SCALE + 0.5) / SCALE, provenance
 
+    def rows(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[float | list[float], str | list[str]]:
+        sums, num_seqs = args["sum_context"], args["num_seqs"]
+        if isinstance(sums, Ramp) and sums.step > 0 and isinstance(num_seqs, int | float) and num_seqs > 0:
+            knots, base, slope, provenance, table_until, _ = self.curve(num_seqs)
+            start, step = sums
+            last = start + step * (steps - 1)
+            i = bisect_right(knots, start) - 1
+            if last <= table_until and (i + 1 == len(knots) or last < knots[i + 1]):  # all on one line
+                at, per_token = base[i], slope[i]
+                return [at + per_token * x for x in range(start, last + 1, step)], provenance
+        return super().rows(args, steps, lane, share)
+
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[Array, str | list[str]]:

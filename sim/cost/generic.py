@@ -8,16 +8,16 @@ nobody ran it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
+from math import floor, log
 
 import numpy as np
 
 from kvsim.cost.grid import Grid
-from kvsim.cost.lattice import quantise, quantise_array
+from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Array, Pricer
 from kvsim.cost.profile import Table
 from kvsim.cost.setting import Setting, by_row, table_dtype, worst
-from kvsim.cost.work import Column, Ramp
+from kvsim.cost.work import Column, Ramp, listed
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
 
@@ -52,6 +52,27 @@ class RooflinePricer(Pricer):
         else:
             time_ns = self._gpu.time_ns(flops / self._parts, moved / self._parts)
         return quantise(time_ns), "extrapolated"
+
+    def rows(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[float | list[float], str | list[str]]:
+        moved = args.get("num_bytes", 0)
+        if len(args) > 1 or lane == "cpu" or type(moved) not in (Ramp, np.ndarray):
+            return super().rows(args, steps, lane, share)
+        sizes, parts = listed(moved, steps), self._parts
+        if lane == "gpu":
+            rate = self._gpu.hbm_bytes_per_s
+            times = [
+                floor(1e9 * (size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
+                for size in sizes
+            ]
+        else:
+            rate, latency_ns = (self._read if lane == "h2d" else self._write) * share, self._operation_ns
+            times = [
+                floor((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
+                for size in sizes
+            ]
+        return times, "extrapolated"
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

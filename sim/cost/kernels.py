@@ -1,7 +1,7 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
 Four ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a plain step with
-prefill, a single step with scalar sizes (plain Python), and everything else (columns in numpy). They agree because
+prefill, single steps and short runs of any kernels (plain Python), and long ones (columns in numpy). They agree because
 components lie on a lattice on which sums are exact
 (:mod:`kvsim.cost.lattice`).
 """
@@ -12,11 +12,11 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import floor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from kvsim.cost.columns import MAIN, VECTOR_STEPS, Columns
+from kvsim.cost.columns import VECTOR_STEPS, Columns
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
@@ -27,17 +27,16 @@ from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
 from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
+from kvsim.cost.short import is_short, price_short
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
-from kvsim.cost.work import Kernel, Ramp, StepWork
+from kvsim.cost.work import Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
-
-SCALARS = (int, float, bool)
 
 
 class KernelCostModel(CostModel):
@@ -107,8 +106,8 @@ class KernelCostModel(CostModel):
                     if type(sums) is int:
                         plan = self._plan(work.tokens, work.sampled, num_seqs)
                         return self._decode_run(plan, num_seqs, sums, 0, work.steps)
-        if work.steps == 1 and _are_plain(kernels):
-            return self._one_step(work, link_share)
+        if work.steps < VECTOR_STEPS and is_short(work):
+            return price_short(self, work, link_share)
         return Columns(self, work, link_share or {}).run()
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
@@ -204,62 +203,6 @@ class KernelCostModel(CostModel):
             self._usage.plans.append(found)
         return found
 
-    # -- one step with scalar sizes --------------------------------------------------------------------------
-
-    def _one_step(self, work: StepWork, link_share: Mapping[str, float] | None) -> OneStep:
-        prefills, launched = False, False
-        for name, args, calls, group, lane in work.kernels:
-            if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
-                prefills = True
-            elif name == "decode_attention" and args["num_seqs"] > 0:  # type: ignore[operator]
-                launched = launched or (calls == 1 and lane == "gpu" and group == "main")
-        terms = self.terms
-        factor = terms.kernel_factor(prefills, work.sustained)
-        mixed = factor * terms.mixed_attention_factor if prefills else 1.0
-        layers, head, engine_ns = self.linear(work.tokens, work.sampled, prefills, factor)
-        total = layers.total_ns + head.total_ns
-        parts: list[tuple[Key, float]] = []
-        lanes: dict[tuple[str, str], float] | None = (
-            None  # sums, once a kernel is not in the main group on the GPU
-        )
-        places: list[tuple[str, str]] = []  # of the parts
-        pricers = self._pricers
-        for name, args, calls, group, lane in work.kernels:
-            pricer = pricers[name] if name in pricers else self.pricer(name)
-            share = link_share.get(lane, 1.0) if link_share else 1.0
-            time_ns, provenance = pricer.price(args, lane, share)  # type: ignore[arg-type]
-            place = (group, lane)
-            in_main = place == MAIN
-            if calls != 1:
-                time_ns = quantise(time_ns * cast(float, calls))
-            elif name == "prefill_attention" and in_main:
-                if launched and time_ns:
-                    time_ns -= self._prefill.launch_ns
-                launched = launched or time_ns > 0
-            if lane == "gpu":
-                scale = mixed if name == "decode_attention" else factor
-                if scale != 1.0:
-                    time_ns = quantise(time_ns * scale)
-            if self.strict and provenance == "extrapolated":
-                self.refuse(name, args)
-            parts.append(((name, provenance), time_ns))
-            places.append(place)
-            if not in_main:
-                lanes = lanes or {}
-                lanes[place] = lanes.get(place, 0.0) + time_ns
-            else:
-                total += time_ns
-        if lanes is not None:
-            lanes = {MAIN: total, **lanes}
-            longest = _longest(lanes)
-            total = sum(lanes[place] for place in longest)
-            parts = [
-                (key, time_ns if place in longest else 0.0)
-                for (key, time_ns), place in zip(parts, places, strict=True)
-            ]
-            return OneStep([int(total + engine_ns + 0.5)], (layers, head), parts, engine_ns, MAIN in longest)
-        return OneStep([int(total + engine_ns + 0.5)], (layers, head), parts, engine_ns)
-
     # -- what all ways share ---------------------------------------------------------------------------------
 
     def layers(self, tokens: int, factor: float) -> LinearPriced:
@@ -349,24 +292,3 @@ class KernelCostModel(CostModel):
                     self.refuse(name, sizes)
         self._usage.linear.append(priced)
         return priced
-
-
-def _are_plain(kernels: tuple[Kernel, ...]) -> bool:
-    """Scalar sizes and numbers of calls."""
-    for _, args, calls, _, _ in kernels:
-        if type(calls) not in SCALARS:
-            return False
-        for value in args.values():
-            if type(value) not in SCALARS:
-                return False
-    return True
-
-
-def _longest(lanes: Mapping[tuple[str, str], float]) -> set[tuple[str, str]]:
-    """In each group the lane that takes longest, of equal ones the first."""
-    found: dict[str, tuple[str, str]] = {}
-    for place, time_ns in lanes.items():
-        group = place[0]
-        if group not in found or time_ns > lanes[found[group]]:
-            found[group] = place
-    return set(found.values())

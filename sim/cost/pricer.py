@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.cost.setting import Setting
-from kvsim.cost.work import Column, column
+from kvsim.cost.work import Column, listed
 
 Array = np.ndarray[Any, Any]
 
@@ -21,20 +21,27 @@ class Pricer(ABC):
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         """(nanoseconds of one call on all layers, provenance). ``share``: of the link, for copy lanes."""
 
+    def rows(
+        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
+    ) -> tuple[float | list[float], str | list[str]]:
+        """:meth:`price` of ``steps`` steps, one by one: of all or of each; and so the provenance."""
+        for value in args.values():
+            if not isinstance(value, int | float):
+                break
+        else:
+            return self.price(args, lane, share)  # type: ignore[arg-type]
+        rows = zip(*(listed(value, steps) for value in args.values()), strict=True)
+        found = [self.price(dict(zip(args, row, strict=True)), lane, share) for row in rows]
+        provenances = [provenance for _, provenance in found]
+        same = len(set(provenances)) == 1
+        return [time_ns for time_ns, _ in found], provenances[0] if same else provenances
+
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[Array, str | list[str]]:
-        """:meth:`price` of each of ``steps`` steps: shape (steps,), and the provenance of all or of each."""
-        if all(isinstance(value, int | float) for value in args.values()):
-            time_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
-            return np.full(steps, time_ns), provenance
-        rows = {name: column(value, steps).tolist() for name, value in args.items()}
-        found = [
-            self.price({name: values[i] for name, values in rows.items()}, lane, share) for i in range(steps)
-        ]
-        provenances = [provenance for _, provenance in found]
-        same = len(set(provenances)) == 1
-        return np.array([time_ns for time_ns, _ in found]), provenances[0] if same else provenances
+        """:meth:`rows` as an array: shape (steps,)."""
+        time_ns, provenance = self.rows(args, steps, lane, share)
+        return (np.array(time_ns) if isinstance(time_ns, list) else np.full(steps, time_ns)), provenance
 
 
 kernel_pricers: dict[str, Callable[[Setting], Pricer]] = {}

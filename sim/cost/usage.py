@@ -144,7 +144,7 @@ class DecodeRun(Priced):
 class OneStep(Priced):
     """A single step: cached linear prices, the other kernels one by one, the engine."""
 
-    __slots__ = ("engine_ns", "linear", "linear_counts", "parts", "step_ns")
+    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
 
     def __init__(
         self,
@@ -152,10 +152,7 @@ class OneStep(Priced):
         linear: tuple[LinearPriced, LinearPriced],
         parts: list[tuple[Key, float]],
         engine_ns: float,
-        linear_counts: bool = True,
     ) -> None:
-        """``parts``: 0 for what hides behind a longer lane; so do the linear layers unless ``linear_counts``."""
-        self.linear_counts = linear_counts
         self.step_ns = step_ns
         self.linear = linear
         self.parts = parts
@@ -164,9 +161,8 @@ class OneStep(Priced):
     def count(self, usage: Usage, start: int, stop: int) -> int:
         time_ns = self.step_ns[0]
         usage.steps_ns += time_ns
-        if self.linear_counts:
-            for priced in self.linear:
-                priced.uses += 1
+        for priced in self.linear:
+            priced.uses += 1
         parts_ns = usage.parts_ns
         for key, part_ns in self.parts:
             parts_ns[key] += part_ns

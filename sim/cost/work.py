@@ -7,7 +7,8 @@ Columns: a quantity over the k steps of a run of steps is an int or float (the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from operator import index
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -17,6 +18,11 @@ class Ramp(NamedTuple):
 
     start: int
     step: int
+
+    def __mul__(self, factor: SupportsIndex) -> Ramp:
+        """Each value times the whole number ``factor``."""
+        whole = index(factor)
+        return Ramp(self.start * whole, self.step * whole)
 
     def array(self, steps: int) -> np.ndarray[Any, Any]:
         """Shape (steps,), int64."""
@@ -31,6 +37,16 @@ def column(value: Column, steps: int) -> np.ndarray[Any, Any]:
     if isinstance(value, Ramp):
         return value.array(steps)
     return np.broadcast_to(np.asarray(value), (steps,))
+
+
+def listed(value: Column, steps: int) -> list[Any]:
+    """``value`` of each step, as plain numbers."""
+    if isinstance(value, Ramp):
+        start, step = value
+        return list(range(start, start + step * steps, step)) if step else [start] * steps
+    if isinstance(value, np.ndarray):
+        return value.tolist()  # type: ignore[no-any-return]
+    return [value] * steps
 
 
 class Kernel(NamedTuple):

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import CHUNK, USER, Fit, cache_of, every_fit, simulate, trace_of
-from managers.columns import num_at_boundary, num_over, sum_capped, sum_pages
 from toys import toy_engine
 
 from kvsim.cache.manager import Services
@@ -115,18 +114,3 @@ def test_shift_law(fit: Fit, prompts: list[int], steps: int, cut: int) -> None:
 
 def shape(kernel: Kernel) -> tuple[str, list[str], str, str]:
     return kernel.name, sorted(kernel.args), kernel.group, kernel.lane
-
-
-@given(
-    contexts=st.lists(st.integers(0, 60), min_size=1, max_size=9),
-    steps=st.integers(1, 50),
-    size=st.integers(1, 40),
-)
-def test_columns(contexts: list[int], steps: int, size: int) -> None:
-    """Against the array of all sequences and steps."""
-    array = np.array(contexts, dtype=np.int64)
-    read = array[:, None] + 1 + np.arange(steps)
-    assert column(sum_capped(array, size, steps), steps).tolist() == np.minimum(read, size).sum(0).tolist()
-    assert column(sum_pages(array, size, steps), steps).tolist() == (-(-read // size)).sum(0).tolist()
-    assert column(num_over(array, size, steps), steps).tolist() == (read > size).sum(0).tolist()
-    assert column(num_at_boundary(array, size, steps), steps).tolist() == (read % size == 0).sum(0).tolist()

@@ -93,15 +93,15 @@ def test_shadowkv() -> None:
     """Three quarters of a prompt's blocks move to DDR behind the decodes, which lets C in."""
     trace = trace_of([(0, 16, 3), (0, 5, 3), (200, 8, 2)])
     options = {"share": 0.25, "budget": 8, "hit_rate": 0.25}
-    simulation = simulate(ShadowKV, trace, cache_of(7, options, bytes_per_token=4))
+    simulation = simulate(ShadowKV, trace, cache_of(7, options, bytes_per_token=8))
     # 0: A (4 blocks) and B (2): 100 + 210 + 2.56 + 0.25 = 312.81 -> 313
-    #    3 of A's blocks, 48 bytes, leave until 361 (B's one full block is too little)
-    # 313: A begins a block, none is left for C; read 8 + 6 = 14 tokens: rebuild 14 * 1 beside fetch 14 * 2 * 3/4
-    #    100 + 20 + max(14, 21) + 14 = 155 -> 468
-    # 468: C takes 2 of A's 3 blocks; read 8 + 7 = 15: 100 + 100 + max(15, 22.5) + 15 + 0.64 = 238.14 -> 706
-    # 706: C alone reads 8: 100 + 10 + max(8, 12) + 8 = 130 -> 836
-    assert times(simulation) == {0: (313, 706), 1: (313, 706), 2: (706, 836)}
-    assert simulation.replicas[0].links.written_bytes == [0, 48 + 16]
+    #    3 of A's blocks, 96 bytes, leave until 409 (B's one full block is too little)
+    # 313: A begins a block, none is left for C; read 8 + 6 = 14 tokens: rebuild 14 * 2 beside fetch 14 * 4 * 3/4
+    #    100 + 20 + max(28, 42) + 14 = 176 -> 489
+    # 489: C takes 2 of A's 3 blocks; read 8 + 7 = 15: 100 + 100 + max(30, 45) + 15 + 0.64 = 260.64 -> 750
+    # 750: C alone reads 8: 100 + 10 + max(16, 24) + 8 = 142 -> 892
+    assert times(simulation) == {0: (313, 750), 1: (313, 750), 2: (750, 892)}
+    assert simulation.replicas[0].links.written_bytes == [0, 96 + 32]
     assert simulation.replicas[0].manager.used_bytes == (0, 0)
 
 

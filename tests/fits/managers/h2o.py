@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-import numpy as np
-from managers.columns import num_over, sum_capped
-
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cost.work import Kernel
@@ -36,28 +33,22 @@ class H2O(Paged):
         request.kv = self.budget
         return ()
 
-    def _new_blocks(self, batch: Batch, steps: int) -> int:
-        held = np.minimum(batch.contexts, self.budget)
-        grown = np.minimum(batch.contexts + steps, self.budget)
-        return int((-(-grown // self.block_tokens) + -held // self.block_tokens).sum())
-
     def decode_steps(self, batch: Batch, steps: int) -> int:
-        if self._new_blocks(batch, steps) <= self.free_blocks:
+        new_blocks, free = batch.capped(self.budget).new_blocks, self.free_blocks
+        if new_blocks(steps) <= free:
             return steps
-        return bisect_right(range(1, steps + 1), self.free_blocks, key=lambda k: self._new_blocks(batch, k))
+        return bisect_right(range(1, steps + 1), free, key=new_blocks)
 
     def commit(self, batch: Batch, steps: int) -> None:
-        self._take(self._new_blocks(batch, steps))
+        self._take(batch.capped(self.budget).new_blocks(steps))
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         if self.budget >= self.config.max_model_len:
             return super().decode_work(batch, steps)
-        size, contexts = self.config.bytes_per_token, batch.contexts
-        read = sum_capped(contexts, self.budget, steps) * size
-        evicts = num_over(contexts, self.budget, steps) * size
+        size, slots = self.config.bytes_per_token, batch.capped(self.budget)
         return (
-            Kernel("decode_attn_with_probs", {"num_bytes": read}),
-            Kernel("topk_evict_compact", {"num_bytes": evicts}),
+            Kernel("decode_attn_with_probs", {"num_bytes": slots.sum_read(steps) * size}),
+            Kernel("topk_evict_compact", {"num_bytes": slots.num_beyond(steps) * size}),
         )
 
     def preempt(self, request: Request, context: int) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from managers.columns import num_at_boundary
-
 from kvsim.cache.manager import CacheConfig, Plan
 from kvsim.cache.paged import blocks_for
 from kvsim.cache.prefix_tree import PrefixTreeManager
@@ -60,7 +58,7 @@ class Kivi(PrefixTreeManager):
         size, num = self.config.bytes_per_token, len(batch)
         first = size * (batch.sum_context + num)
         read = Ramp(first, size * num) if steps > 1 else first
-        groups = num_at_boundary(batch.contexts, self.group, steps)
+        groups = batch.pages(self.group).num_filled(steps)
         return (Kernel("dequant_decode_attention", {"num_bytes": read}), *self._quantise(groups))
 
     def _quantise(self, groups):  # type: ignore[no-untyped-def]

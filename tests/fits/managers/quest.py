@@ -7,9 +7,6 @@ max_model_len.
 
 from __future__ import annotations
 
-import numpy as np
-from managers.columns import sum_capped, sum_pages
-
 from kvsim.cache.manager import CacheConfig
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierStack
@@ -35,13 +32,12 @@ class Quest(PrefixTreeManager):
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         if self.budget >= self.config.max_model_len:
             return super().decode_work(batch, steps)
-        num, contexts = len(batch), batch.contexts
-        pages = sum_pages(contexts, self.page, steps) * self.config.bytes_per_token
-        longest = int(contexts.max())
-        selects = np.arange(steps) >= self.budget - longest if steps > 1 else longest >= self.budget
+        num, selected = len(batch), batch.capped(self.budget)
+        pages = batch.pages(self.page).sum_read(steps) * self.config.bytes_per_token
+        selects = selected.num_beyond(steps) > 0
         first = batch.sum_context + num
         whole = {"num_seqs": num, "sum_context": Ramp(first, num) if steps > 1 else first}
-        some = {"num_seqs": num, "sum_context": sum_capped(contexts, self.budget, steps)}
+        some = {"num_seqs": num, "sum_context": selected.sum_read(steps)}
         return (
             Kernel("topk_page_select", {"num_bytes": pages}, calls=selects * (1 - self.dense_share)),
             Kernel("decode_attention", whole, calls=self.dense_share),

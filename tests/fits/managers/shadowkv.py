@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from managers.columns import sum_capped
-
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged
 from kvsim.cost.work import Kernel
@@ -70,12 +68,13 @@ class ShadowKV(Paged):
             self.ddr_blocks -= values.blocks
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        selected = sum_capped(batch.contexts, self.budget, steps)
+        selected = batch.capped(self.budget).sum_read(steps)
         attention = Kernel("decode_attention", {"num_seqs": len(batch), "sum_context": selected})
         if self.share == 1:
             return (attention,)
-        factors = selected * (self.config.bytes_per_token * self.share)
-        missing = selected * (self.config.bytes_per_token / 2 * (1 - self.hit_rate))
+        size = self.config.bytes_per_token
+        factors = selected * round(size * self.share)
+        missing = selected * round(size / 2 * (1 - self.hit_rate))
         rebuild = Kernel("lowrank_reconstruct", {"num_bytes": factors}, group="fetch")
         fetch = Kernel("gather_h2d", {"num_bytes": missing}, group="fetch", lane="h2d")
         return (rebuild, fetch, attention)

@@ -1,0 +1,164 @@
+"""Sums over the contexts of a batch, kept up to date as requests come and go: a look costs nothing per sequence.
+
+Every decoding request grows by one token a step. In step i of the next ones a request with ``context`` tokens of KV
+reads context + 1 + i of them, its own new one included. The looks give a column over the steps
+(:mod:`kvsim.cost.work`), a plain number for a single step. :meth:`kvsim.entities.Batch.capped` and
+:meth:`~kvsim.entities.Batch.pages` make them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvsim.cost.work import Ramp
+
+if TYPE_CHECKING:
+    from kvsim.entities import Batch, Request
+
+Ints = np.ndarray[Any, Any]  # int64, shape (steps,)
+
+
+class Capped:
+    """What the requests read, or hold, if it is at most ``cap`` tokens each."""
+
+    __slots__ = ("_batch", "_below", "_cap", "_phase", "_sum")
+
+    def __init__(self, batch: Batch, cap: int) -> None:
+        self._batch, self._cap = batch, cap
+        self._below: list[int] = []  # bases of the requests with less than ``cap`` tokens, sorted
+        self._sum = 0  # of these
+        self._phase = [0] * batch.block_tokens  # of these, by base modulo block size
+        for request in batch.requests:
+            self.add(request)
+
+    def add(self, request: Request) -> None:
+        """``request`` decodes from the next step on."""
+        self._settle()
+        base = request.base
+        if base + self._batch.round < self._cap:
+            insort(self._below, base)
+            self._count(base, 1)
+
+    def remove(self, request: Request) -> None:
+        """``request`` has left."""
+        below, base = self._below, request.base
+        if below and base <= below[-1]:
+            del below[bisect_left(below, base)]
+            self._count(base, -1)
+
+    def _count(self, base: int, num: int) -> None:
+        self._sum += num * base
+        self._phase[base % self._batch.block_tokens] += num
+
+    def _settle(self) -> int:
+        """Requests below the cap; those that have reached it never come back."""
+        below, until = self._below, self._cap - self._batch.round
+        while below and below[-1] >= until:
+            self._count(below.pop(), -1)
+        return len(below)
+
+    def _some_go_beyond(self, steps: int) -> bool:
+        return bool(self._below) and self._below[-1] + self._batch.round + steps > self._cap
+
+    def sum_read(self, steps: int) -> int | Ramp | Ints:
+        """Sum over requests of min(tokens read, ``cap``)."""
+        below, batch = self._settle(), self._batch
+        first = self._sum + below * (batch.round + 1) + (len(batch.requests) - below) * self._cap
+        if steps == 1 or not below:
+            return first
+        if not self._some_go_beyond(steps):
+            return Ramp(first, below)
+        grown = np.cumsum(self._num_within(np.arange(1, steps)))
+        return np.concatenate(([first], first + grown))
+
+    def num_beyond(self, steps: int) -> int | Ints:
+        """Requests that read more than ``cap`` tokens."""
+        num, below = len(self._batch.requests), self._settle()
+        if steps == 1 or not self._some_go_beyond(steps):
+            return num - below
+        return num - self._num_within(np.arange(steps))
+
+    def _num_within(self, step: Ints) -> Ints:
+        """Requests that read at most ``cap`` tokens, by step."""
+        last = self._cap - 1 - self._batch.round - step
+        return np.searchsorted(np.array(self._below, dtype=np.int64), last, side="right")
+
+    def new_blocks(self, steps: int) -> int:
+        """Blocks that ``steps`` steps begin where a request holds min(context, ``cap``) tokens."""
+        below, batch = self._settle(), self._batch
+        if not below:
+            return 0
+        size, cap = batch.block_tokens, self._cap
+        begun = blocks_begun(self._phase, batch.round, steps, below)
+        if self._some_go_beyond(steps):
+            grown = batch.round + steps
+            for base in reversed(self._below):  # each of them does so only once
+                if base + grown <= cap:
+                    break
+                begun += -(base + grown) // size - -cap // size  # ceil(cap) in place of ceil(grown)
+        return begun
+
+
+class Pages:
+    """Pages of ``size`` tokens that hold what the requests read."""
+
+    __slots__ = ("_batch", "_phase", "_size", "_whole")
+
+    def __init__(self, batch: Batch, size: int) -> None:
+        self._batch, self._size = batch, size
+        self._phase = [0] * size  # requests by base modulo page size
+        self._whole = 0  # sum over requests of base // size
+        for request in batch.requests:
+            self.add(request)
+
+    def add(self, request: Request) -> None:
+        """``request`` decodes from the next step on."""
+        whole, phase = divmod(request.base, self._size)
+        self._whole += whole
+        self._phase[phase] += 1
+
+    def remove(self, request: Request) -> None:
+        """``request`` has left."""
+        whole, phase = divmod(request.base, self._size)
+        self._whole -= whole
+        self._phase[phase] -= 1
+
+    def sum_read(self, steps: int) -> int | Ints:
+        """Sum over requests of the pages that hold the tokens read."""
+        whole, rest = divmod(self._batch.round, self._size)
+        first = self._whole + len(self._batch.requests) * (whole + 1) + sum(self._phase[self._size - rest :])
+        if steps == 1:
+            return first
+        return np.array(list(accumulate(self._filled(steps - 1), initial=first)))
+
+    def num_filled(self, steps: int) -> int | Ints:
+        """Requests whose own token is the last one of a page."""
+        if steps == 1:
+            return self._phase[-(self._batch.round + 1) % self._size]
+        return np.array(self._filled(steps))
+
+    def _filled(self, steps: int) -> list[int]:
+        phase, at = self._phase, -(self._batch.round + 1) % self._size
+        cycle = phase[at::-1] + phase[:at:-1]  # the phases at, at - 1, ... around
+        return cycle[:steps] if steps <= self._size else (cycle * (steps // self._size + 1))[:steps]
+
+
+def blocks_begun(phase: list[int], at_round: int, steps: int, num: int) -> int:
+    """Blocks that ``num`` requests begin in ``steps`` steps from ``at_round`` on, one whenever a context is a multiple of
+    the block size; ``phase``: requests by base modulo that size."""
+    size = len(phase)
+    cycles, rest = divmod(steps, size)
+    begun = cycles * num
+    if rest:
+        first = -at_round % size  # bases in this phase are at a block boundary now
+        last = first - rest  # the phases first, first - 1, ... down to the one after this; they go around
+        begun += (
+            sum(phase[last + 1 : first + 1])
+            if last >= -1
+            else sum(phase[: first + 1]) + sum(phase[last + 1 :])
+        )
+    return begun

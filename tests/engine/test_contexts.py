@@ -1,0 +1,50 @@
+"""Sums over the contexts of a batch against the array of all its sequences and steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvsim.cost.work import column
+from kvsim.entities import Batch, Request
+
+BLOCK = 4
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 60)),  # a request with so many tokens
+        st.tuples(st.just("remove"), st.integers(0, 9)),  # one of those there are
+        st.tuples(st.just("steps"), st.integers(1, 30)),
+    ),
+    max_size=25,
+)
+
+
+@given(changes, st.integers(0, 25), st.integers(1, 50), st.integers(1, 70), st.integers(1, 20))
+def test_contexts(found: list[tuple[str, int]], asked: int, steps: int, cap: int, page: int) -> None:
+    """``asked``: the change after which the sums are first asked for; they are kept from then on."""
+    batch = Batch(BLOCK)
+    for i, (what, value) in enumerate(found):
+        requests = list(batch.requests)
+        if what == "add":
+            batch.add(Request(i, 0, 1, 1, [], [], order=i), value, 10**6)
+        elif what == "remove" and requests:
+            batch.remove(requests[value % len(requests)])
+        elif what == "steps":
+            batch.round += value
+        if i >= asked:
+            check(batch, steps, cap, page)
+    check(batch, steps, cap, page)
+
+
+def check(batch: Batch, steps: int, cap: int, page: int) -> None:
+    contexts = batch.contexts[:, None]
+    read = contexts + 1 + np.arange(steps)
+    below, pages = batch.capped(cap), batch.pages(page)
+    assert column(below.sum_read(steps), steps).tolist() == np.minimum(read, cap).sum(0).tolist()
+    assert column(below.num_beyond(steps), steps).tolist() == (read > cap).sum(0).tolist()
+    assert column(pages.sum_read(steps), steps).tolist() == (-(-read // page)).sum(0).tolist()
+    assert column(pages.num_filled(steps), steps).tolist() == (read % page == 0).sum(0).tolist()
+    begun = -(-np.minimum(contexts + steps, cap) // BLOCK) + -np.minimum(contexts, cap) // BLOCK
+    assert below.new_blocks(steps) == int(begun.sum())
+    assert batch.new_blocks(steps) == int((-(-(contexts + steps) // BLOCK) + -contexts // BLOCK).sum())
