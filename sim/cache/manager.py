@@ -205,7 +205,8 @@ class CacheManager(ABC):
 
         SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b, k - j) after commit(b, j) and ``b.round += j``:
         the same kernels in the same order, and each column's rows. A single step should come as plain numbers
-        (an int, not an array of one): the cost model prices those fastest.
+        (an int, not an array of one): the cost model prices those fastest. What a method reads is mostly a sum over
+        contexts: ``batch.capped`` and ``batch.pages`` (:mod:`kvsim.contexts`) give such columns without a loop.
         """
         num = len(batch)
         first = batch.sum_context + num  # each request reads its past and its new token

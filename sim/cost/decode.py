@@ -107,6 +107,8 @@ class DecodeAttention(Pricer):
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[float | list[float], str | list[str]]:
         sums, num_seqs = args["sum_context"], args["num_seqs"]
+        if type(sums) is int and type(num_seqs) is int and num_seqs > 0:
+            return self.at(num_seqs, sums)
         if isinstance(sums, Ramp) and sums.step > 0 and isinstance(num_seqs, int | float) and num_seqs > 0:
             knots, base, slope, provenance, table_until, _ = self.curve(num_seqs)
             start, step = sums

@@ -56,10 +56,11 @@ class RooflinePricer(Pricer):
     def rows(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[float | list[float], str | list[str]]:
-        moved = args.get("num_bytes", 0)
-        if len(args) > 1 or lane == "cpu" or type(moved) not in (Ramp, np.ndarray):
+        if len(args) > 1 or lane == "cpu" or "num_bytes" not in args:
             return super().rows(args, steps, lane, share)
-        sizes, parts = listed(moved, steps), self._parts
+        moved, parts = args["num_bytes"], self._parts
+        same = isinstance(moved, int | float)
+        sizes = listed(moved, 1 if same else steps)
         if lane == "gpu":
             rate = self._gpu.hbm_bytes_per_s
             times = [
@@ -72,7 +73,7 @@ class RooflinePricer(Pricer):
                 floor((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
                 for size in sizes
             ]
-        return times, "extrapolated"
+        return times[0] if same else times, "extrapolated"
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

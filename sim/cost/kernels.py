@@ -106,7 +106,7 @@ class KernelCostModel(CostModel):
                     if type(sums) is int:
                         plan = self._plan(work.tokens, work.sampled, num_seqs)
                         return self._decode_run(plan, num_seqs, sums, 0, work.steps)
-        if work.steps < VECTOR_STEPS and is_short(work):
+        if is_short(work):
             return price_short(self, work, link_share)
         return Columns(self, work, link_share or {}).run()
 

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvsim.cost.columns import Columns
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.lattice import quantise
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
+from kvsim.cost.short import price_short
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork, column
 from kvsim.hardware.load import load_gpu
@@ -129,6 +131,46 @@ def test_numbers_of_tokens_cost_the_same_one_by_one(name: str, gpus: int) -> Non
         for kernel, n, k in linear._gemms:
             time_ns, provenance = linear._gemm.price(tokens, n, k)
             assert found[kernel, provenance] == quantise(costs.setting.model.num_layers * time_ns)
+
+
+@st.composite
+def method_runs(draw: st.DrawFn) -> StepWork:
+    """What methods do in a run of steps: sizes and calls of every form, some lanes side by side."""
+    steps, num_seqs = draw(st.integers(1, 31)), draw(st.integers(1, 300))
+
+    def sizes(most: int) -> object:
+        start = draw(st.integers(0, most))
+        array = np.array(draw(st.lists(st.integers(0, most), min_size=steps, max_size=steps)))
+        return draw(st.sampled_from([start, Ramp(start, draw(st.integers(0, most // 100))), array]))
+
+    calls = st.sampled_from([1, 0, 0.25, True, np.arange(steps) % 3, Ramp(0, 2)])
+    places = st.sampled_from([("main", "gpu"), ("main", "gpu"), ("main", "h2d"), ("a", "gpu"), ("a", "d2h")])
+    kernels = []
+    for name in draw(st.lists(st.sampled_from(["decode_attention", "method", "copy_h2d"]), max_size=4)):
+        args = {"num_bytes": sizes(1 << 32)}
+        if name == "decode_attention":
+            args = {"num_seqs": num_seqs, "sum_context": sizes(num_seqs * 9_000)}
+        group, lane = draw(places)
+        kernels.append(Kernel(name, args, draw(calls), group, lane))
+    return StepWork(steps, num_seqs, num_seqs, tuple(kernels))
+
+
+@given(method_runs(), st.sampled_from([{}, {"h2d": 0.5, "d2h": 1.0}]), st.integers(0, 31))
+@settings(deadline=None)
+def test_a_short_run_costs_the_same_in_plain_python_and_in_numpy(
+    work: StepWork, share: dict[str, float], cut: int
+) -> None:
+    models = [
+        KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
+        for _ in range(2)
+    ]
+    prices = [price_short(models[0], work, share), Columns(models[1], work, share).run()]
+    assert list(prices[0].step_ns) == list(prices[1].step_ns)
+    cut = min(cut, work.steps)
+    for costs, priced in zip(models, prices, strict=True):
+        costs.account(priced, 0, cut)
+        costs.account(priced, cut, work.steps)
+    assert models[0].used_ns() == models[1].used_ns()
 
 
 def works() -> Iterator[StepWork]:
