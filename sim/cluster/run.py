@@ -189,6 +189,7 @@ def run_scenario(
                 promote_after=tier.promote_after,
                 prefetch=tier.prefetch,
                 shared=spec.shared,
+                stored_ratio=tier.stored_ratio,
             )
             for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
         ),

@@ -47,13 +47,15 @@ class Links:
         write: list[Channel],
         num_layers: int,
         own: list[bool],
+        decoders: list[Channel | None],
     ) -> None:
-        """``parents``: of each tier, nearest first, the place that its link leads to. ``own``: not another replica's."""
+        """``parents``: of each tier, nearest first, the place that its link leads to. ``own``: not another replica's.
+        ``decoders``: what loads of each tier pass last."""
         self.discipline = discipline
         self.env = discipline.env
         self.num_layers = num_layers
         self.read, self.write = read, write
-        self._parents, self._own = parents, own
+        self._parents, self._own, self._decoders = parents, own, decoders
         self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(parents)}}
         self.others: list[Links] = []  # replicas that share a link with this one
         self.on_share: Callable[[], None] = lambda: None  # called when another replica changes the share
@@ -70,6 +72,8 @@ class Links:
                 up.pop()
                 down.pop()
             found = [self.read[i] for i in up] + [self.write[i] for i in reversed(down)]
+            if dst == "hbm" and (decoder := self._decoders[self._place[src] - 1]) is not None:
+                found.append(decoder)
             self._paths[src, dst] = found
         return found
 
@@ -132,6 +136,7 @@ class Links:
         channels = [
             c for side in (self.read, self.write) for c, own in zip(side, self._own, strict=True) if own
         ]
+        channels += [decoder for decoder in self._decoders if decoder is not None]
         return [
             LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers) for c in channels
         ]
@@ -180,14 +185,21 @@ def connect(
             load, store = sides[0]
             load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
             store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
-        chain = Links(
-            shared, parents, [side[0] for side in sides], [side[1] for side in sides], num_layers, own
-        )
+        decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
+        decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
+        read, write = [side[0] for side in sides], [side[1] for side in sides]
+        chain = Links(shared, parents, read, write, num_layers, own, decoders)
         chain.others = [other for other in found if set(other.read) & set(chain.read)]
         for other in chain.others:
             other.others.append(chain)
         found.append(chain)
     return found
+
+
+def _decoder(tier: str, spec: LinkSpec) -> Channel | None:
+    """Of one replica: the last stage of a load, through which the bytes stream as over a link."""
+    rate = spec.decode_bytes_per_s
+    return Channel(LinkSpec(f"{tier} decoding", rate, rate, 0), "read") if rate else None
 
 
 def layerwise_end_ns(start: int, compute: int, first_layer: int, load_end: int, layers: int) -> int:

@@ -20,6 +20,9 @@ class LinkSpec:
     latency_ns: int = 0  # once per transfer, before its first byte: a disk's access time, a network's hops
     behind: str = ""  # the tier (or hbm) that it joins its own tier to; empty = the one before it
     replicas: int = 1  # that share it; 0 = all
+    decode_bytes_per_s: float = (
+        0.0  # stored bytes of its tier that a replica decodes on their way to HBM; 0 = at once
+    )
 
 
 @dataclass(frozen=True, slots=True)

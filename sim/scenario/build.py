@@ -79,6 +79,7 @@ def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
         write_bytes_per_s=link.write_bytes_per_s * num_links,
         behind=tier.behind or (tiers[0].name if shared and place else ""),
         replicas=0 if shared else max(1, sharing // gpus),
+        decode_bytes_per_s=(tier.decode or 0) * tier.stored_ratio,
     )
     return TierSpec(tier.name, tier.capacity, link, _price(tier), shared)
 

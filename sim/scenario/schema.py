@@ -133,6 +133,10 @@ class Tier(Part):
     """What is loaded leaves the tier (with write: on_eviction)."""
     promote_after: Annotated[int, Field(ge=0)] = 1
     """A run that was loaded so often is kept in the nearest tier on its way to HBM; 0 = never."""
+    stored_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Bytes in the tier and on its link for each byte of KV: a compressed form (CacheGen: about 0.25)."""
+    decode: BytesPerSecond | None = None
+    """KV bytes that a replica's decoder gives per second when a load arrives; null = no time."""
     prefetch: bool = False
     """What a request finds here comes to the nearest tier while it is queued; it is not admitted before."""
     eviction: EvictionChoice = "lru"
@@ -143,6 +147,8 @@ class Tier(Part):
 
     @model_validator(mode="after")
     def _modes_agree(self) -> Tier:
+        if self.decode == 0:
+            raise ValueError("decode: 0 B/s never ends a load; leave it out where decoding takes no time")
         if self.exclusive and self.write != "on_eviction":
             raise ValueError(f"an exclusive tier cannot be written '{self.write}'; set write: on_eviction")
         return self

@@ -123,7 +123,7 @@ def check_tiers(replicas: list[Replica]) -> None:
     for i in range(len(stacks[0]) if stacks else 0):
         written = sum(replica.links.written_bytes[i + 1] for replica in replicas)
         tiers = {id(stack[i]): stack[i] for stack in stacks}.values()  # one, if all share it
-        came = sum(tier.tree.num_inserted for tier in tiers) * managers[0].block_bytes
+        came = sum(tier.tree.num_inserted * tier.block_bytes for tier in tiers)
         assert came == written or (i == 0 and came > written), "nothing but a promotion comes from below"
         for tier in tiers:
             assert tier.leaving_blocks == 0 and tier.tree.num_evictable == tier.tree.num_blocks

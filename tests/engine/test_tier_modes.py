@@ -256,3 +256,15 @@ def test_fair_shares_on_a_path_go_at_the_pace_of_the_slowest_link() -> None:
     env.run()
     # the bus gives each a half: the second takes 200, the first could go at 1/200 but the disk allows 1/300
     assert ends == {"bus": 200, "disk": 300}
+
+
+@pytest.mark.parametrize(("decode", "load_ns"), [(0.0, 16), (5e8, 16), (1e8, 60)])
+def test_a_compressed_form_has_fewer_bytes_and_is_decoded(decode: float, load_ns: int) -> None:
+    """Half the bytes: 6 a content. Over the bus 10 + 6; the decoder works on what has come: 6 bytes take it 12 or 60 ns."""
+    link = LinkSpec("bus", 1e9, 1e9, 10, decode_bytes_per_s=decode)
+    simulation = play([*range(22), 0], [tier(capacity=132, stored_ratio=0.5)], [link])
+    last = rows(simulation)[-1]
+    # 132 bytes hold all 22 contents, where HBM forgot the first
+    assert last.hits_by_tier == (0, 12)
+    assert simulation.replicas[0].manager.used_bytes[1] == 22 * 6
+    assert last.load_ns == load_ns

@@ -39,11 +39,14 @@ def stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
         load = draw(st.sampled_from(["before", "layerwise"]))
         shared = draw(st.booleans())
         modes = {**draw(tier_modes(write)), "prefetch": i > 0 and draw(st.booleans()), "shared": shared}
+        modes["stored_ratio"] = draw(st.sampled_from([1.0, 0.5, 0.3]))
         tiers.append(TierConfig(f"tier{i}", capacity, load, write, "lru", extent, **modes))
         rate, operation = draw(st.sampled_from([1e7, 1e8, 1e9])), draw(st.sampled_from([0, 20]))
         behind = draw(st.sampled_from(["", "hbm", *(tier.name for tier in tiers[:-1])]))
         replicas = 0 if shared else draw(st.sampled_from([1, 2]))
-        links.append(LinkSpec(f"link{i}", rate, rate, operation, behind=behind, replicas=replicas))
+        where = {"behind": behind, "replicas": replicas}
+        decode = draw(st.sampled_from([0, 0, 3e7]))
+        links.append(LinkSpec(f"link{i}", rate, rate, operation, **where, decode_bytes_per_s=decode))
     return tuple(tiers), tuple(links)
 
 

@@ -22,6 +22,10 @@ DDR = "{name: ddr, capacity: 1 GB}"
             "--set cache.tiers.0: an exclusive tier cannot be written 'through'; set write: on_eviction",
         ),
         (
+            "[{name: ddr, capacity: 1 GB, decode: 0 GB/s}]",
+            "--set cache.tiers.0: decode: 0 B/s never ends a load; leave it out where decoding takes no time",
+        ),
+        (
             "[{name: ddr, capacity: 1 GB, prefetch: true}]",
             "small.yaml.cache: tier 'ddr' is the nearest one, there is nowhere to prefetch to; set prefetch on a further tier",
         ),

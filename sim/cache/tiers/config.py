@@ -21,7 +21,8 @@ class TierConfig:
     idle link would bring back sooner than it is computed.
     ``exclusive``: what is loaded leaves the tier. ``promote_after``: from so many loads on, a run is kept in the
     nearest tier as well when it passes through; 0 = never. ``prefetch``: what a request finds here comes to the nearest
-    tier while the request is queued. ``shared``: one store for all replicas.
+    tier while the request is queued. ``shared``: one store for all replicas. ``stored_ratio``: bytes in the tier, and on
+    the links to and from it, for each byte of KV.
     """
 
     name: str
@@ -35,3 +36,4 @@ class TierConfig:
     promote_after: int = 1
     prefetch: bool = False
     shared: bool = False
+    stored_ratio: float = 1.0

@@ -27,7 +27,6 @@ class TierStack:
     def __init__(self, config: CacheConfig, block_bytes: int, hbm: Hbm) -> None:
         configs: Sequence[TierConfig] = config.tiers
         self.hbm = hbm
-        self.block_bytes = block_bytes
         # what is evicted above a tier goes there, if it has room for anything
         demotes = [tier.write != "through" and tier.capacity_bytes >= block_bytes for tier in configs]
         self._demotes = demotes
@@ -67,14 +66,18 @@ class TierStack:
 
     def _load_ns(self, services: Services, index: int, blocks: int, queued: bool = True) -> int:
         name = self.tiers[index].config.name
-        return services.load_ns(name, blocks * self.block_bytes, self._extents(index, blocks), queued)
+        return services.load_ns(name, self._bytes(index, blocks), self._extents(index, blocks), queued)
 
     def _compute_ns(self, services: Services, blocks: int, past: int) -> int:
         size = self.tiers[0].tree.block_tokens
         return services.prefill_ns(blocks * size, past * size)
 
     def _extents(self, tier: int, blocks: int) -> int:
-        return -(-blocks * self.block_bytes // self.tiers[tier].config.extent_bytes)
+        return -(-self._bytes(tier, blocks) // self.tiers[tier].config.extent_bytes)
+
+    def _bytes(self, tier: int, blocks: int) -> int:
+        """In the form in which the tier stores them."""
+        return blocks * self.tiers[tier].block_bytes
 
     def transfer(self, load: Load, request: Request) -> Transfer:
         """The movement that a load needs."""
@@ -83,7 +86,7 @@ class TierStack:
         return Transfer(
             src=config.name,
             dst=HBM,
-            num_bytes=blocks * self.block_bytes,
+            num_bytes=self._bytes(load.tier, blocks),
             num_extents=self._extents(load.tier, blocks),
             mode=config.load,
             request=request,
@@ -130,7 +133,7 @@ class TierStack:
                 Transfer(
                     tier.config.name,
                     self.tiers[0].config.name,
-                    blocks * self.block_bytes,
+                    self._bytes(load.tier, blocks),
                     self._extents(load.tier, blocks),
                     "behind",
                     request,
@@ -209,7 +212,7 @@ class TierStack:
         return Transfer(
             src,
             self.tiers[index].config.name,
-            blocks * self.block_bytes,
+            self._bytes(index, blocks),
             self._extents(index, blocks),
             "behind",
             None,
@@ -301,7 +304,7 @@ class TierStack:
 
     def used_bytes(self) -> tuple[int, ...]:
         """By tier."""
-        return tuple((tier.tree.num_blocks + tier.leaving_blocks) * self.block_bytes for tier in self.tiers)
+        return tuple((tier.tree.num_blocks + tier.leaving_blocks) * tier.block_bytes for tier in self.tiers)
 
     def check_integrity(self) -> None:
         for tier in self.tiers:
