@@ -120,12 +120,12 @@ class _Axis:
             "title": f"capacity of {tier} (GB)",
             "tickvals": [self.place(gb) for gb in ticks],
             "ticktext": [_gb(gb) for gb in ticks],
+            "range": [self.place(known[0]) - 0.3, self.place(known[-1]) + 0.3],
             "zeroline": False,
             "tickangle": 0,
         }
-        self.note = (
-            "Capacity is logarithmic; 0 stands one doubling left of the smallest." if known[0] == 0 else ""
-        )
+        zero = "; 0 stands one doubling left of the smallest" if known[0] == 0 else ""
+        self.note = f"A circle marks the knee. Capacity is logarithmic{zero}."
 
     def place(self, gb: float) -> float:
         return round(math.log2(gb), 5) if gb > 0 else self._zero
@@ -137,19 +137,20 @@ def _name(curve: Sweep) -> str:
 
 def _hits(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure:
     figure = _line_figure(curves, axis, "hit_token_ratio", "of prompt tokens", ".0%")
-    written = set()  # curves that bend at one capacity share its label
+    labels: list[str] = []  # curves that bend at one capacity share its label
     for curve, colour in zip(curves, LINES, strict=False):
         knee = curve["knee"]
         if knee is not None:
-            text = f"knee {_gb(knee['capacity_gb'])} GB"
-            shown = "" if text in written else text
-            written.add(text)
-            x, y = axis.place(knee["capacity_gb"]), knee["hit_token_ratio"]
-            figure["data"].append(_knee(x, y, shown, colour) | {"hovertext": text})
+            label = f"{_gb(knee['capacity_gb'])} GB"
+            marker = _knee(axis.place(knee["capacity_gb"]), knee["hit_token_ratio"], label, colour)
+            marker["text"] = [""] if label in labels else [label]
+            labels += [] if label in labels else [label]
+            marker["textposition"] = "bottom center" if len(labels) % 2 else "top center"
+            figure["data"].append(marker)
     return figure
 
 
-def _knee(x: float, y: float, text: str, colour: str) -> dict[str, Any]:
+def _knee(x: float, y: float, label: str, colour: str) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -157,11 +158,9 @@ def _knee(x: float, y: float, text: str, colour: str) -> dict[str, Any]:
         "showlegend": False,
         "x": [x],
         "y": [y],
-        "text": [text],
-        "textposition": "bottom right",
         "cliponaxis": False,
         "marker": {"color": colour, "size": 15, "symbol": "circle-open", "line": {"width": 2}},
-        "hovertemplate": "%{hovertext}, %{y:.1%}<extra></extra>",
+        "hovertemplate": f"knee {label}, %{{y:.1%}}<extra></extra>",
     }
 
 

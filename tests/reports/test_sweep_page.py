@@ -74,7 +74,7 @@ def test_the_knee_is_marked_on_the_hits(tmp_path: Path) -> None:
     line, knee = figures[0]["data"]
     assert line["y"] == list(HITS.values())
     assert line["x"] == [3, 4, 5, 6, 7, 8]  # log2 of GB; 0 stands one doubling left of 16
-    assert (knee["x"], knee["y"], knee["text"]) == ([6], [0.46], ["knee 64 GB"])
+    assert (knee["x"], knee["y"], knee["text"]) == ([6], [0.46], ["64 GB"])
     assert figures[0]["layout"]["xaxis"]["ticktext"] == ["0", "16", "32", "64", "128", "256"]
     per_gb = figures[3]["data"][0]
     assert per_gb["y"][2] == pytest.approx(0.16 / 32)
