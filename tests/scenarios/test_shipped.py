@@ -98,3 +98,16 @@ def test_rag_mix_tiers_pay_in_the_order_of_the_readme(
     assert hbm > 1.1 * everything
     assert slow_disk > 1.02 * ddr
     assert slow_disk > slow_disk_chosen
+
+
+def test_a_shared_store_pays_where_sessions_go_round(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = FOLDER / "shared_store.yaml"
+    shared = simulate(path, capsys, tmp_path)
+    own = simulate(path, capsys, tmp_path, "--set", "cache.tiers.store.scope=replica")
+    assert shared["cache"]["hit_token_ratio"] > own["cache"]["hit_token_ratio"] + 0.1
+    assert shared["ttft_s"]["mean"] < 0.8 * own["ttft_s"]["mean"]
+    assert [tier["scope"] for tier in shared["tiers"]] == ["replica", "replica", "cluster"]
+    links = [link["replica"] for link in shared["utilisation"]["links"] if link["name"] == "nic-400g"]
+    assert links == [0, 0]  # one link, read and write, not four
