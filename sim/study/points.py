@@ -28,8 +28,8 @@ class Point:
     name: str  # equal where results must be equal; changes with the scenario, its files, the SLOs and kvsim's version
 
 
-def grid_points(path: Path, axes: Sequence[Axis], slos: Slos, extra: Sequence[str] = ()) -> list[Point]:
-    """All combinations of the axes' values, the last axis running fastest; ``extra`` overrides every point.
+def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
+    """All combinations of the axes' values, the last axis running fastest.
 
     Raises:
         ScenarioError: a key or value that the scenario cannot have, in one line; nothing has run then.
@@ -41,7 +41,6 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos, extra: Sequence[st
             changed.append(apply_override(data, f"{axis.key}={text}"))
             if len(axis.values) > 1:
                 values[axis.key] = _value(text)
-        changed += [apply_override(data, override) for override in extra]
         scenario = parse_scenario(data, base=folder, where=path.name, stem=path.stem, changed=changed)
         points.append(Point(values, scenario, _name(scenario, slos)))
     return points
