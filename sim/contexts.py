@@ -2,13 +2,14 @@
 
 Every decoding request grows by one token a step. In step i of the next ones a request with ``context`` tokens of KV
 reads context + 1 + i of them, its own new one included. The looks give a column over the steps
-(:mod:`kvsim.cost.work`), a plain number for a single step. :meth:`kvsim.entities.Batch.capped` and
-:meth:`~kvsim.entities.Batch.pages` make them.
+(:mod:`kvsim.cost.work`), a plain number for a single step. ``capped``, ``pages`` and ``total`` of
+:class:`kvsim.entities.Batch` make them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,24 @@ class Pages:
         phase, at = self._phase, -(self._batch.round + 1) % self._size
         cycle = phase[at::-1] + phase[:at:-1]  # the phases at, at - 1, ... around
         return cycle[:steps] if steps <= self._size else (cycle * (steps // self._size + 1))[:steps]
+
+
+class Total:
+    """Sum of a number that each request has, and keeps while it decodes."""
+
+    __slots__ = ("_of", "value")
+
+    def __init__(self, batch: Batch, of: Callable[[Request], int]) -> None:
+        self._of = of
+        self.value = sum(map(of, batch.requests))
+
+    def add(self, request: Request) -> None:
+        """``request`` decodes from the next step on."""
+        self.value += self._of(request)
+
+    def remove(self, request: Request) -> None:
+        """``request`` has left."""
+        self.value -= self._of(request)
 
 
 def blocks_begun(phase: list[int], at_round: int, steps: int, num: int) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kvsim.contexts import Capped, Pages, blocks_begun
+from kvsim.contexts import Capped, Pages, Total, blocks_begun
 
 NEVER = 1 << 62  # later than any time (ns) or round
 
@@ -73,8 +74,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_array", "_capped", "_finish", "_pages", "_phase", "_sums", "block_tokens", "next_finish", "requests", "round",
-        "sum_base",
+        "_array", "_capped", "_finish", "_pages", "_phase", "_sums", "_totals", "block_tokens", "next_finish", "requests",
+        "round", "sum_base",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int) -> None:
@@ -90,7 +91,8 @@ class Batch:
         self._array: np.ndarray[Any, Any] | None = None
         self._capped: dict[int, Capped] = {}
         self._pages: dict[int, Pages] = {}
-        self._sums: list[Capped | Pages] = []  # all of these
+        self._totals: dict[Callable[[Request], int], Total] = {}
+        self._sums: list[Capped | Pages | Total] = []  # all of these
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -174,3 +176,11 @@ class Batch:
             found = self._pages[size] = Pages(self, size)
             self._sums.append(found)
         return found
+
+    def total(self, of: Callable[[Request], int]) -> int:
+        """Sum over requests of ``of(request)``, which does not change while the request decodes."""
+        found = self._totals.get(of)
+        if found is None:
+            found = self._totals[of] = Total(self, of)
+            self._sums.append(found)
+        return found.value

@@ -59,8 +59,13 @@ class RooflinePricer(Pricer):
         if len(args) > 1 or lane == "cpu" or "num_bytes" not in args:
             return super().rows(args, steps, lane, share)
         moved, parts = args["num_bytes"], self._parts
-        same = isinstance(moved, int | float)
-        sizes = listed(moved, 1 if same else steps)
+        if isinstance(moved, int | float) and lane == "gpu":
+            return (
+                quantise(1e9 * (moved / parts / self._gpu.hbm_bytes_per_s)) if moved > 0 else 0.0
+            ), "extrapolated"
+        if isinstance(moved, int | float):
+            return self.price(args, lane, share)  # type: ignore[arg-type]
+        sizes = listed(moved, steps)
         if lane == "gpu":
             rate = self._gpu.hbm_bytes_per_s
             times = [
@@ -73,7 +78,7 @@ class RooflinePricer(Pricer):
                 floor((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
                 for size in sizes
             ]
-        return times[0] if same else times, "extrapolated"
+        return times, "extrapolated"
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

@@ -1,7 +1,7 @@
 """What per-step work of a cache method costs: ``python tests/benchmarks/methods.py TRACE``.
 
-Plays the trace (kvsim JSON Lines, lengths) with each manager of tests/fits and with the manager that it is built on, in
-turn, and prints CPU seconds of the loop and their ratio; medians of ``--runs``.
+Plays the trace (any that scenarios read, with contents or without) with each manager of tests/fits and with the manager
+that it is built on, in turn, and prints CPU seconds of the loop and their ratio; medians of ``--runs``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from managers.shadowkv import ShadowKV
 from managers.snapkv import SnapKV
 
 from kvsim.cache.paged import cache_managers
+from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cluster import run as cluster_run
 from kvsim.scenario.load import load_scenario
 
 DDR = [{"name": "ddr", "capacity": "64 GB", "load": "layerwise"}]
+
+
+class Tree(PrefixTreeManager):
+    """Changes nothing, but keeps the tree where no prompt says what it contains, as any subclass does."""
+
+
 METHODS = {
+    "tree": (Tree, "prefix_tree", {}),
     "kivi": (Kivi, "prefix_tree", {"bits": 2, "group": 32, "window": 128}),
     "quest": (Quest, "prefix_tree", {"budget": 512, "page": 16, "dense_layers": 2}),
     "h2o": (H2O, "paged", {"budget": 512}),

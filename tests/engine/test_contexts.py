@@ -37,6 +37,10 @@ def test_contexts(found: list[tuple[str, int]], asked: int, steps: int, cap: int
     check(batch, steps, cap, page)
 
 
+def start(request: Request) -> int:
+    return request.base
+
+
 def check(batch: Batch, steps: int, cap: int, page: int) -> None:
     contexts = batch.contexts[:, None]
     read = contexts + 1 + np.arange(steps)
@@ -45,6 +49,7 @@ def check(batch: Batch, steps: int, cap: int, page: int) -> None:
     assert column(below.num_beyond(steps), steps).tolist() == (read > cap).sum(0).tolist()
     assert column(pages.sum_read(steps), steps).tolist() == (-(-read // page)).sum(0).tolist()
     assert column(pages.num_filled(steps), steps).tolist() == (read % page == 0).sum(0).tolist()
+    assert batch.total(start) == sum(map(start, batch.requests))
     begun = -(-np.minimum(contexts + steps, cap) // BLOCK) + -np.minimum(contexts, cap) // BLOCK
     assert below.new_blocks(steps) == int(begun.sum())
     assert batch.new_blocks(steps) == int((-(-(contexts + steps) // BLOCK) + -contexts // BLOCK).sum())

@@ -46,7 +46,7 @@ class SnapKV(Paged):
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         num = len(batch)
-        first = batch.sum_context + num - sum(map(self.dropped, batch.requests))
+        first = batch.sum_context + num - batch.total(self.dropped)
         read = Ramp(first, num) if steps > 1 else first
         return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
