@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
+from kvsim.errors import KvsimError
 from kvsim.reports.theme import SCRIPT, STYLE
 
 
@@ -32,10 +34,17 @@ def page(title: str, lead: str, body: str, footer: str, library: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``path``; it appears complete or not at all."""
+    """Write ``path``; it appears complete or not at all.
+
+    Raises:
+        KvsimError: it cannot be written.
+    """
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
+    except OSError as error:
+        raise KvsimError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)

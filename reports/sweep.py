@@ -10,7 +10,14 @@ from typing import Any
 from kvsim.reports import colours, figures, markup
 from kvsim.reports.page import page, write_whole
 from kvsim.reports.plotlyjs import plotly_js
-from kvsim.results.sweep_table import knee_line, marginal_table, point_table, setting_texts, short_key
+from kvsim.results.sweep_table import (
+    knee_line,
+    marginal_table,
+    point_table,
+    setting_texts,
+    short_key,
+    sweep_warnings,
+)
 from kvsim.results.units import digits, duration
 from kvsim.version import __version__
 
@@ -26,7 +33,7 @@ def write_page(path: Path, told: Sweep) -> None:
         KvsimError: plotly is missing.
     """
     keys = list(dict.fromkeys(curve["key"] for curve in told["curves"]))
-    blocks = [markup.warning_box(_warnings(told))]
+    blocks = [markup.warning_box(sweep_warnings(told))]
     blocks += [_capacity(told, key) for key in keys]
     lead = "Means are over completed requests; $ are of the whole cluster."
     header, rows = point_table(told)
@@ -45,16 +52,6 @@ def write_page(path: Path, told: Sweep) -> None:
         plotly_js(),
     )
     write_whole(path, text)
-
-
-def _warnings(told: Sweep) -> list[str]:
-    points = told["points"]
-    failed = [point["error"] for point in points if point["error"] is not None]
-    lines = [f"{len(failed)} points cannot run, the first because: {failed[0]}"] if failed else []
-    short = [p for p in points if p["error"] is None and p["requests_completed"] < p["requests_submitted"]]
-    if short:
-        lines.append(f"In {len(short)} points not all requests complete; latencies are of those that do.")
-    return lines
 
 
 def _capacity(told: Sweep, key: str) -> str:

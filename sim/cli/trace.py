@@ -188,6 +188,8 @@ def anonymise(
     from kvsim.workloads.anonymise import load_salt, load_tokenizer
     from kvsim.workloads.writer import check_output_file
 
+    if out.exists() and out.samefile(file):
+        raise TraceError(f"{out}: is the file that is read; name another one, the prompts cannot be had back")
     check_output_file(out, force)
     tokenize = None if tokenizer is None else load_tokenizer(tokenizer)
     with progress_bar(file.name):

@@ -68,8 +68,7 @@ def validate(
     if as_json:
         print_json({"workloads": results})
     else:
-        from rich.console import Console
-
+        from kvsim.results.table import summary_console
         from kvsim.validate.table import print_results
 
-        print_results(results, Console())
+        print_results(results, summary_console())

@@ -26,8 +26,23 @@ def print_sweep(told: Sweep, console: Console) -> None:
         _print(marginal_table(curve), console)
         console.print(Text(knee_line(curve)))
     console.print()
+    for line in sweep_warnings(told):
+        console.print(Text.assemble(("warning: ", "bold yellow"), line))
     for line in told["assumptions"]:
         console.print(Text(line, style="dim"))
+
+
+def sweep_warnings(told: Sweep) -> list[str]:
+    """What a reader of the points has to know first."""
+    points = told["points"]
+    failed = [point["error"] for point in points if point["error"] is not None]
+    lines = [f"{len(failed)} points cannot run, the first because: {failed[0]}"] if failed else []
+    short = [p for p in points if p["error"] is None and p["requests_completed"] < p["requests_submitted"]]
+    if short:
+        lines.append(
+            f"in {len(short)} of {len(points)} points not all requests complete; latencies are of those that do."
+        )
+    return lines
 
 
 def curve_title(curve: Sweep) -> str:

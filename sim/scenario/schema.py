@@ -234,8 +234,10 @@ class Scenario(Part):
     _base: Path = PrivateAttr(default_factory=Path.cwd)
 
     def path(self, name: str) -> Path:
-        """``name`` as a path: a relative one starts in the scenario file's folder."""
-        return self._base / name
+        """``name`` as a path: a relative one starts in the scenario file's folder, or, if only that is there (a path that
+        was typed after ``--set``), in the current one."""
+        found = self._base / name
+        return found if found.exists() or not Path(name).exists() else Path.cwd() / name
 
     def profile_path(self, name: str) -> str:
         """A profile's name as it is; the path of its YAML file as :meth:`path` has it."""

@@ -66,6 +66,16 @@ def test_the_table_does_not_depend_on_the_number_of_processes(small: Path) -> No
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
 
 
+def test_workers_import_nothing_from_the_current_folder(small: Path) -> None:
+    Path("re.py").write_text("raise SystemExit('imported')\n")
+    assert run_command(["sweep", str(small), "--set", "seed=1..2", "--jobs", "2", "--out", "swept"]) == 0
+
+
+def test_rejected_requests_are_a_warning(cli: Cli, small: Path) -> None:
+    code, out, _ = cli("sweep", str(small), "--set", "engine.max_model_len=300,8192", "--out", "swept")
+    assert code == 0 and "in 1 of 2 points not all requests complete" in out
+
+
 def test_kill_9_keeps_finished_points_and_takes_no_half_written_one(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

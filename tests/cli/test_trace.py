@@ -151,6 +151,10 @@ def test_no_capacities(text: str) -> None:
         (["anonymise", "mine.jsonl", "o.jsonl", "--tokenizer", "none.json"], "none.json: no such file"),
         (["anonymise", "mine.jsonl", "o.jsonl", "--tokenizer", "odd.yaml"], "odd.yaml: no tokenizer ("),
         (["anonymise", "mine.jsonl", "o.jsonl", "--salt-file", "odd.yaml"], "odd.yaml: 12 bytes are too few"),
+        (["anonymise", "mine.jsonl", "mine.jsonl", "--force"], "mine.jsonl: is the file that is read; name another one"),
+        (["stats", MOONCAKE, "--set", "block_tokens=4096"], f"{MOONCAKE}:1: 14 hash_ids of 4096 tokens for 6758 tokens"),
+        (["stats", MOONCAKE, "--set", "block_tokens=16"], f"{MOONCAKE}:1: 14 hash_ids of 16 tokens for 6758 tokens"),
+        (["stats", "lengths.jsonl", "--html", "/proc/x.html"], "/proc/x.html: cannot be written"),
         (["anonymise", "nothing.jsonl", "o.jsonl"], "nothing.jsonl: no such file"),
     ],
 )  # fmt: skip

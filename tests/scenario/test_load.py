@@ -272,3 +272,13 @@ def test_a_scenario_without_a_file() -> None:
     scenario = parse_scenario({"workload": {"sources": [{"generator": "chat"}]}})
     assert scenario.name == "scenario"
     assert scenario.workload.sources[0].resolved_name == "chat"
+
+
+def test_a_path_after_set_may_lie_in_the_current_folder(
+    rag_mix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("saved.bin").write_bytes(b"")
+    assert load_scenario(rag_mix, ["cache.warm_start=saved.bin"]).path("saved.bin") == Path.cwd() / "saved.bin"
+    assert "no such file" in line_of(rag_mix, "cache.warm_start=other.bin")

@@ -26,6 +26,13 @@ def read_mooncake(path: Path, source: dict[str, str], *, block_tokens: int = 512
     builder = TraceBuilder()
     for row in json_rows(path):
         input_tokens = row.whole("input_length", 1)
+        ids = row.fields.get("hash_ids")
+        covered = len(ids) * block_tokens if isinstance(ids, list) else 0
+        if ids and covered and not input_tokens / 2 <= covered < input_tokens + 2 * block_tokens:
+            raise row.error(
+                f"{len(ids)} hash_ids of {block_tokens} tokens for {input_tokens} tokens; give the block_tokens that the "
+                f"trace was hashed with (about {input_tokens // len(ids)})"
+            )
         builder.add(
             row.time_ns("timestamp", NS_PER_MS),
             input_tokens,
