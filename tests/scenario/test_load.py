@@ -280,5 +280,7 @@ def test_a_path_after_set_may_lie_in_the_current_folder(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("saved.bin").write_bytes(b"")
-    assert load_scenario(rag_mix, ["cache.warm_start=saved.bin"]).path("saved.bin") == Path.cwd() / "saved.bin"
+    assert (
+        load_scenario(rag_mix, ["cache.warm_start=saved.bin"]).path("saved.bin") == Path.cwd() / "saved.bin"
+    )
     assert "no such file" in line_of(rag_mix, "cache.warm_start=other.bin")
