@@ -22,6 +22,11 @@ NS_PER_S = 1_000_000_000
 Array = np.ndarray[Any, Any]
 
 
+def private_ids(row: int) -> list[int]:
+    """Content ids that no other request has: of a prompt's unexplained tokens, and of an answer that nobody names."""
+    return [-2 * row - 2, -2 * row - 3]
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
     """n requests sorted by arrival, with m prompt segments in all; ids and names belong to this trace alone.
@@ -76,10 +81,10 @@ class Trace:
             ids = self.segment_id[start:stop].tolist()
             ends = list(accumulate(self.segment_tokens[start:stop].tolist()))
         if not ends or ends[-1] < prompt:
-            ids.append(-2 * row - 2)
+            ids.append(private_ids(row)[0])
             ends.append(prompt)
         output = self.output_id.item(row)
-        ids.append(output if output >= 0 else -2 * row - 3)
+        ids.append(output if output >= 0 else private_ids(row)[1])
         ends.append(prompt + self.output_tokens.item(row))
         return ids, ends
 

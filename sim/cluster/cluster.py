@@ -11,13 +11,13 @@ import simpy
 
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.router import Router
-from kvsim.engine.link import PRIORITY_ARRIVAL, At
+from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder
-from kvsim.workloads.trace import Trace
+from kvsim.workloads.trace import Trace, private_ids
 
 Integers = npt.NDArray[np.int64]
 ROWS_AT_ONCE = 4096  # of the trace as Python numbers
@@ -26,12 +26,12 @@ ROWS_AT_ONCE = 4096  # of the trace as Python numbers
 def entry_ns(arrivals: Integers, tokens: Integers, engine: EngineSpec, replicas: int) -> Integers:
     """When open-loop prompts of so many tokens are taken in, nanoseconds; all arrays of shape (requests,).
 
-    ``front_in_ns`` and ``intake_token_ns`` for each token after they arrive, one after the other: n replicas take in n
-    times as much. Closed-loop requests are taken in alone.
+    :meth:`EngineSpec.taken_in_ns` after they arrive, the tokens one after the other: n replicas take in n times as much.
+    Closed-loop requests are taken in alone.
     """
-    work = tokens.astype(np.int64) * engine.intake_token_ns
-    alone = arrivals + engine.front_in_ns + work
-    before = np.cumsum(work // replicas)
+    tokens = tokens.astype(np.int64)
+    alone = arrivals + engine.taken_in_ns(tokens)
+    before = np.cumsum(tokens * engine.intake_token_ns // replicas)
     return np.asarray(np.maximum.accumulate(alone - before) + before)
 
 
@@ -101,7 +101,7 @@ class Cluster:
         """A request has passed the front end."""
         total = input_tokens + output_tokens
         if self._private:
-            ids, ends = [-2 * row - 2, -2 * row - 3], [input_tokens, total]
+            ids, ends = private_ids(row), [input_tokens, total]
         else:
             ids, ends = self.trace.content(row)
         kinds = self.trace.kinds(row) if self.with_kinds else []
@@ -133,9 +133,7 @@ class Cluster:
             arrives = (follower, self.env.now + think, *lengths)
             At(
                 self.env,
-                think
-                + self.engine.front_in_ns
-                + self.trace.input_tokens.item(follower) * self.engine.intake_token_ns,
+                think + self.engine.taken_in_ns(lengths[0]),
                 PRIORITY_ARRIVAL,
                 lambda _, arrives=arrives: self._enter(*arrives),  # type: ignore[misc]
             )

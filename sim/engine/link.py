@@ -12,28 +12,10 @@ from collections.abc import Callable, Sequence
 import simpy
 
 from kvsim.cache.manager import Transfer
-from kvsim.engine.channel import (
-    DISCIPLINES,
-    PRIORITY_ARRIVAL,
-    PRIORITY_BOUNDARY,
-    PRIORITY_TRANSFER,
-    At,
-    Channel,
-    Discipline,
-)
+from kvsim.engine.channel import DISCIPLINES, Channel, Discipline
 from kvsim.engine.spec import Copies
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.outcome import LinkUse
-
-__all__ = (
-    "PRIORITY_ARRIVAL",
-    "PRIORITY_BOUNDARY",
-    "PRIORITY_TRANSFER",
-    "At",
-    "Links",
-    "connect",
-    "layerwise_end_ns",
-)
 
 
 class Links:

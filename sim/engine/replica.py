@@ -27,7 +27,8 @@ import simpy
 from kvsim.cache.manager import CacheManager, Plan, Services, Transfer
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import Kernel, StepWork
-from kvsim.engine.link import PRIORITY_BOUNDARY, At, Links, layerwise_end_ns
+from kvsim.engine.channel import PRIORITY_BOUNDARY, At
+from kvsim.engine.link import Links, layerwise_end_ns
 from kvsim.engine.run import Effects, Run, Tally
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times, lay_out

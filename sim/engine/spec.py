@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,10 @@ class EngineSpec:
     front_in_ns: int = 0
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
+
+    def taken_in_ns(self, tokens: Any) -> Any:
+        """How long after its arrival the scheduler knows of a prompt of ``tokens`` tokens (an int, or int64 arrays)."""
+        return self.front_in_ns + tokens * self.intake_token_ns
 
     def thread_ns(self, tokens: int, sequences: int, prefills: bool) -> int:
         """How long a step of ``tokens`` tokens of ``sequences`` requests holds the engine's thread."""

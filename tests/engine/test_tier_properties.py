@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fused_equals_reference import setups
 from test_invariants import check, tier_modes
-from toys import toy_cache, toy_engine, toy_simulation, toy_trace
+from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
-import kvsim.engine.replica as replica_module
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
 from kvsim.cluster.run import Simulation
@@ -72,15 +71,8 @@ def test_tiers_under_churn(session, setup, stack, policy, router, num_replicas, 
             router=route, num_replicas=num_replicas, link_sharing=sharing,
         )  # fmt: skip
 
-    fused = run()
+    fused, unfused = fused_and_unfused(run)
     check(fused, rows)
-    longest, replica_module.LONGEST_RUN = replica_module.LONGEST_RUN, 1
-    try:
-        unfused = run()
-    finally:
-        replica_module.LONGEST_RUN = longest
-    assert sorted(fused.recorder.requests) == sorted(unfused.recorder.requests)
-    assert sorted(fused.recorder.timeline) == sorted(unfused.recorder.timeline)
     for one, other in zip(fused.replicas, unfused.replicas, strict=True):
         assert one.num_steps == other.num_steps
         assert one.links.written_bytes == other.links.written_bytes

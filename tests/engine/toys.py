@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+import kvsim.engine.replica as replica_module
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig
 from kvsim.cluster.router import RoundRobin
@@ -136,3 +137,16 @@ def toy_simulation(
     )
     play(simulation)
     return simulation
+
+
+def fused_and_unfused(run: Callable[[], Simulation]) -> tuple[Simulation, Simulation]:
+    """Two runs of one simulation, the second a step at a time; what they recorded is equal."""
+    fused = run()
+    longest, replica_module.LONGEST_RUN = replica_module.LONGEST_RUN, 1
+    try:
+        unfused = run()
+    finally:
+        replica_module.LONGEST_RUN = longest
+    assert sorted(fused.recorder.requests) == sorted(unfused.recorder.requests)
+    assert sorted(fused.recorder.timeline) == sorted(unfused.recorder.timeline)
+    return fused, unfused
