@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kvsim.cli import calibrate, explain, profiles, report, run, sweep, trace, validate
+from kvsim.cli import calibrate, explain, methods, profiles, report, run, sweep, trace, validate
 from kvsim.cli.problems import usage_line
 from kvsim.errors import KvsimError
 from kvsim.version import __version__
@@ -31,6 +31,7 @@ app.command(epilog=f"Example: {sweep.EXAMPLE}")(sweep.sweep)
 app.command(epilog=f"Example: {validate.EXAMPLE}")(validate.validate)
 app.add_typer(calibrate.app, name="calibrate")
 app.add_typer(explain.app, name="explain")
+app.add_typer(methods.app, name="methods")
 app.add_typer(profiles.app, name="profiles")
 app.add_typer(trace.app, name="trace")
 

@@ -304,6 +304,7 @@ def _outcome(
         tier_usd_per_hour=_tier_usd_per_hour(scenario),
         names_content=trace.names_content,
         kv_bytes_per_token=bytes_per_token,
+        methods=scenario.method_facts,
         scenario=scenario.resolved(),
         hashes={
             "scenario": scenario.digest(),

@@ -60,6 +60,9 @@ class Outcome:
     tier_usd_per_hour: float  # of the tiers below HBM, all replicas together
     names_content: bool  # some prompt says what it contains; else nothing can be reused
     kv_bytes_per_token: int
+    methods: tuple[
+        Mapping[str, Any], ...
+    ]  # of each method card that the scenario names, see Scenario.method_facts
     scenario: Mapping[str, Any]  # resolved, as it is written to scenario.resolved.yaml
     hashes: Mapping[str, str]  # sha256 by "scenario", "profile", "traces" (of all trace files together)
     session_names: tuple[str, ...]

@@ -48,6 +48,10 @@ def warnings_of(summary: Summary) -> list[str]:
         )
     if done and not summary["cache"]["prompts_name_content"]:
         found.append("The workload gives lengths only: no prompt says what it contains, so no cache can hit.")
+    for method in summary.get("methods", []):
+        if method["overridden"]:
+            keys = ", ".join(method["overridden"])
+            found.append(f"The scenario sets {keys} otherwise than the card of {method['name']}.")
     if _saturated(summary):
         found.append(
             "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."

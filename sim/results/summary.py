@@ -67,6 +67,10 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
             "output_tokens_per_s": _ratio(int(done.output_tokens.sum()), window_s),
             "input_tokens_per_s": _ratio(int(done.input_tokens.sum()), window_s),
         },
+        "methods": [
+            {key: method[key] for key in ("name", "title", "paper", "overridden")}
+            for method in outcome.methods
+        ],
         "cache": _cache(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
@@ -139,6 +143,11 @@ def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
         "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),
         "prompts_name_content": outcome.names_content,
         "approximate_token_ratio": _ratio(int(done.approximate_tokens.sum()), input_tokens),
+        "published_quality": [
+            {"method": method["name"], **quality}
+            for method in outcome.methods
+            for quality in method["quality"]
+        ],
         "hit_token_ratio_by_tier": {
             name: _ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
         },

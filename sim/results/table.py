@@ -38,6 +38,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         f" in {duration(summary['makespan_s'])} on {reading.cluster_line(summary)}", style="not bold"
     )
     console.print(headline)
+    if summary["methods"]:
+        console.print(f"methods: {', '.join(method['name'] for method in summary['methods'])}")
     if "statistics" in summary:
         only = summary["statistics"]
         console.print(
@@ -82,6 +84,11 @@ def _facts(summary: Summary) -> Table:
     if cache["approximate_token_ratio"]:
         hits.append(f"approximate reuse {percent(cache['approximate_token_ratio'])}")
     row("cache hits", hits)
+    for quality in cache["published_quality"] if cache["approximate_token_ratio"] else []:
+        row(
+            "published",
+            (f"{quality['method']}: {quality['metric']} {quality['value']} [{quality['source']}]",),
+        )
     row(
         "throughput",
         (

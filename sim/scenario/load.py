@@ -1,8 +1,8 @@
-"""Reads a scenario file: YAML, then ``key=value`` overrides, then the schema, then what it refers to."""
+"""Reads a scenario file: YAML, then method cards, then ``key=value`` overrides, then the schema, then what it refers to."""
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,29 +12,11 @@ from pydantic import ValidationError
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.scenario.problems import problem_lines
+from kvsim.scenario.read import Loader, read_yaml
 from kvsim.scenario.references import check_references
 from kvsim.scenario.schema import Scenario
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice and reads 1e9 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
+METHODS = ("method", "methods")
 
 
 def load_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
@@ -44,53 +26,42 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
         ScenarioError: the first problem found, as one line; ``str(error.__notes__)`` has the others, if any.
     """
     path = Path(path)
-    data = read_yaml(path)
-    changed = [apply_override(data, override) for override in overrides]
-    return parse_scenario(data, base=path.resolve().parent, where=path.name, stem=path.stem, changed=changed)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file.
-
-    Raises:
-        ScenarioError: no such file, bad YAML (with its line), or no mapping.
-    """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ScenarioError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ScenarioError(f"{path}{line}: bad YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ScenarioError(f"{path}: bad YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise ScenarioError(
-            f"{path}: expected keys and values, found {'nothing' if data is None else repr(data)[:60]}"
-        )
-    return data
+    return parse_scenario(
+        read_yaml(path), overrides, base=path.resolve().parent, where=path.name, stem=path.stem
+    )
 
 
 def parse_scenario(
     data: Mapping[str, Any],
+    overrides: Sequence[str] = (),
     *,
     base: Path | None = None,
     where: str = "scenario",
     stem: str = "scenario",
-    changed: Sequence[str] = (),
 ) -> Scenario:
-    """The scenario that ``data`` (as YAML gives it) describes; relative paths start at ``base``.
+    """The scenario that ``data`` (as YAML gives it; left as it is) describes; relative paths start at ``base``.
 
-    ``stem`` is the name if it has none; ``changed`` lists keys that came from the command line, for messages.
+    A card that ``data`` names gives way to what ``data`` says; one that an override names is laid over ``data``. The other
+    overrides come last. ``stem`` is the name if there is none.
 
     Raises:
         ScenarioError: as :func:`load_scenario`.
     """
+    plain = copy.deepcopy(dict(data))
+    naming = [override for override in overrides if override.partition("=")[0].strip() in METHODS]
+    if naming:
+        plain = {key: value for key, value in plain.items() if key not in METHODS}
+    changed = [apply_override(plain, override) for override in naming]
+    cards: Sequence[Any] = ()
+    if any(key in plain for key in METHODS):
+        from kvsim.methods.load import lay_methods
+
+        plain, cards = lay_methods(
+            plain, base or Path.cwd(), "--set " if naming else f"{where}.", bool(naming)
+        )
+    changed += [apply_override(plain, override) for override in overrides if override not in naming]
     try:
-        scenario = Scenario.model_validate({"name": stem, **data})
+        scenario = Scenario.model_validate({"name": stem, **plain})
     except ValidationError as error:
         lines = [_line(key, text, where, changed) for key, text in problem_lines(error, Scenario)]
         first = ScenarioError(lines[0])
@@ -99,6 +70,10 @@ def parse_scenario(
         raise first from None
     if base is not None:
         scenario._base = base
+    if cards:
+        from kvsim.methods.load import facts
+
+        scenario._methods = tuple(facts(card, scenario) for card in cards)
     problem = check_references(scenario)
     if problem is not None:
         raise ScenarioError(_line(*problem, where, changed))
@@ -122,7 +97,7 @@ def apply_override(data: dict[str, Any], override: str) -> str:
     if not equals or not key:
         raise ScenarioError(f"--set {override}: expected key=value, such as cluster.replicas=4")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError:
         raise ScenarioError(f"--set {key}: cannot read {text!r} as YAML; quote it") from None
     place: Any = data

@@ -26,9 +26,16 @@ _BOUNDS = {"greater_than": "greater than", "greater_than_equal": "at least", "le
 _TAGS = ("preset", "inline")  # what a discriminated union adds to a location
 
 
-def problem_lines(error: ValidationError, root: type[BaseModel]) -> list[tuple[str, str]]:
-    """(dotted key, what is wrong) of every problem, unknown keys first: they often cause the others."""
+def problem_lines(
+    error: ValidationError, root: type[BaseModel], missing: bool = True
+) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong) of every problem, unknown keys first: they often cause the others.
+
+    Without ``missing``, keys that are not there are no problem.
+    """
     found = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    if not missing:
+        found = [item for item in found if item["type"] != "missing"]
     # a list whose entries are all wrong is also reported as empty
     found = [item for item in found if item["type"] != "too_short" or not item["input"]]
     # a key that is misspelt is also missing: one mistake, one line

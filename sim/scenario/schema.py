@@ -209,10 +209,25 @@ class Output(Part):
     """Thins timeline.parquet: at most one row a replica in this much simulated time."""
 
 
+def beside(base: Path, name: str) -> Path:
+    """``name`` as a path: a relative one starts in ``base`` (the scenario file's folder), or, if only that is there (a path
+    that was typed after ``--set``), in the current one."""
+    found = base / name
+    return found if found.exists() or not Path(name).exists() else Path.cwd() / name
+
+
+def is_card_file(method: str) -> bool:
+    """A method that is named by the path of its card."""
+    return method.endswith((".yaml", ".yml"))
+
+
 class Scenario(Part):
     name: str
     """Default: the file's stem. Results go to a folder of this name."""
     description: str = ""
+    methods: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Cards of published systems (``kvsim methods list``, or paths of YAML files), whose keys give way to those that the
+    scenario states. ``method: NAME`` is short for one."""
     seed: Annotated[int, Field(ge=0)] = 0
     model: str = "llama-3.1-8b"
     """Preset name, or the path of a Hugging Face config.json (relative to the scenario file)."""
@@ -232,12 +247,16 @@ class Scenario(Part):
         return name
 
     _base: Path = PrivateAttr(default_factory=Path.cwd)
+    _methods: tuple[dict[str, Any], ...] = PrivateAttr(default=())
+
+    @property
+    def method_facts(self) -> tuple[dict[str, Any], ...]:
+        """Of each card in :attr:`methods`: name, paper, published quality, keys that the scenario states otherwise."""
+        return self._methods
 
     def path(self, name: str) -> Path:
-        """``name`` as a path: a relative one starts in the scenario file's folder, or, if only that is there (a path that
-        was typed after ``--set``), in the current one."""
-        found = self._base / name
-        return found if found.exists() or not Path(name).exists() else Path.cwd() / name
+        """``name`` as a path, see :func:`beside`."""
+        return beside(self._base, name)
 
     def profile_path(self, name: str) -> str:
         """A profile's name as it is; the path of its YAML file as :meth:`path` has it."""
@@ -259,6 +278,9 @@ class Scenario(Part):
             part[key] = part[key] and self.profile_path(part[key])
         if self.cache.warm_start is not None:
             data["cache"]["warm_start"] = str(self.path(self.cache.warm_start).resolve())
+        data["methods"] = [
+            str(self.path(name).resolve()) if is_card_file(name) else name for name in self.methods
+        ]
         for source in data["workload"]["sources"]:
             if source["file"] is not None:
                 source["file"] = str(self.path(source["file"]).resolve())

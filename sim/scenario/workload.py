@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from kvsim.errors import ScenarioError, TraceError
-from kvsim.scenario.load import apply_override, parse_scenario, read_yaml
+from kvsim.scenario.load import apply_override, parse_scenario
+from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload_schema import Slice, Source
 from kvsim.workloads import Trace, generate, read
@@ -27,8 +28,10 @@ def load_workload(path: Path, overrides: Sequence[str] = ()) -> Scenario:
         ScenarioError: as ``load_scenario``, or the file is none of these.
     """
     data = read_yaml(path)
-    changed = [apply_override(data, override) for override in overrides]
     if "workload" not in data:
+        for override in overrides:
+            apply_override(data, override)
+        overrides = ()
         seed = {"seed": data.pop("seed")} if "seed" in data else {}
         if "sources" in data:
             data = {**seed, "workload": data}
@@ -38,7 +41,7 @@ def load_workload(path: Path, overrides: Sequence[str] = ()) -> Scenario:
             raise ScenarioError(
                 f"{path}: holds no workload; give a scenario, 'sources', or 'generator' with 'options'"
             )
-    return parse_scenario(data, base=path.resolve().parent, where=path.name, stem=path.stem, changed=changed)
+    return parse_scenario(data, overrides, base=path.resolve().parent, where=path.name, stem=path.stem)
 
 
 def build_trace(scenario: Scenario) -> Trace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -12,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kvsim.scenario.load import apply_override, parse_scenario, read_yaml
+from kvsim.scenario.load import apply_override, parse_scenario
+from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario
 from kvsim.study.axes import Axis
 from kvsim.study.slo import Slos
@@ -36,12 +36,10 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
     """
     base, folder, points = read_yaml(path), path.resolve().parent, []
     for combination in itertools.product(*(axis.values for axis in axes)):
-        data, values, changed = copy.deepcopy(base), {}, []
-        for axis, text in zip(axes, combination, strict=True):
-            changed.append(apply_override(data, f"{axis.key}={text}"))
-            if len(axis.values) > 1:
-                values[axis.key] = _value(text)
-        scenario = parse_scenario(data, base=folder, where=path.name, stem=path.stem, changed=changed)
+        settings = list(zip(axes, combination, strict=True))
+        overrides = [f"{axis.key}={text}" for axis, text in settings]
+        values = {axis.key: _value(text) for axis, text in settings if len(axis.values) > 1}
+        scenario = parse_scenario(base, overrides, base=folder, where=path.name, stem=path.stem)
         points.append(Point(values, scenario, _name(scenario, slos)))
     return points
 

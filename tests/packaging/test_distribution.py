@@ -87,6 +87,8 @@ def test_data_is_there() -> None:
         ("kvsim.engine", "profiles/*.yaml", 2),
         ("kvsim.cost", "profiles/*.yaml", 3),
         ("kvsim.cost", "profiles/*.parquet", 18),
+        ("kvsim.methods", "catalog/*.yaml", 5),
+        ("kvsim.methods", "systems.yaml", 1),
     ):
         found = [path.name for folder in _folders(package) for path in folder.glob(pattern)]
         assert len(found) >= least, f"{package}: only {found}"

@@ -28,18 +28,31 @@ version = "1.0"
 "cache_manager:broken" = "third_party_broken:Anything"
 "router:always_last" = "third_party:AlwaysLast"
 "eviction_policy:newest_first" = "third_party:NewestFirst"
+"method:theirs" = "third_party:CARD"
 
 [tool.setuptools]
 py-modules = ["third_party", "third_party_broken"]
 """
 
+CARD = """\
+api_version: 1
+name: theirs
+paper: {title: Theirs}
+layers: [eviction-policy]
+overlay: {cache: {manager: prefix_tree, eviction: newest_first}}
+modelled: [all of it]
+"""
+
 MODULE = '''\
-"""A manager whose prompts need no attention, a router and an eviction policy."""
+"""A manager whose prompts need no attention, a router, an eviction policy and a method card."""
+
+from pathlib import Path
 
 from kvsim.cache.eviction import API_VERSION as EVICTION_API, EvictionPolicy
 from kvsim.cache.manager import API_VERSION
 from kvsim.cache.paged import Paged
 from kvsim.cluster.router import API_VERSION as ROUTER_API, Router
+from kvsim.methods.load import read_card
 
 
 class NoAttention(Paged):
@@ -51,6 +64,9 @@ class NoAttention(Paged):
 
 class Outdated(NoAttention):
     api_version = API_VERSION + 1
+
+
+CARD = read_card(Path(__file__).with_name("theirs.yaml"))
 
 
 class AlwaysLast(Router):
@@ -100,6 +116,7 @@ def third_party(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     found = subprocess.run([*pip, "--target", str(target), str(source)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+    (target / "theirs.yaml").write_text(CARD)
     return target
 
 
@@ -143,6 +160,14 @@ def test_a_third_partys_router_and_eviction_policy_run(
     )
     assert found.returncode == 0, found.stderr
     assert [replica["requests"] for replica in json.loads(found.stdout)["by_replica"]] == [0, 20]
+
+
+def test_a_third_partys_card_runs(third_party: Path, tmp_path: Path) -> None:
+    found = _run(third_party, tmp_path, "paged", "method=theirs")
+    assert found.returncode == 0, found.stderr
+    assert [method["name"] for method in json.loads(found.stdout)["methods"]] == ["theirs"]
+    resolved = (tmp_path / "results" / "scenario" / "scenario.resolved.yaml").read_text()
+    assert "eviction: newest_first" in resolved and "manager: prefix_tree" in resolved
 
 
 @pytest.mark.parametrize(

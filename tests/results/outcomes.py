@@ -68,6 +68,7 @@ def small_outcome(loop_wall_s: float = 0.5) -> Outcome:
         tier_usd_per_hour=0.0,
         names_content=True,
         price_source="list price, 2025-06",
+        methods=(),
         kv_bytes_per_token=131_072,
         scenario={"name": "small", "engine": {"max_num_seqs": 8}, "traces": ("a.jsonl",)},
         hashes={"scenario": "aa", "profile": "bb", "traces": "cc"},
@@ -151,6 +152,7 @@ def random_outcome(num_requests: int = 5000, num_replicas: int = 4, seed: int = 
         tier_usd_per_hour=0.0,
         names_content=True,
         price_source="list price, 2025-06",
+        methods=(),
         kv_bytes_per_token=131_072,
         scenario={
             "name": "random <b>bold</b>",

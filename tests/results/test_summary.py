@@ -97,6 +97,7 @@ def test_cache(summary):
         "hit_token_ratio": 0.15,  # 150 of 1000 prompt tokens
         "prompts_name_content": True,
         "approximate_token_ratio": 0.025,
+        "published_quality": [],
         "hit_token_ratio_by_tier": {"hbm": 0.04, "ddr": 0.11},
         "evicted_tokens": 300,
         "recomputed_tokens": 70,

@@ -1,0 +1,109 @@
+"""Every card that comes with kvsim: it loads, runs, is neutral where it says so, and its knob does what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from kvsim.cluster.run import run_scenario
+from kvsim.methods.card import MethodCard
+from kvsim.methods.load import check_card, load_card, shipped_cards
+from kvsim.methods.overlay import lay, without_wildcards
+from kvsim.methods.systems import list_methods, load_systems
+from kvsim.results.columns import RequestColumns, request_columns
+from kvsim.results.summary import summarise
+from kvsim.scenario.load import parse_scenario
+
+QUICKSTART = yaml.safe_load(
+    (Path(__file__).parents[2] / "scenarios" / "quickstart.yaml").read_text(encoding="utf-8")
+)
+NAMES = sorted(shipped_cards())
+card_of = cache(load_card)
+SAME = (
+    "ttft_s",
+    "e2e_s",
+    "queue_s",
+    "prefill_s",
+    "load_s",
+    "cached_tokens",
+    "approximate_tokens",
+    "preemptions",
+)
+
+
+def run(data: dict[str, Any], overrides: Sequence[str] = ()) -> tuple[dict[str, Any], RequestColumns]:
+    """Summary and requests of a scenario, with the cache's integrity proven after every step."""
+    outcome = run_scenario(parse_scenario(data, overrides), check=True)
+    columns = request_columns(outcome.recorder.requests, len(outcome.tier_names))
+    return summarise(outcome, columns), columns
+
+
+def at(summary: dict[str, Any], key: str) -> float:
+    value: Any = summary
+    for step in key.split("."):
+        value = value[step]
+    return float(value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_card_is_in_order(name: str) -> None:
+    card = card_of(name)
+    assert card.name == name, "a card is found by its file's name"
+    check_card(card, name)
+    assert card.modelled and card.claims
+    assert card.knob is not None or card.neutral is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_on_quickstart(name: str) -> None:
+    card = card_of(name)
+    summary, _ = run(lay(QUICKSTART, card.probe), [f"method={name}", "workload.max_requests=120"])
+    assert summary["requests_completed"] == 120
+    (used,) = summary["methods"]
+    assert used["name"] == name and used["overridden"] == []
+    priced = {entry["kernel"] for entry in summary["time_by_kernel"]}
+    assert set(card.kernels) <= priced, "kernels of the card that no step used"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if card_of(name).neutral is not None])
+def test_at_its_neutral_setting_nothing_changes(name: str) -> None:
+    card = card_of(name)
+    below = lay(QUICKSTART, card.probe)
+    neutral = lay(lay(lay(card.defaults, below, keep_entries=True), card.overlay), card.neutral)
+    _, with_card = run(without_wildcards(neutral))
+    _, without = run(without_wildcards(lay(below, card.baseline)))
+    for column in SAME:
+        assert np.array_equal(getattr(with_card, column), getattr(without, column)), column
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if card_of(name).knob is not None])
+def test_its_knob_turns_one_way(name: str) -> None:
+    card: MethodCard = card_of(name)
+    assert card.knob is not None
+    data = lay(QUICKSTART, card.probe)
+    found = [
+        at(run(data, [f"method={name}", f"{card.knob.key}={value}"])[0], card.knob.metric)
+        for value in card.knob.values
+    ]
+    wanted = sorted(found, reverse=card.knob.direction == "down")
+    assert found == wanted, f"{card.knob.key} over {card.knob.values}: {card.knob.metric} is {found}"
+    assert found[0] != found[-1], "the knob does nothing"
+
+
+def test_every_system_has_a_card_or_says_what_is_missing() -> None:
+    systems = load_systems()
+    assert len(systems) == len({system.name for system in systems}) == 138
+    rows = {row["name"]: row for row in list_methods()}
+    for system in systems:
+        row = rows[system.name]
+        assert row["runnable"] == (system.name in NAMES)
+        assert row["runnable"] or system.needs, f"{system.name}: neither a card nor a reason"
+        assert bool(row["reason"]) != row["runnable"]
+    for name in NAMES:
+        assert set(card_of(name).layers) and rows[name]["paper"].startswith(card_of(name).paper.title)
