@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from itertools import accumulate
 
 from kvsim.cache.tree import NEVER, Node
@@ -43,6 +43,16 @@ class Future:
         """A request has reached the router; what follows it in the trace is the future."""
         self.now = max(self.now, request.index)
         self._chains[id(request.ids)] = (request.ids, self._chain(request.ids))
+
+    def contents(self, kinds: Container[int]) -> Iterator[tuple[int, int]]:
+        """(content id, tokens) of the segments of some kinds, in the order in which they come up; the longest of each."""
+        trace = self._trace
+        longest: dict[int, int] = {}
+        columns = (trace.segment_id, trace.segment_tokens, trace.segment_kind)
+        for ident, tokens, kind in zip(*(column.tolist() for column in columns), strict=True):
+            if kind in kinds and longest.get(ident, 0) < tokens:
+                longest[ident] = tokens
+        yield from longest.items()
 
     # ---- next uses
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvsim.cache.eviction import eviction_policy
 from kvsim.cache.eviction.queue import own
@@ -32,6 +33,7 @@ class Held:
     owed_blocks: int  # of the prompt, not taken yet
     written: int = 0  # leading blocks that were offered to the tiers
     passed: tuple[int, int] = (0, 0)  # blocks that came through the nearest tier without staying there
+    own: Any = None  # a subclass's
 
 
 @dataclass(slots=True)
@@ -116,8 +118,7 @@ class PrefixTreeManager(Paged):
 
     def admit(self, request: Request, plan: Plan) -> bool:
         found: Found = plan.detail
-        need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
-        loaded = sum(load.end - load.start for load in found.loads)
+        need, loaded = self._room(request, found)
         free = self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks)
         if need > free or (loaded and loaded > free - self.owed_blocks):
             return False  # a load leaves the prompts before it the room that they still need (as vLLM does)
@@ -125,7 +126,7 @@ class PrefixTreeManager(Paged):
             admitted(request)
         pinned = self.tree.acquire(found.node, found.blocks)
         leaf = self.tree.append(pinned, request.ids, request.ends, found.blocks, found.blocks)
-        request.kv = Held(leaf, found.blocks, len(found.loads), loaded, need - loaded)
+        request.kv = Held(leaf, found.blocks, len(plan.transfers), loaded, need - loaded)
         self.owed_blocks += need - loaded
         if loaded:
             self._take(loaded)
@@ -135,12 +136,18 @@ class PrefixTreeManager(Paged):
                     request.kv.passed = (min(first, load.start) if last else load.start, load.end)
         return True
 
+    def _room(self, request: Request, found: Found) -> tuple[int, int]:
+        """Look. Blocks that the prompt needs beyond those found in HBM, and how many of them loads fill."""
+        need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
+        return need, sum(load.end - load.start for load in found.loads)
+
     def can_resume(self, request: Request) -> bool:
         held: Held = request.kv
-        return (
-            blocks_for(request.prompt_tokens, self.block_tokens) - held.hit_blocks - held.loaded_blocks
-            <= self.num_free_blocks
-        )
+        return held.owed_blocks <= self.num_free_blocks
+
+    def _complete(self, request: Request, context: int) -> int:
+        """Look. Leading tokens whose KV others may reuse, with ``context`` tokens attached, loaded or computed."""
+        return context
 
     def grow(self, request: Request, tokens: int) -> bool:
         before = self.private_blocks
@@ -151,7 +158,8 @@ class PrefixTreeManager(Paged):
         held.owed_blocks -= taken
         self.owed_blocks -= taken
         if not held.loading:
-            self._index(held, (request.cached + request.computed + tokens) // self.block_tokens)
+            context = request.cached + request.computed + tokens
+            self._index(held, self._complete(request, context) // self.block_tokens)
         return True
 
     def _pay(self, held: Held, blocks: int) -> None:
@@ -192,19 +200,20 @@ class PrefixTreeManager(Paged):
             if held is not None and held.loading:
                 held.loading -= 1
                 if not held.loading:
-                    self._index(held, (request.cached + request.computed) // self.block_tokens)
+                    context = request.cached + request.computed
+                    self._index(held, self._complete(request, context) // self.block_tokens)
             more = self.tiers.loaded(payload, kept)
         return more + self.tiers.demote(0) if self.tiers.demotes_hbm else more
 
     # ---- decoding and the end
 
     def preempt(self, request: Request, context: int) -> None:
-        self._full(request.kv, context)
+        self._full(request, context)
         self._let_go(request)
 
     def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
         held: Held = request.kv
-        self._full(held, context)
+        self._full(request, context)
         transfers = self._write(held, request, context)
         for tree in self._on_finish:
             if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
@@ -212,15 +221,19 @@ class PrefixTreeManager(Paged):
         self._let_go(request)
         return transfers + self.tiers.demote(0) if self.tiers.demotes_hbm else transfers
 
-    def _full(self, held: Held, context: int) -> None:
+    def _full(self, request: Request, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""
+        held: Held = request.kv
         self._pay(held, held.owed_blocks)
         held.leaf.live = False
-        full = held.leaf.end if held.loading else context // self.block_tokens
+        full = held.leaf.end if held.loading else self._complete(request, context) // self.block_tokens
         self._index(held, full)
-        rest = blocks_for(context, self.block_tokens) - full
+        rest = self._blocks_held(request, context) - full
         self.private_blocks -= rest
         self.free_blocks += rest
+
+    def _blocks_held(self, request: Request, context: int) -> int:
+        return blocks_for(context, self.block_tokens)
 
     def _let_go(self, request: Request) -> None:
         self.tree.release(request.kv.leaf)
@@ -269,7 +282,7 @@ class PrefixTreeManager(Paged):
 
     # ---- caches that outlive a run
 
-    def saved(self, name: Callable[[int], str]) -> dict[str, list[SavedRun]]:
+    def saved(self, name: Callable[[int], str]) -> dict[str, list[SavedRun]] | None:
         return {tier: dump_tree(tree, name) for tier, tree, _ in self._stores()}
 
     def restore(self, saved: Mapping[str, list[SavedRun]], ident: Callable[[str], int]) -> None:

@@ -242,7 +242,7 @@ def _manager(name: str, config: CacheConfig) -> CacheManager:
     manager = load_manager(name, config)
     if config.tiers and not manager.uses_tiers:
         raise ScenarioError(
-            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or set tiers to []"
+            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
         )
     return manager
 

@@ -16,7 +16,6 @@ for folder in (HERE, HERE.parent / "engine"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-from managers.cacheblend import CacheBlend  # noqa: E402
 from managers.h2o import H2O  # noqa: E402
 from managers.kivi import Kivi  # noqa: E402
 from managers.quest import Quest  # noqa: E402
@@ -24,6 +23,7 @@ from managers.shadowkv import ShadowKV  # noqa: E402
 from managers.snapkv import SnapKV  # noqa: E402
 from toys import ToyCost, toy_engine, toy_trace  # noqa: E402
 
+from kvsim.cache.chunks.manager import ChunkManager  # noqa: E402
 from kvsim.cache.manager import CacheConfig, CacheManager  # noqa: E402
 from kvsim.cache.paged import Paged  # noqa: E402
 from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
@@ -51,8 +51,29 @@ class Fit:
     tiers: int = 1  # that the baseline has; a manager may keep the tier for itself
 
 
+VARIANTS = {"share": 0.5, "fix": "by_context", "variants": 3, "max_share": 0.4}
+LEVELS = [{"name": "fine", "ratio": 0.5}, {"name": "coarse", "ratio": 0.2}]
 FITS = {
-    "cacheblend": Fit(CacheBlend, PrefixTreeManager, {"recompute": 0.25}, {"recompute": 1}, tiers=0),
+    "chunks": Fit(ChunkManager, PrefixTreeManager, {"share": 0.25}, {"share": 1}, tiers=0),
+    "alone": Fit(
+        ChunkManager,
+        PrefixTreeManager,
+        {"made": "alone", "hit": "rotate"},
+        {"made": "alone", "share": 1},
+        tiers=0,
+    ),
+    "variants": Fit(
+        ChunkManager, PrefixTreeManager, VARIANTS, {**VARIANTS, "share": 1, "fix": "constant"}, tiers=0
+    ),
+    "kept": Fit(ChunkManager, PrefixTreeManager, {"hit": "attach", "kept": 0.4}, {"share": 1}, tiers=0),
+    "stream": Fit(
+        ChunkManager,
+        PrefixTreeManager,
+        {"hit": "attach", "levels": LEVELS, "piece_tokens": 8},
+        {"share": 1},
+        tiers=0,
+    ),
+    "scoped": Fit(ChunkManager, PrefixTreeManager, {"scope": "user"}, {"share": 1}, tiers=0),
     "kivi": Fit(Kivi, PrefixTreeManager, {"bits": 2, "group": 16, "window": 8}, {"bits": 16}),
     "snapkv": Fit(SnapKV, Paged, {"budget": 9}, {"budget": 10_000}),
     "quest": Fit(Quest, PrefixTreeManager, {"budget": 12, "page": 4, "dense_layers": 1}, {"budget": 10_000}),

@@ -11,37 +11,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import CHUNK, FITS, USER, cache_of, simulate, times, trace_of
-from managers.cacheblend import CacheBlend
+from harness import FITS, cache_of, simulate, times, trace_of
 from managers.h2o import H2O
 from managers.kivi import Kivi
 from managers.quest import Quest
 from managers.shadowkv import ShadowKV
 from managers.snapkv import SnapKV
-
-
-def test_cacheblend() -> None:
-    """Chunks in another order are loaded and a quarter of them recomputed; blended KV is nobody's prefix."""
-    system, first, second = (9, 4, USER), (1, 12, CHUNK), (2, 20, CHUNK)
-    trace = trace_of(
-        [(0, 40, 1), (600, 40, 2), (700, 40, 1)],
-        [[system, first, second], [system, second, first], [system, second, first]],
-    )
-    simulation = simulate(CacheBlend, trace, cache_of(100, {"recompute": 0.25}, bytes_per_token=2))
-    # 0: A computes 40 tokens: 100 + 400 + 40 * 40 / 100 = 516 -> 516
-    #    then its chunks go to DDR: 24 bytes until 540, 40 bytes until 580
-    # 600: B finds the system prompt (4 tokens, exact) and both chunks: 15 of 20 and 9 of 12 tokens are kept;
-    #    64 bytes are under way until 664, the first of 4 layers until 616
-    #    12 tokens over 28: 100 + 120 + 12 * 28 / 50 + 12 * 12 / 100 + re-rotate 24 * 2 bytes = 276.16
-    #    layer by layer: max(616 + 276, 664 + 276 / 4) -> 892
-    # 892: B's second token, and C with B's prompt, which finds what B found: load until 956, layer one 908
-    #    100 + 10 * 13 + (40 + 1) + 6.72 + 1.44 + 48 = 327.16
-    #    max(908 + 327, 956 + 81) -> 1235
-    assert times(simulation) == {0: (516, 516), 1: (892, 1235), 2: (1235, 1235)}
-    rows = sorted(simulation.recorder.requests)
-    assert [(row.cached_tokens, row.approximate_tokens) for row in rows] == [(0, 0), (4, 24), (4, 24)]
-    links = simulation.replicas[0].links
-    assert (links.written_bytes, links.loaded_bytes) == ([0, 64], [0, 128])
 
 
 def test_kivi() -> None:

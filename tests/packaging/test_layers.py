@@ -13,8 +13,8 @@ import pytest
 import kvsim.cache.load  # noqa: F401  (the managers register themselves)
 from kvsim.cache.paged import cache_managers
 
-# Names that are also plain words in the engine's comments ("none", "paged blocks") count only as strings in code.
-PLAIN_WORDS = {"none", "contiguous", "paged"}
+# Names that are also plain words in the engine ("none", "paged blocks", chunks of a prefill) count only as strings in code.
+PLAIN_WORDS = {"none", "contiguous", "paged", "chunks"}
 SYSTEMS = (
     "cacheblend", "kivi", "h2o", "quest", "snapkv", "shadowkv", "streamingllm", "pyramidkv", "infinigen", "epic",
     "cachegen", "lmcache", "mooncake", "infllm", "retrievalattention", "turborag", "ragcache", "kvquant", "gear",

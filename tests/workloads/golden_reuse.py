@@ -59,6 +59,15 @@ def chunk_hits(rows, keys):
     return hit, total
 
 
+def earlier_chunk_tokens(rows, key):
+    """Tokens of components that an earlier row had; a repetition within the row that has it first is none."""
+    seen, hit = set(), 0
+    for row in rows:
+        hit += sum(tokens for content, tokens in row[key] if content in seen)
+        seen.update(content for content, _ in row[key])
+    return hit
+
+
 def row_ids(row, local):
     """Chained block ids of a row; those of ``local`` runs mean something within their session only."""
     if "hash_ids" in row:
@@ -175,6 +184,7 @@ def figures():
             "input_tokens": sum(row["input_length"] for row in ragpulse),
             "prefix_tokens": sum(component_hit_tokens(ragpulse)),
             "passage_tokens": chunk_hits(ragpulse, ["passages"]),
+            "passage_tokens_of_earlier_prompts": earlier_chunk_tokens(ragpulse, "passages"),
             "passage_and_web_tokens": chunk_hits(ragpulse, ["passages", "web"]),
         },
     }
