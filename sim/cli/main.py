@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kvsim.cli import calibrate, explain, methods, profiles, report, run, sweep, trace, validate
+from kvsim.cli import calibrate, explain, methods, profiles, report, reproduce, run, sweep, trace, validate
 from kvsim.cli.problems import usage_line
 from kvsim.errors import KvsimError
 from kvsim.version import __version__
@@ -27,6 +27,7 @@ app.command(epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.repl
     run.run
 )
 app.command(epilog="Example: kvsim report results/rag_mix")(report.report)
+app.command(epilog=f"Example: {reproduce.EXAMPLE}")(reproduce.reproduce)
 app.command(epilog=f"Example: {sweep.EXAMPLE}")(sweep.sweep)
 app.command(epilog=f"Example: {validate.EXAMPLE}")(validate.validate)
 app.add_typer(calibrate.app, name="calibrate")

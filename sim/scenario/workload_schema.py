@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -63,6 +63,8 @@ class Workload(WorkloadPart):
     """Only the first requests of the mix by arrival."""
     duration: Nanoseconds | None = None
     """Arrivals after this much (rescaled) time are dropped."""
+    order: Literal["arrival", "prefix"] = "arrival"
+    """prefix: a batch that is known beforehand; prompts with a common beginning follow each other."""
 
     @model_validator(mode="after")
     def _shares_for_all_or_none(self) -> Workload:

@@ -40,8 +40,13 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
         overrides = [f"{axis.key}={text}" for axis, text in settings]
         values = {axis.key: _value(text) for axis, text in settings if len(axis.values) > 1}
         scenario = parse_scenario(base, overrides, base=folder, where=path.name, stem=path.stem)
-        points.append(Point(values, scenario, _name(scenario, slos)))
+        points.append(point_of(values, scenario, slos))
     return points
+
+
+def point_of(values: Mapping[str, Any], scenario: Scenario, slos: Slos | None = None) -> Point:
+    """A point with its name."""
+    return Point(values, scenario, _name(scenario, slos or {}))
 
 
 def _value(text: str) -> Any:

@@ -142,3 +142,12 @@ def test_incomplete_folder_is_one_line(result_dir):
     (result_dir / "timeline.parquet").unlink()
     with pytest.raises(KvsimError, match=r"missing timeline\.parquet"):
         write_report(result_dir)
+
+
+def test_approximate_reuse_has_the_published_quality_beside_it(tmp_path, outcomes):
+    quality = {"metric": "F1", "value": "0.02 < lower", "context": "", "source": "its table 3"}
+    method = {"name": "mine", "title": "Mine", "paper": "Mine", "overridden": [], "quality": [quality]}
+    write_results(replace(outcomes["small_outcome"](), methods=(method,)), tmp_path / "out")
+    write_report(tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "published quality, not simulated" in text and "0.02 &lt; lower" in text and "its table 3" in text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvsim.errors import TraceError
 from kvsim.workloads import Trace, generate, read
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.operations import (
+    by_prefix,
     mix,
     repeat,
     request_rate,
@@ -116,3 +118,39 @@ def test_a_slice_of_a_real_trace_at_another_rate(data):
     trace = rescale_time(trace, requests_per_s=4)
     assert request_rate(trace) == pytest.approx(4)
     assert trace.input_tokens[:2].tolist() == [374, 396]
+
+
+def test_by_prefix_keeps_arrivals_and_requests_and_puts_equal_beginnings_together() -> None:
+    trace = generate(
+        "shared_prefixes",
+        seed=3,
+        requests=60,
+        arrivals={"process": "poisson", "rate_per_s": 5},
+        groups=7,
+        prefix_tokens=100,
+        user_tokens={"distribution": "uniform", "low": 5, "high": 50},
+        output_tokens=4,
+    )
+    found = by_prefix(trace)
+    assert found.arrival_ns.tolist() == trace.arrival_ns.tolist()
+    first = found.segment_id[found.segment_offsets[:-1]].tolist()
+    assert first == sorted(first) and len(set(first)) == 7
+    rows = [
+        sorted(zip(t.segment_id[t.segment_offsets[:-1]].tolist(), t.input_tokens.tolist(), strict=True))
+        for t in (found, trace)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_conversations_have_an_order_of_their_own() -> None:
+    chat = generate(
+        "chat",
+        seed=1,
+        sessions=3,
+        turns=2,
+        user_tokens=10,
+        output_tokens=4,
+        arrivals={"process": "constant", "rate_per_s": 1},
+    )
+    with pytest.raises(TraceError, match="has conversations"):
+        by_prefix(chat)

@@ -1,0 +1,153 @@
+"""A published claim as a file: what a paper says, and the runs that would show it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.methods.card import Text
+from kvsim.scenario.problems import problem_lines
+from kvsim.scenario.read import read_yaml
+from kvsim.scenario.schema import Part
+
+FOLDER = Path("scenarios") / "papers"
+Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+
+
+class Axis(Part):
+    """Something that the abstract leaves open: every value is tried, none is chosen."""
+
+    key: Text
+    """A key of the scenario; of a claim on kernels, a variable of their sizes, ``model`` or ``gpu``."""
+    values: Values
+    of: Literal["both", "baseline", "method"] = "both"
+    """Whose runs it changes."""
+    why: Text
+
+
+class KernelCall(Part):
+    """One kernel, priced for all layers of the model."""
+
+    kernel: Text
+    sizes: dict[str, str | int]
+    """Numbers, or formulas of the axes' keys with + - * / ( )."""
+
+
+class Kernels(Part):
+    """A claim that a kernel's timings decide, without a run."""
+
+    baseline: Annotated[tuple[KernelCall, ...], Field(strict=False, min_length=1)]
+    method: Annotated[tuple[KernelCall, ...], Field(strict=False, min_length=1)]
+
+
+class ClaimFile(Part):
+    """One claim. Its figure is a ratio by which the method is better, so that 1 means no difference."""
+
+    name: Text
+    system: Text
+    """Of ``kvsim methods list``."""
+    claim: Text
+    """In words: metric, figure, baseline and conditions as the abstract has them."""
+    claimed: Annotated[tuple[float, float], Field(strict=False)]
+    """[least, most] of the published ratio; a single figure is both."""
+    metric: Text
+    """What is compared: a column of sweep.parquet, or ``time`` of kernels."""
+    ratio: Literal["method/baseline", "baseline/method"]
+    """method/baseline where more is better."""
+    axes: Annotated[tuple[Axis, ...], Field(strict=False, min_length=1)]
+    solve_for: str | None = None
+    """An axis of numbers; the result says where along it the claimed figures come out."""
+    notes: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """What the comparison leaves out or approximates."""
+    scenario: dict[str, Any] | None = None
+    baseline: dict[str, Any] = Field(default={})
+    """Overlays on ``scenario``; ``method: NAME`` in one lays a card over it."""
+    method: dict[str, Any] = Field(default={})
+    kernels: Kernels | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ClaimFile:
+        if (self.scenario is None) == (self.kernels is None):
+            raise ValueError("a claim needs either 'scenario' or 'kernels', and not both")
+        if not 1 < self.claimed[0] <= self.claimed[1]:
+            raise ValueError(
+                f"claimed: expected [least, most], both above 1 (better), found {list(self.claimed)}"
+            )
+        if self.solve_for not in (None, *(axis.key for axis in self.axes)):
+            raise ValueError(f"solve_for: no axis is called '{self.solve_for}'")
+        keys = [(axis.key, side) for axis in self.axes for side in _sides(axis)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"axes: '{key[0]}' is given twice")
+        return self
+
+    def combinations(self) -> Iterator[Mapping[str, Any]]:
+        """All points of the axes: value by key, the last axis running fastest. ``of`` keeps equal keys apart."""
+        labels = [axis.key if axis.of == "both" else f"{axis.key} ({axis.of})" for axis in self.axes]
+        for values in itertools.product(*(axis.values for axis in self.axes)):
+            yield dict(zip(labels, values, strict=True))
+
+    def settings(self, point: Mapping[str, Any], side: str) -> dict[str, Any]:
+        """Value by key of the axes that hold for ``side``."""
+        return {
+            axis.key: value
+            for axis, value in zip(self.axes, point.values(), strict=True)
+            if side in _sides(axis)
+        }
+
+
+def _sides(axis: Axis) -> tuple[str, ...]:
+    return ("baseline", "method") if axis.of == "both" else (axis.of,)
+
+
+def claim_files(folder: Path) -> dict[str, Path]:
+    """Claims in a folder: name to file.
+
+    Raises:
+        ScenarioError: no such folder, or it holds none.
+    """
+    found = {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder.is_dir() else {}
+    if not found:
+        raise ScenarioError(
+            f"{folder}: no claims there; they lie in scenarios/papers of kvsim's repository: give --papers that folder"
+        )
+    return found
+
+
+def find_claim(name: str, folder: Path) -> Path:
+    """The file of the claim ``name``: a path, or a name in ``folder``.
+
+    Raises:
+        ScenarioError: there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = claim_files(folder)
+    if name not in known:
+        raise ScenarioError(f"{folder}: no claim is called '{name}'{did_you_mean(name, known)}")
+    return known[name]
+
+
+def load_claim(path: Path) -> ClaimFile:
+    """The claim in a file.
+
+    Raises:
+        ScenarioError: the first problem, as one line.
+    """
+    data = read_yaml(path)
+    try:
+        return ClaimFile.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        lines = [
+            f"{path.name}.{key}: {text}" if key else f"{path.name}: {text}"
+            for key, text in problem_lines(error, ClaimFile)
+        ]
+        first = ScenarioError(lines[0])
+        for line in lines[1:]:
+            first.add_note(line)
+        raise first from None

@@ -1,0 +1,50 @@
+"""The claims that come with kvsim: each runs, and docs/reproduce.md has what comes out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from kvsim.cli.reproduce import span
+from kvsim.methods.systems import list_methods
+from kvsim.study.claims import claim_files, load_claim
+from kvsim.study.reproduce import VERDICTS, reproduce
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "scenarios" / "papers"
+PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+ROWS = {
+    row[0]: row[1:]
+    for row in re.findall(
+        r"^\| \[([\w-]+)\]\(.*?\) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \| (\d+) of (\d+) \| (.*?) \|$",
+        PAGE,
+        re.MULTILINE,
+    )
+}
+NEAR = 0.03  # of figures in the docs
+
+
+def test_the_page_has_every_claim_and_the_three_counts() -> None:
+    assert set(ROWS) == set(claim_files(FOLDER))
+    counts = Counter(row[-1] for row in ROWS.values())
+    assert "**" + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + ".**" in PAGE
+
+
+@pytest.mark.parametrize("name", sorted(claim_files(FOLDER)))
+def test_the_page_says_what_comes_out(name: str) -> None:
+    claim = load_claim(FOLDER / f"{name}.yaml")
+    assert claim.system in {row["name"] for row in list_methods()}
+    result = reproduce(claim, FOLDER)
+    system, claimed, simulated, median, _, num_points, verdict = ROWS[name]
+    assert (system, claimed, int(num_points), verdict) == (
+        claim.system, span(result["claimed"]), result["num_points"], result["verdict"],
+    )  # fmt: skip
+    said = [float(number) for number in re.findall(r"[\d.]+", f"{simulated} {median}")]
+    found = [
+        float(number)
+        for number in re.findall(r"[\d.]+", f"{span(result['simulated'])} {span([result['median']])}")
+    ]
+    assert said == pytest.approx(found, rel=NEAR)
