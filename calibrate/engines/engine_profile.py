@@ -29,6 +29,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "eager_cpu": _time(fit.host["eager_cpu"]),
         "tail": _time(fit.host["tail"]),
         "load_decisions": base.load_decisions,
+        "inputs_after_loads": base.inputs_after_loads,
         "front_in": _time(fit.host["front_in"]),
         "front_out": _time(fit.host["front_out"]),
     }
@@ -37,7 +38,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "graphs": [[size, round(factor, 3)] for size, factor in fit.device["graphs"]],
         "graph_sizes": fit.device["graph_sizes"],
         "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
-        "uneven_factor": round(fit.device["uneven_factor"], 3),
+        "uneven": [[pairs, round(factor, 3)] for pairs, factor in fit.device["uneven"]],
         "prefill_factor": round(fit.device["prefill_factor"], 3),
         "mixed_attention_factor": round(fit.device["mixed_attention_factor"], 3),
         "sustained_factor": round(fit.device["sustained_factor"], 3),

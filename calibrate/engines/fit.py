@@ -18,9 +18,10 @@ Only microbenchmarks are read: a fit that saw a workload could not be checked on
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     steps = [(run.name, reconstruct(run)) for run in runs]
     residuals: list[Residual] = []
 
-    bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject"))
+    graph_sizes = captured_sizes(setup.meta.max_num_seqs)
+    bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject_b"), graph_sizes)
     residuals.append(residual("decode step", decode_errors))
     graphs = [
         (size, base_ns / roofline.time_ns(2.0 * weights * size, weights * width))
@@ -123,9 +125,9 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     fewest = min(bases)
     table_ns = float(cost(EngineTerms()).price(StepWork(1, fewest, fewest, ())).step_ns[0])
     step_ns = max(0.0, bases[fewest] - table_ns)  # long prompts do not tell it apart from their tokens
-    uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, notes)
+    uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, setup.model.num_kv_heads, notes)
     known = EngineTerms(
-        step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factor=uneven
+        step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factors=tuple(uneven)
     )
     prefill, errors = _prefill(
         _of(steps, "inject"), _lone(runs, base.max_num_batched_tokens), engine, known, cost
@@ -139,9 +141,9 @@ def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fi
     )
     device = {
         "kv_read_bytes_per_s": rate,
-        "uneven_factor": uneven,
+        "uneven": uneven,
         "graphs": graphs,
-        "graph_sizes": captured_sizes(setup.meta.max_num_seqs),
+        "graph_sizes": graph_sizes,
         "step": step_ns,
         **prefill,
         "sustained_factor": sustained,
@@ -198,22 +200,25 @@ def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
         begin = i
 
 
-def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float]]:
-    """(constant by batch, ns; ns per KV token; relative errors). One slope for all batches, relative errors."""
-    points = [point for run in runs for point in _steady(run)]
-    counts: dict[int, int] = defaultdict(int)
-    for sequences, _, _ in points:
-        counts[sequences] += 1
-    points = [point for point in points if counts[point[0]] >= 2]
-    sizes = sorted({sequences for sequences, _, _ in points})
-    if len(sizes) < 2:
+def _decode(
+    runs: list[list[Step]], graph_sizes: Sequence[int]
+) -> tuple[dict[int, float], float, list[float]]:
+    """(constant by CUDA graph, ns; ns per KV token; relative errors). One slope for all graphs, relative errors."""
+    points = [
+        (_padded(sequences, graph_sizes), read, seconds)
+        for run in runs
+        for sequences, read, seconds in _steady(run)
+    ]
+    counts = Counter(size for size, _, _ in points)
+    if sum(count > 1 for count in counts.values()) < 2:
         raise CalibrationError(
             "too few steady decode batches to fit: at least two batch sizes over two contexts"
         )
+    sizes = sorted(counts)
     matrix = np.zeros((len(points), len(sizes) + 1))
     times = np.array([seconds * 1e9 for _, _, seconds in points])
-    for row, (sequences, read, _) in enumerate(points):
-        matrix[row, sizes.index(sequences)] = 1
+    for row, (size, read, _) in enumerate(points):
+        matrix[row, sizes.index(size)] = 1
         matrix[row, -1] = read
     weights = 1 / times
     found, *_ = np.linalg.lstsq(matrix * weights[:, None], times * weights, rcond=None)
@@ -221,25 +226,33 @@ def _decode(runs: list[list[Step]]) -> tuple[dict[int, float], float, list[float
     return dict(zip(sizes, found[:-1].tolist(), strict=True)), float(found[-1]), errors
 
 
-def _uneven(runs: list[list[Step]], bases: dict[int, float], slope_ns: float, notes: list[str]) -> float:
-    """How much slower KV is read where contexts differ: median over batches of two sequences and more."""
-    sizes = sorted(bases)
-    ratios = [
-        (seconds * 1e9 - float(np.interp(sequences, sizes, [bases[size] for size in sizes])))
-        / (slope_ns * read)
-        for run in runs
-        for sequences, read, seconds in _steady(run)
-        if sequences > 1
-    ]
+def _padded(sequences: int, graph_sizes: Sequence[int]) -> int:
+    """The CUDA graph that a decode batch runs in."""
+    return next((size for size in graph_sizes if size >= sequences), sequences)
+
+
+def _uneven(
+    runs: list[list[Step]], bases: dict[int, float], slope_ns: float, kv_heads: int, notes: list[str]
+) -> list[tuple[int, float]]:
+    """((sequence, KV head) pairs, how much slower KV is read where contexts differ): medians over the batches nearest
+    to each power of two. The number of pairs decides how the attention kernel spreads its work over the GPU."""
+    graphs = sorted(bases)
+    constants = [bases[size] for size in graphs]
+    ratios = defaultdict(list)
+    for run in runs:
+        for sequences, read, seconds in _steady(run):
+            if sequences > 1:
+                base_ns = float(np.interp(_padded(sequences, graphs), graphs, constants))
+                ratios[2 ** round(log2(sequences))].append((seconds * 1e9 - base_ns) / (slope_ns * read))
     if not ratios:
-        notes.append("not identifiable: uneven_factor (no batch of uneven contexts); 1")
-        return 1.0
-    notes.append(
-        "uneven contexts: KV is read at "
-        + ", ".join(f"1/{ratio:.2f}" for ratio in ratios)
-        + " of the even rate"
-    )
-    return float(np.median(ratios))
+        notes.append("not identifiable: uneven (no batch of uneven contexts); 1")
+    for sequences, found in sorted(ratios.items()):
+        notes.append(
+            f"uneven contexts, about {sequences} sequences: KV is read at "
+            + ", ".join(f"1/{ratio:.2f}" for ratio in found)
+            + " of the even rate"
+        )
+    return [(size * kv_heads, float(np.median(found))) for size, found in sorted(ratios.items())]
 
 
 def _prefill(

@@ -118,22 +118,21 @@ def uneven_decode(compositions: Sequence[Sequence[int]], steps: int, first_conte
     return groups.rows
 
 
-def injections(
-    batch: int, context: int, lengths: Sequence[int], repeats: int, first_content: int, seed: int
+def mixed_injections(
+    contexts: Sequence[int], lengths: Sequence[int], repeats: int, first_content: int, seed: int
 ) -> list[Row]:
-    """Prompts put one by one, in random order, into ``batch`` running decodes.
+    """Prompts put one by one, in random order, into running decodes of the given contexts.
 
     The decodes' output is long enough to outlast the last injection at the fastest step to be expected.
     """
     groups = Groups(first_content)
-    contents = groups.contents([context] * batch)
+    contents = groups.contents(contexts)
     groups.compute(contents)
     order = random.Random(seed)
-    fastest_step_s = 0.0063 + batch * 43e-6
-    settled_s = 0.15 + 0.0025 * batch
+    fastest_step_s = 0.0063 + len(contexts) * 43e-6
+    settled_s = 0.15 + 0.0025 * len(contexts)
     for _ in range(repeats):
-        at_s, steps = settled_s, settled_s / fastest_step_s
-        members = []
+        at_s, steps, members = settled_s, settled_s / fastest_step_s, []
         for length in order.sample(list(lengths), len(lengths)):
             members.append(row(at_s, length, 4))
             idle_s = 12 * 1.15 * fastest_step_s + 0.02
@@ -145,6 +144,13 @@ def injections(
         ]
         groups.add(running + members, at_s + 0.5)
     return groups.rows
+
+
+def injections(
+    batch: int, context: int, lengths: Sequence[int], repeats: int, first_content: int, seed: int
+) -> list[Row]:
+    """:func:`mixed_injections` into ``batch`` decodes of equal contexts."""
+    return mixed_injections([context] * batch, lengths, repeats, first_content, seed)
 
 
 def prefill_over_past(
@@ -221,4 +227,57 @@ def loads_over_decodes(
             row(0.0, length, int(at_s / 0.0065), segments=[[content, length]]) for content, length in running
         ]
         groups.add(decodes + members, at_s + 0.5)
+    return groups.rows
+
+
+def mixed_decode(
+    contexts: Sequence[int], batches: Sequence[int], steps: int, first_content: int, shared: int = 0
+) -> list[Row]:
+    """Batches of the first of ``contexts``, which differ; ``shared`` tokens more at the head of each are the same."""
+    groups = Groups(first_content)
+    own = groups.contents(contexts)
+    head = [[first_content - 1, shared]] if shared else []
+
+    def prompts(batch: int, output_tokens: int) -> list[Row]:
+        return [
+            row(0.0, shared + length, output_tokens, segments=[*head, [content, length]])
+            for content, length in own[:batch]
+        ]
+
+    tokens = sum(contexts) + shared * len(contexts)
+    groups.add(prompts(len(own), 1), 0.3 + tokens / PREFILL_TOKENS_PER_S)
+    for batch in batches:
+        output_tokens = steps + batch // 4
+        read = sum(contexts[:batch]) + shared * batch
+        groups.add(prompts(batch, output_tokens), 0.3 + output_tokens * (0.009 + read * 5e-8))
+    return groups.rows
+
+
+def trains(
+    contexts: Sequence[int],
+    prompts: Sequence[tuple[int, int, float]],
+    repeats: int,
+    first_content: int,
+) -> list[Row]:
+    """Trains of prompts put into running decodes of the given contexts; each train meets a rested GPU.
+
+    ``prompts``: (tokens, prompts in the train, seconds from one to the next) of each train. A short distance makes steps
+    with prefill follow one another, a longer one leaves decode steps between them: how long the GPU keeps its clocks.
+    """
+    groups = Groups(first_content)
+    contents = groups.contents(contexts)
+    groups.compute(contents)
+    decode_s = 0.0065 + 43e-6 * len(contexts)
+    settled_s = 0.25 + 0.0025 * len(contexts)
+    for _ in range(repeats):
+        for tokens, count, apart_s in prompts:
+            step_s = tokens / PREFILL_TOKENS_PER_S
+            lasts_s = max(apart_s, step_s) * count
+            steps = count + max(0.0, lasts_s - count * step_s) / decode_s
+            output_tokens = int(settled_s / decode_s + 1.1 * steps) + 20
+            members = [
+                row(0.0, length, output_tokens, segments=[[content, length]]) for content, length in contents
+            ]
+            members += [row(settled_s + i * apart_s, tokens, 1) for i in range(count)]
+            groups.add(members, settled_s + lasts_s + 1.0)
     return groups.rows

@@ -1,8 +1,9 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
-Writes OUT_DIR/plan.json and OUT_DIR/workloads/NAME.jsonl.gz. Without TRACES_DIR it writes two small
-plans into OUT_DIR/loads and OUT_DIR/shared, which stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
-``lmcache_miniswe.jsonl.gz`` and ``azure2023_conv.csv.gz`` (docs/measurements.md names their sources). Same traces,
+Writes OUT_DIR/plan.json, OUT_DIR/sustained/plan.json and the workloads beside them. Without TRACES_DIR it writes three
+small plans into OUT_DIR/loads, OUT_DIR/shared and OUT_DIR/batches. The small ones and ``sustained`` stand in ``plans``.
+TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``, ``lmcache_miniswe.jsonl.gz``, ``azure2023_conv.csv.gz``,
+``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz`` (docs/measurements.md names their sources). Same traces,
 same files.
 """
 
@@ -14,6 +15,7 @@ import gzip
 import json
 import random
 from datetime import datetime
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +259,103 @@ def build_shared(out: Path, models: str) -> None:
     plan.write()
 
 
+def build_batches(out: Path, models: str) -> None:
+    """Write the plan that tells batch sizes and spreads of contexts apart: about 140 s beside the engine starts.
+
+    Contexts of a decode batch in a workload differ and its size is any: ``decode_sizes`` has sizes between those of
+    ``decode_c*``, ``uneven_*`` contexts as spread as a conversation's and an agent's, ``shared_uneven`` a prefix shared
+    by these. The second phase has prompts that are stored, and loaded, beside running decodes.
+    """
+    plan = Plan(out, models)
+    warm_up = micro.solo((128, 512, 2048, 8192), 2)
+    plan.phase("batches", "llama-3.1-8b", 33_000)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    sizes = (2, 6, 12, 14, 20, 24, 28, 40, 48, 56, 72, 80, 88, 96, 112, 144, 160, 192, 224)
+    plan.workload("decode_sizes", micro.steady_decode(1024, sizes, 40, 28_000_000), "groups", 60)
+    talk, agent = log_normal(128, 700, 1.0, seed=30), log_normal(48, 4000, 1.0, seed=31)
+    sizes = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 128)
+    plan.workload("uneven_talk", micro.mixed_decode(talk, sizes, 40, 28_001_000), "groups", 60)
+    sizes = (2, 4, 6, 8, 10, 12, 16, 24, 32, 48)
+    plan.workload("uneven_agent", micro.mixed_decode(agent, sizes, 40, 28_002_000), "groups", 40)
+    tails = log_normal(64, 1000, 0.8, seed=32)
+    for shared in (0, 2048):
+        rows = micro.mixed_decode(tails, (4, 8, 16, 32, 64), 40, 28_003_000 + shared, shared)
+        plan.workload(f"shared_uneven_s{shared}", rows, "groups", 30)
+    rows = micro.mixed_injections(talk[:80], INJECTED, 4, 28_006_000, seed=33)
+    plan.workload("inject_uneven_b80", rows, "groups", 30)
+
+    tier = {
+        "num_gpu_blocks_override": LOAD_GPU_BLOCKS,
+        "kv_offloading_size": LOAD_HOST_GIB,
+        "kv_offloading_backend": "native",
+    }
+    plan.phase("stores", "llama-3.1-8b", 33_000, engine=tier)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    lengths = (256, 512, 1024, 2048, 4096, 8192)
+    plan.workload("store_over_b8", micro.injections(8, 512, lengths, 6, 28_007_000, seed=34), "groups", 30)
+    rows = micro.loads_over_decodes(8, 512, (24576, 2048, 8192, 16384, 4096, 512), 4, 28_008_000)
+    plan.workload("load_over_b8", rows, "groups", 40)
+    rows = micro.injections(8, 512, (448, 2048, 4096), 4, 28_009_000, seed=35)
+    plan.workload("store_over_b8_again", rows, "groups", 30)
+    plan.write()
+
+
+def build_sustained(out: Path, traces: Path, models: str) -> None:
+    """Write the plan that tells how steps with prefill slow one another down, with two workloads to check on.
+
+    ``sustained_every`` has one prompt every 50 to 250 ms for some seconds, ``inject_trains`` one to eight at once.
+    """
+    plan = Plan(out, models)
+    warm_up = micro.solo((128, 512, 2048, 8192), 2)
+    plan.phase("sustained", "llama-3.1-8b", 33_000)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    talk = log_normal(32, 700, 1.0, seed=40)
+    every = [(2048, round(4 / apart_s), apart_s) for apart_s in (0.05, 0.06, 0.075, 0.1, 0.15, 0.25)]
+    plan.workload("sustained_every", micro.trains(talk, every, 1, 29_000_000), "groups", 60, gpu_log=True)
+    train = [
+        (tokens, count, 0.8 * tokens / micro.PREFILL_TOKENS_PER_S)
+        for tokens in (1024, 1536, 3072)
+        for count in (1, 2, 3, 5, 8)
+    ]
+    plan.workload("inject_trains", micro.trains(talk, train, 2, 29_001_000), "groups", 60)
+    rows = azure(traces / "azure2023_code.csv.gz", 3000, 400, 10.0, 32_000)
+    plan.workload("azure_code_q10", rows, "open", 60, "check")
+
+    plan.phase("sharegpt_small", "llama-3.1-8b", 33_000, engine={"num_gpu_blocks_override": 4000})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    rows = chats(traces / "sharegpt_sessions.jsonl.gz", 130, 0.4, 4.0, 95.0, seed=41)
+    plan.workload("sharegpt_x2", rows, "open", 130, "check")
+    plan.write()
+
+
+def chats(
+    path: Path, sessions: int, start_gap_s: float, think_s: float, until_s: float, seed: int
+) -> list[micro.Row]:
+    """Conversations that start at Poisson times; a turn comes an exponential time after a guess of the last answer's end."""
+    draw = random.Random(seed)
+    rows, start_s = [], 0.0
+    with gzip.open(path, "rt") as lines:
+        for number, record in zip(range(sessions), map(json.loads, lines), strict=False):
+            segments, at_s, content = [], start_s, 31_000_000 + 1000 * number
+            for new, output in record["turns"]:
+                segments.append([content, max(1, new), "user"])
+                tokens = sum(segment[1] for segment in segments)
+                if tokens + output > 8000 or at_s > until_s:
+                    break
+                rows.append(micro.row(at_s, tokens, max(1, output), segments=list(segments), session=number))
+                segments.append([content + 1, max(1, output), "history"])
+                content += 2
+                at_s += 0.1 + 0.009 * output + draw.expovariate(1 / think_s)
+            start_s += draw.expovariate(1 / start_gap_s)
+    return sorted(rows, key=lambda row: row["arrival_s"])
+
+
+def log_normal(count: int, median: int, sigma: float, seed: int) -> list[int]:
+    """Contexts of 32 to 30,000 tokens."""
+    draw = random.Random(seed)
+    return [min(max(32, int(draw.lognormvariate(log(median), sigma))), 30_000) for _ in range(count)]
+
+
 LOADED = (256, 6144, 512, 16384, 1024, 3072, 2048, 24576, 384, 4096, 12288, 768, 32768, 1536, 8192)
 LOAD_GPU_BLOCKS = 2200
 LOAD_HOST_GIB = 24.0
@@ -273,6 +372,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.traces:
         build(arguments.out, arguments.traces, arguments.models)
+        build_sustained(arguments.out / "sustained", arguments.traces, arguments.models)
     else:
         build_loads(arguments.out / "loads", arguments.models)
         build_shared(arguments.out / "shared", arguments.models)
+        build_batches(arguments.out / "batches", arguments.models)

@@ -23,6 +23,7 @@ from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
+from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Column, Ramp
 from kvsim.model.spec import DTYPE_BYTES
 
@@ -54,11 +55,9 @@ class DecodeCurve(NamedTuple):
 class DecodeAttention(Pricer):
     """Args ``num_seqs``, ``sum_context``: sequences and cached tokens of all of them together."""
 
-    def __init__(
-        self, setting: Setting, bytes_per_s: float = 0.0, uneven_factor: float = 1.0, source: str = "measured"
-    ) -> None:
-        """``bytes_per_s``: KV read on each GPU, as measured, with provenance ``source``; 0 = by the table. Either is
-        ``uneven_factor`` slower for several sequences."""
+    def __init__(self, setting: Setting, terms: EngineTerms | None = None) -> None:
+        """``terms``: an engine's rate of reading KV, which replaces the table, and its factor for uneven contexts."""
+        terms = terms or EngineTerms()
         table = attention_table("decode_attention", setting)
         if "contexts" in table.columns:
             table = table.select(contexts="even")
@@ -78,7 +77,7 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
-        self._uneven_factor, self._source = uneven_factor, source
+        self._terms, self._kv_heads, bytes_per_s = terms, setting.kv_heads, terms.kv_read_bytes_per_s
         per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
         self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
 
@@ -141,10 +140,10 @@ class DecodeAttention(Pricer):
         return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
 
     def _make(self, num_seqs: float) -> DecodeCurve:
-        factor = self._uneven_factor if num_seqs > 1 else 1.0
+        factor = self._terms.uneven_factor(num_seqs, self._kv_heads)
         if self._measured_ns_per_token:
             per_token_ns = quantise(self._measured_ns_per_token * factor)
-            return DecodeCurve([0], [0.0], [per_token_ns], self._source, NEVER, NEVER)
+            return DecodeCurve([0], [0.0], [per_token_ns], self._terms.provenance, NEVER, NEVER)
         rows = num_seqs * self._fold  # batch of the table with the same number of (sequence, KV head) pairs
         low, high = bracket(self._batches, rows)
         weight = (rows - low) / (high - low) if high > low else 0.0

@@ -63,9 +63,7 @@ class KernelCostModel(CostModel):
         self.terms = terms or EngineTerms()
         self.strict = strict
         self._linear = LinearPart(self.setting)
-        self._decode = DecodeAttention(
-            self.setting, self.terms.kv_read_bytes_per_s, self.terms.uneven_factor, self.terms.provenance
-        )
+        self._decode = DecodeAttention(self.setting, self.terms)
         self._graphs = bool(self.terms.graph_factors) and model.moe is None and tensor_parallel == 1
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}

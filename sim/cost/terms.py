@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvsim.cost.model import PROVENANCES
@@ -29,8 +30,9 @@ class EngineTerms:
     place of table and step_ns; straight between the points, the nearest beyond them."""
     kv_read_bytes_per_s: float = 0.0
     """Rate at which decode attention reads KV, on each GPU; in place of the profile's table. 0 = as the table has it."""
-    uneven_factor: float = 1.0
-    """On decode attention of two sequences and more: contexts of real batches differ, those of the table do not."""
+    uneven_factors: tuple[tuple[int, float], ...] = ()
+    """((sequence, KV head) pairs on a GPU, factor on decode attention of two sequences and more): contexts of real
+    batches differ, those of the table do not. Straight between the points, the nearest beyond them; () = 1."""
     graph_sizes: tuple[int, ...] = ()
     """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
@@ -46,28 +48,38 @@ class EngineTerms:
         above = bisect_left(self.graph_sizes, tokens)
         if above < len(self.graph_sizes):
             tokens = self.graph_sizes[above]
-        points = self.graph_factors
-        i = bisect_right(points, (tokens, float("inf")))
-        if i == 0 or i == len(points):
-            return points[max(0, i - 1)][1]
-        (low, below), (high, over) = points[i - 1], points[i]
-        return below + (over - below) * (tokens - low) / (high - low)
+        return _between(self.graph_factors, tokens)
+
+    def uneven_factor(self, num_seqs: float, kv_heads: int) -> float:
+        """Factor on decode attention of ``num_seqs`` sequences, each with so many KV heads on a GPU."""
+        if num_seqs <= 1 or not self.uneven_factors:
+            return 1.0
+        return _between(self.uneven_factors, num_seqs * kv_heads)
 
     def __post_init__(self) -> None:
         if self.provenance not in PROVENANCES:
             raise CalibrationError(
                 f"engine terms: provenance '{self.provenance}' is not one of {', '.join(PROVENANCES)}"
             )
-        if list(self.graph_factors) != sorted(self.graph_factors):
-            raise CalibrationError(
-                f"engine terms: graph_factors must rise in tokens, found {self.graph_factors}"
-            )
+        for name, points in (("graph_factors", self.graph_factors), ("uneven_factors", self.uneven_factors)):
+            if list(points) != sorted(points):
+                raise CalibrationError(
+                    f"engine terms: {name} must rise in their first number, found {points}"
+                )
         factors = [
             self.prefill_factor,
             self.sustained_factor,
             self.mixed_attention_factor,
-            self.uneven_factor,
         ]
-        factors += [factor for _, factor in self.graph_factors]
+        factors += [factor for _, factor in (*self.graph_factors, *self.uneven_factors)]
         if min(self.step_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")
+
+
+def _between(points: Sequence[tuple[int, float]], at: float) -> float:
+    """Straight between the points, the nearest beyond them."""
+    i = bisect_right(points, (at, float("inf")))
+    if i == 0 or i == len(points):
+        return points[max(0, i - 1)][1]
+    (low, below), (high, over) = points[i - 1], points[i]
+    return below + (over - below) * (at - low) / (high - low)

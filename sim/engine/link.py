@@ -39,6 +39,7 @@ class Links:
         self.read, self.write = read, write
         self._parents, self._own, self._decoders = parents, own, decoders
         self._place = {"hbm": 0, **{name: i + 1 for i, name in enumerate(parents)}}
+        self.nearest = next(iter(parents), None)  # the tier behind the first link
         self.others: list[Links] = []  # replicas that share a link with this one
         self.on_share: Callable[[], None] = lambda: None  # called when another replica changes the share
         self._paths: dict[tuple[str, str], list[Channel]] = {}

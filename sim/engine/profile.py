@@ -29,7 +29,7 @@ HOST = (
 )
 COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
 DEVICE_TIMES = ("step",)
-DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor", "uneven_factor")
+DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor")
 
 
 def engine_profiles() -> list[str]:
@@ -95,6 +95,7 @@ def load_engine(
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
         sustained_after_ns=_time(take(device, "sustained_after", "0 s"), f"{where}: device.sustained_after"),
         load_decisions=int(take(host, "load_decisions", 0)),
+        inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
         copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
         **times,
     )
@@ -107,6 +108,7 @@ def load_engine(
         },
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
         graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in graphs) if at_home else (),
+        uneven_factors=tuple((int(pairs), float(factor)) for pairs, factor in take(device, "uneven", [])),
         graph_sizes=tuple(map(int, take(device, "graph_sizes", []))),
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
         if at_home and own and rate

@@ -112,6 +112,9 @@ class Replica(Services):
         # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
         self._frees_late = engine.async_scheduling and bool(links.read)
         self._in_flight = False  # at a decision: the step scheduled last has output that is not taken
+        # of loads into HBM over the first link, if they hold up the inputs of later steps
+        self._copies_from = links.nearest if engine.inputs_after_loads else None
+        self._loads_end = 0
         self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
         self._order = 0
         self._horizon = 64
@@ -364,9 +367,13 @@ class Replica(Services):
     # ---- transfers
 
     def _start(self, transfers: tuple[Transfer, ...]) -> None:
+        cuts = self._uses_links
         for transfer in transfers:
             self.links.submit(transfer, self._ended)
-        if transfers and self._uses_links:
+            if transfer.dst == "hbm" and transfer.src == self._copies_from:
+                self._loads_end = max(self._loads_end, transfer.end_ns)
+                cuts = True
+        if transfers and cuts:
             self._cut(self.env.now)
 
     def _ended(self, transfer: Transfer) -> None:
@@ -461,6 +468,8 @@ class Replica(Services):
     def _decode_run(self, now: int, steps: int) -> None:
         batch, engine = self.batch, self.engine
         num = len(batch.requests)
+        if self._loads_end > now + engine.launch_ns:
+            steps = 1  # only this one waits for them
         if self._plain_decodes:
             self._uses_links = False
             priced = self.cost.price_decodes(num, batch.sum_base + num * (batch.round + 1), steps)
@@ -468,10 +477,13 @@ class Replica(Services):
             kernels = self.manager.decode_work(batch, steps)
             self._note_links(kernels)
             priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
+        launch = engine.launch_ns
+        if self._loads_end > now + launch:
+            launch = self._loads_end - now
         host = self._decode_host.get(num)
         if host is None:
             host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
-        boundaries, ends = lay_out(now, self._device_end, priced.step_ns, engine.launch_ns, *host, self._deep)
+        boundaries, ends = lay_out(now, self._device_end, priced.step_ns, launch, *host, self._deep)
         self.step_tokens = num
         run = self._run = Run(priced, now, boundaries, ends, num, True)
         self._next = boundary = int(boundaries[-1])
@@ -487,6 +499,7 @@ class Replica(Services):
     def _mixed_step(self, now: int, preempted: bool) -> None:
         """One step in which prompts may be prefilled."""
         engine, manager, batch, plain = self.engine, self.manager, self.batch, self._plain
+        inputs = self._loads_end  # loads that this step starts come behind its inputs
         decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
         kernels: list[Kernel] = []  # unless they are the plain ones
@@ -546,7 +559,7 @@ class Replica(Services):
         self.step_tokens = step_tokens
         sampled = decodes + len(chunks)
         cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
-        launch = engine.launch_ns + attach
+        launch = max(engine.launch_ns + attach, inputs - now)
         sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
         self._uses_links = False
         if not plain:

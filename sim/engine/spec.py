@@ -49,6 +49,9 @@ class EngineSpec:
     eager_cpu_ns: int = 0
     tail_ns: int = 0
     load_decisions: int = 0  # scheduling decisions between the end of a KV load and the one that knows of it
+    inputs_after_loads: bool = (
+        False  # a step's inputs come over the copy engine of loads, behind earlier ones
+    )
     sustained_after_ns: int = 0  # back-to-back prefill after which the clocks are down; 0 = never
     front_in_ns: int = 0
     front_out_ns: int = 0

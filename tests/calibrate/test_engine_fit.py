@@ -45,6 +45,8 @@ SHIPPED = [
         "vllm-0.24.0_h100-sxm",
         "vllm-0.24.0_h100-sxm_llama-3.1-8b",
         "vllm-0.24.0_h100-sxm_shared_loads",
+        "vllm-0.24.0_h100-sxm_batches",
+        "vllm-0.24.0_h100-sxm_sustained",
     )
 ]
 PROFILE = ROOT / "sim" / "engine" / "profiles" / "vllm-0.24.0.yaml"
@@ -301,7 +303,8 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert [size for size, _ in device["graphs"]] == [1, 8, 32]
     assert [factor for _, factor in device["graphs"]] == pytest.approx([1.455, 1.55, 1.75], rel=0.001)
     assert device["kv_read_bytes_per_s"] == pytest.approx(2.5e12, rel=0.002)
-    assert device["uneven_factor"] == pytest.approx(1.0, rel=0.005)
+    [(pairs, factor)] = device["uneven"]
+    assert pairs == 8 * 8 and factor == pytest.approx(1.0, rel=0.005)
     assert device["sustained_factor"] == pytest.approx(1.06, abs=0.01)
     assert host["eager_cpu"] == pytest.approx(28e6, rel=0.005)  # but for what starting a request takes
     assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.005)
@@ -380,11 +383,11 @@ def test_a_fitted_profile_carries_the_copies_and_a_replay_uses_them(known_runs: 
 def test_missing_parts_are_reported_and_not_invented(known_runs: Path) -> None:
     wanted = ["solo", "inject_b8", "inject_b32", *(f"decode_b{b}_c{c}" for b in (1, 8) for c in (256, 2048))]
     fit = fit_on(known_runs, [f"sim.{name}" for name in wanted])
-    assert fit.device["uneven_factor"] == 1.0
+    assert fit.device["uneven"] == []
     assert fit.device["sustained_factor"] == 1.0
     assert fit.copies == base_spec(read_run(known_runs, "sim.solo")).copies  # the base profile's
     notes = "\n".join(fit.notes)
-    assert "not identifiable: uneven_factor" in notes
+    assert "not identifiable: uneven (" in notes
     assert "not identifiable: sustained_factor" in notes
     assert "not identifiable: cpu_request, cached_token" in notes
 
@@ -444,6 +447,8 @@ def flat(profile: dict[str, Any]) -> dict[str, float]:
             if isinstance(value, list):
                 pairs = value if isinstance(value[0], list) else enumerate(value)
                 found.update({f"{part}.{key}.{place}": number for place, number in pairs})
+            elif isinstance(value, bool):
+                found[f"{part}.{key}"] = float(value)
             else:
                 found[f"{part}.{key}"] = float(str(value).split(" ")[0])
     return found

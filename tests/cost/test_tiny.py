@@ -97,7 +97,10 @@ def test_engine_terms(tiny: Make) -> None:
 def test_measured_decode_terms(tiny: Make) -> None:
     """A multiple of the roofline by CUDA graph size and a KV read rate stand in for the table."""
     terms = EngineTerms(
-        step_ns=7, graph_factors=((1, 2.0), (5, 4.0)), kv_read_bytes_per_s=1e9, uneven_factor=1.5
+        step_ns=7,
+        graph_factors=((1, 2.0), (5, 4.0)),
+        kv_read_bytes_per_s=1e9,
+        uneven_factors=((2, 1.25), (4, 1.75)),
     )
     model = tiny(terms=terms)
     floor = model.setting.roofline.time_ns(0, 2 * model._weights)

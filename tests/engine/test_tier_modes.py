@@ -268,3 +268,21 @@ def test_a_compressed_form_has_fewer_bytes_and_is_decoded(decode: float, load_ns
     assert last.hits_by_tier == (0, 12)
     assert simulation.replicas[0].manager.used_bytes[1] == 22 * 6
     assert last.load_ns == load_ns
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_inputs_of_later_steps_wait_for_a_load(waits: bool) -> None:
+    """A decode runs when content 0 comes back from DDR. Its tokens: 232 ns after it came at 21,000, then steps of 124,
+    125 and 126 ns. Content 0 comes during the first of them; the load begins at the next decision, 21,356, and takes
+    10 + 12 x 20 ns. The step decided then has its inputs; the one decided at 21,481 has them when the load has ended."""
+    contents = [*range(20), 99, 0]
+    at_ns = [*range(0, 20_000, 1000), 21_000, 21_300]
+    trace = toy_trace(
+        [(at, 13, 4 if content == 99 else 1) for at, content in zip(at_ns, contents, strict=True)],
+        [[(content, 13)] for content in contents],
+    )
+    engine = toy_engine(inputs_after_loads=waits)
+    found = rows(toy_simulation(trace, engine=engine, cache=toy_cache(24, tiers=(tier(),)), links=(SLOW,)))
+    decoder, loaded = found[20], found[21]
+    assert loaded.hits_by_tier == (0, 12)
+    assert decoder.e2e_ns == 232 + 124 + 125 + (250 - 125 if waits else 0) + 126

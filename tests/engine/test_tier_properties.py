@@ -61,7 +61,7 @@ def stacks(draw: st.DrawFn):  # type: ignore[no-untyped-def]
 )
 def test_tiers_under_churn(session, setup, stack, policy, router, num_replicas, sharing) -> None:  # type: ignore[no-untyped-def]
     (rows, trace), (engine, extra, _), (tiers, links) = session, setup, stack
-    engine = toy_engine(**{**engine, "load_decisions": extra % 2})
+    engine = toy_engine(**{**engine, "load_decisions": extra % 2, "inputs_after_loads": extra % 3 == 0})
     cache = toy_cache(20 + extra, tiers=tiers, load_policy=policy)
 
     def run() -> Simulation:
