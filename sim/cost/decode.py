@@ -12,7 +12,7 @@ Where the rate is known at which a running engine reads KV, it stands in place o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import floor
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from kvsim.cost.lattice import SCALE, quantise, quantise_array
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.work import Column, Ramp
+from kvsim.cost.work import Column, Ramp, listed
 from kvsim.model.spec import DTYPE_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -106,17 +106,31 @@ class DecodeAttention(Pricer):
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
     ) -> tuple[float | list[float], str | list[str]]:
         sums, num_seqs = args["sum_context"], args["num_seqs"]
-        if type(sums) is int and type(num_seqs) is int and num_seqs > 0:
+        if type(num_seqs) is not int or num_seqs <= 0:
+            return super().rows(args, steps, lane, share)
+        if type(sums) is int:
             return self.at(num_seqs, sums)
-        if isinstance(sums, Ramp) and sums.step > 0 and isinstance(num_seqs, int | float) and num_seqs > 0:
-            knots, base, slope, provenance, table_until, _ = self.curve(num_seqs)
-            start, step = sums
-            last = start + step * (steps - 1)
-            i = bisect_right(knots, start) - 1
-            if last <= table_until and (i + 1 == len(knots) or last < knots[i + 1]):  # all on one line
-                at, per_token = base[i], slope[i]
-                return [at + per_token * x for x in range(start, last + 1, step)], provenance
-        return super().rows(args, steps, lane, share)
+        found = self._curves.get(num_seqs) or self.curve(num_seqs)
+        knots, base, slope, provenance, table_until, _ = found
+        values: Sequence[int]
+        if type(sums) is Ramp:
+            first, step = sums
+            last = first + step * (steps - 1)
+            values = range(first, last + step, step) if step else [first] * steps
+            if step < 0:
+                first, last = last, first
+        else:
+            values = listed(sums, steps)
+            if type(values[0]) is not int:
+                return super().rows(args, steps, lane, share)
+            first, last = min(values), max(values)
+        i = bisect_right(knots, first) - 1
+        if last <= table_until and (i + 1 == len(knots) or last < knots[i + 1]):  # all on one line
+            at, per_token = base[i], slope[i]
+            return [at + per_token * x for x in values], provenance
+        provenances = [found.provenance_at(x) for x in values]
+        times = [base[i] + slope[i] * x for x in values for i in (bisect_right(knots, x) - 1,)]
+        return times, provenances[0] if len(set(provenances)) == 1 else provenances
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

@@ -26,6 +26,7 @@ HOST_LINK_BYTES_PER_S = 50e9
 # Lane cpu: a socket with 8 channels of DDR5-4800 (307 GB/s), two thirds of it sustained; AVX-512 in bfloat16.
 CPU_BYTES_PER_S = 200e9
 CPU_FLOPS_PER_S = 4e12
+LATTICE_PER_S = 1e9 * SCALE  # lattice points; SCALE is a power of two, so times in them round as nanoseconds do
 
 
 class RooflinePricer(Pricer):
@@ -39,8 +40,14 @@ class RooflinePricer(Pricer):
         self._read = link.read_bytes_per_s if link else HOST_LINK_BYTES_PER_S
         self._write = link.write_bytes_per_s if link else HOST_LINK_BYTES_PER_S
         self._operation_ns = link.operation_ns if link else 0
+        self._rate = self._gpu.hbm_bytes_per_s
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
+        if lane == "gpu" and len(args) == 1 and "num_bytes" in args:
+            moved = args["num_bytes"]
+            if moved <= 0:
+                return 0.0, "extrapolated"
+            return floor(moved / self._parts / self._rate * LATTICE_PER_S + 0.5) / SCALE, "extrapolated"
         moved, flops = _size(self._name, args)
         if moved <= 0 and flops <= 0:
             return 0.0, "extrapolated"
@@ -58,27 +65,29 @@ class RooflinePricer(Pricer):
     ) -> tuple[float | list[float], str | list[str]]:
         if len(args) > 1 or lane == "cpu" or "num_bytes" not in args:
             return super().rows(args, steps, lane, share)
-        moved, parts = args["num_bytes"], self._parts
-        if isinstance(moved, int | float) and lane == "gpu":
-            return (
-                quantise(1e9 * (moved / parts / self._gpu.hbm_bytes_per_s)) if moved > 0 else 0.0
-            ), "extrapolated"
-        if isinstance(moved, int | float):
+        moved, parts, sizes = args["num_bytes"], self._parts, None
+        if type(moved) is Ramp:
+            start, step = moved
+            if start > 0 < step:
+                sizes, positive = range(start, start + step * steps, step), True
+        elif type(moved) is int or type(moved) is float:
             return self.price(args, lane, share)  # type: ignore[arg-type]
-        sizes = listed(moved, steps)
+        if sizes is None:
+            sizes = listed(moved, steps)
+            positive = min(sizes) > 0
+        if not positive:
+            return [self.price({"num_bytes": size}, lane, share)[0] for size in sizes], "extrapolated"
         if lane == "gpu":
-            rate = self._gpu.hbm_bytes_per_s
-            times = [
-                floor(1e9 * (size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
-                for size in sizes
-            ]
-        else:
-            rate, latency_ns = (self._read if lane == "h2d" else self._write) * share, self._operation_ns
-            times = [
-                floor((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) / SCALE if size > 0 else 0.0
-                for size in sizes
-            ]
-        return times, "extrapolated"
+            rate, in_a_second = self._rate, LATTICE_PER_S
+            if parts == 1:
+                return [(size / rate * in_a_second + 0.5) // 1.0 / SCALE for size in sizes], "extrapolated"
+            return [
+                (size / parts / rate * in_a_second + 0.5) // 1.0 / SCALE for size in sizes
+            ], "extrapolated"
+        rate, latency_ns = (self._read if lane == "h2d" else self._write) * share, self._operation_ns
+        return [
+            ((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) // 1.0 / SCALE for size in sizes
+        ], "extrapolated"
 
     def column(
         self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0

@@ -1,6 +1,6 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-Four ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a plain step with
+Five ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a plain step with
 prefill, single steps and short runs of any kernels (plain Python), and long ones (columns in numpy). They agree because
 components lie on a lattice on which sums are exact
 (:mod:`kvsim.cost.lattice`).
@@ -20,14 +20,15 @@ from kvsim.cost.columns import VECTOR_STEPS, Columns
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
-from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, scaled
+from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
 from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
-from kvsim.cost.short import is_short, price_short
+from kvsim.cost.short import price_short
+from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
 from kvsim.cost.work import Ramp, StepWork
@@ -67,8 +68,9 @@ class KernelCostModel(CostModel):
         self._graphs = bool(self.terms.graph_factors) and model.moe is None and tensor_parallel == 1
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
+        self._step_linear: dict[tuple[int, int], StepLinear] = {}
         self._prefill = PrefillAttention(self.setting)
-        self._pricers: dict[str, Pricer] = {
+        self.pricers: dict[str, Pricer] = {  # those that were asked for
             "decode_attention": self._decode,
             "prefill_attention": self._prefill,
         }
@@ -86,7 +88,7 @@ class KernelCostModel(CostModel):
         self._usage = Usage(("engine", self.terms.provenance))
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
-        kernels = work.kernels
+        steps, tokens, sampled, kernels, _ = work
         if len(kernels) == 1:
             name, args, calls, group, lane = kernels[0]
             if (
@@ -99,13 +101,19 @@ class KernelCostModel(CostModel):
                 num_seqs, sums = args["num_seqs"], args["sum_context"]
                 if type(num_seqs) is int and num_seqs > 0:
                     if type(sums) is Ramp:
-                        plan = self._plan(work.tokens, work.sampled, num_seqs)
-                        return self._decode_run(plan, num_seqs, sums[0], sums[1], work.steps)
+                        plan = self._plan(tokens, sampled, num_seqs)
+                        return self._decode_run(plan, num_seqs, sums[0], sums[1], steps)
                     if type(sums) is int:
-                        plan = self._plan(work.tokens, work.sampled, num_seqs)
-                        return self._decode_run(plan, num_seqs, sums, 0, work.steps)
-        if is_short(work):
-            return price_short(self, work, link_share)
+                        plan = self._plan(tokens, sampled, num_seqs)
+                        return self._decode_run(plan, num_seqs, sums, 0, steps)
+        if steps == 1:
+            return price_step(self, work, link_share)
+        if steps < VECTOR_STEPS:
+            for kernel in kernels:
+                if kernel[0] == "prefill_attention":
+                    break
+            else:
+                return price_short(self, work, link_share)
         return Columns(self, work, link_share or {}).run()
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
@@ -249,6 +257,18 @@ class KernelCostModel(CostModel):
             )
         return *found, 0.0
 
+    def step_linear(self, tokens: int, sampled: int) -> StepLinear:
+        """:meth:`linear` of a decode-only step; cached."""
+        found = self._step_linear.get((tokens, sampled))
+        if found is None:
+            found = self._step_linear[tokens, sampled] = StepLinear(*self.linear(tokens, sampled, False, 1.0))
+            self._usage.step_linear.append(found)
+        return found
+
+    def mixed(self, sustained: bool) -> tuple[float, float]:
+        """Factor on the GPU kernels of a step that carries prefill, and the same on its decode attention."""
+        return self._mixed[sustained][:2]
+
     def _measured(self, priced: LinearPriced, factor: float) -> LinearPriced:
         """Kernels of a step whose sum is known from the engine: the table only divides it among them."""
         as_one = scaled(priced, factor)
@@ -259,7 +279,7 @@ class KernelCostModel(CostModel):
 
     def pricer(self, name: str) -> Pricer:
         """What prices kernel ``name``: its own price function, its table in the profile, or the roofline."""
-        found = self._pricers.get(name)
+        found = self.pricers.get(name)
         if found is None:
             if name in kernel_pricers:
                 found = kernel_pricers[name](self.setting)
@@ -267,7 +287,7 @@ class KernelCostModel(CostModel):
                 found = TablePricer(name, self.setting)
             else:
                 found = RooflinePricer(name, self.setting)
-            self._pricers[name] = found
+            self.pricers[name] = found
         return found
 
     @property

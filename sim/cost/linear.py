@@ -44,6 +44,19 @@ class Priced:
         return self._parts
 
 
+class StepLinear:
+    """Linear layers and LM head of decode-only steps, and what the engine adds to each; how many steps have used them."""
+
+    __slots__ = ("engine_ns", "head", "layers", "rest_ns", "steps", "total_ns", "uses")
+
+    def __init__(self, layers: Priced, head: Priced, engine_ns: float) -> None:
+        self.layers, self.head, self.engine_ns = layers, head, engine_ns
+        self.total_ns = layers.total_ns + head.total_ns
+        self.rest_ns = engine_ns + 0.5  # int() then rounds
+        self.steps = 0
+        self.uses = 0  # steps in which the layers do not hide behind a longer lane
+
+
 class Block:
     """The linear layers for consecutive numbers of tokens: columns (kernel, provenance of all or of each, nanoseconds)."""
 

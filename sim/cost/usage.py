@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.cost.decode import DecodeCurve
-from kvsim.cost.linear import Key
+from kvsim.cost.linear import Key, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import Priced
 
@@ -24,7 +24,8 @@ class Usage:
         self.steps_ns = 0  # sum of all counted step_ns
         self.parts_ns: defaultdict[Key, float] = defaultdict(float)
         self.linear: list[LinearPriced] = []  # they count their uses themselves
-        self.plans: list[DecodePlan] = []  # so do these
+        self.step_linear: list[StepLinear] = []  # so do these
+        self.plans: list[DecodePlan] = []  # and these
 
     def add(self, key: Key, time_ns: float) -> None:
         self.parts_ns[key] += time_ns
@@ -44,6 +45,11 @@ class Usage:
             if priced.uses:
                 for key, time_ns in priced.parts:
                     add(key, time_ns * priced.uses)
+        for step in self.step_linear:
+            if step.uses:
+                for key, time_ns in (*step.layers.parts, *step.head.parts):
+                    add(key, time_ns * step.uses)
+            add(self.engine, step.engine_ns * step.steps)
         for plan in self.plans:
             total += plan.expand(add, self.engine)
         rounded = {key: round(time_ns) for key, time_ns in exact.items() if round(time_ns)}
@@ -149,7 +155,7 @@ class OneStep(Priced):
     def __init__(
         self,
         step_ns: list[int],
-        linear: tuple[LinearPriced, LinearPriced],
+        linear: tuple[LinearPriced, ...],
         parts: list[tuple[Key, float]],
         engine_ns: float,
     ) -> None:

@@ -118,6 +118,8 @@ class Replica(Services):
         self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
         self._order = 0
         self._horizon = 64
+        self._arrives = NEVER  # decisions are made up to then, when a request comes
+        self._step_ns = 1  # device time of the first step of the last run
         self._uses_links = False  # kernels of the current run
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
@@ -134,7 +136,9 @@ class Replica(Services):
         """Change. A request has reached the engine's queue."""
         now = self.env.now
         if self._next < now:
+            self._arrives = now
             self.advance(now)
+            self._arrives = NEVER
         if self.sample_at < now:
             self.sync()  # what the owner wants to see comes before the request
         self._outstanding_tokens += request.input_tokens
@@ -445,7 +449,7 @@ class Replica(Services):
             ):
                 alike = 1
             else:  # in so many steps nothing but the contexts changes, as far as scheduling goes
-                alike = min(batch.next_finish - batch.round, self._horizon, LONGEST_RUN)
+                alike = min(batch.next_finish - batch.round, self._foreseen(now), LONGEST_RUN)
             steps = manager.decode_steps(batch, alike)
             while not steps and decoding:
                 self._preempt_last(now)
@@ -457,6 +461,13 @@ class Replica(Services):
             self._decode_run(now, steps)
         else:
             self._nothing(now, preempted)
+
+    def _foreseen(self, now: int) -> int:
+        """Steps until something is likely to end a run that is decided now: more would be priced in vain."""
+        if self._arrives == NEVER or self.waiting:
+            return self._horizon
+        ahead = self._arrives - max(now, self._device_end)  # then a request comes that finds the queue empty
+        return max(2, 2 + ahead * 9 // (8 * self._step_ns))
 
     def _nothing(self, now: int, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
@@ -485,6 +496,7 @@ class Replica(Services):
             host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
         boundaries, ends = lay_out(now, self._device_end, priced.step_ns, launch, *host, self._deep)
         self.step_tokens = num
+        self._step_ns = int(priced.step_ns[0]) or 1
         run = self._run = Run(priced, now, boundaries, ends, num, True)
         self._next = boundary = int(boundaries[-1])
         if self._rings:

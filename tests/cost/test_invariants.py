@@ -16,6 +16,7 @@ from kvsim.cost.lattice import quantise
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
 from kvsim.cost.short import price_short
+from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork, column
 from kvsim.hardware.load import load_gpu
