@@ -8,7 +8,7 @@ reads context + 1 + i of them, its own new one included. The looks give a column
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -20,17 +20,19 @@ from kvsim.cost.work import Ramp
 if TYPE_CHECKING:
     from kvsim.entities import Batch, Request
 
+NEVER = 1 << 62  # later than any time (ns) or round
 Ints = np.ndarray[Any, Any]  # int64, shape (steps,)
 
 
 class Capped:
     """What the requests read, or hold, if it is at most ``cap`` tokens each."""
 
-    __slots__ = ("_batch", "_below", "_cap", "_phase", "_sum")
+    __slots__ = ("_batch", "_below", "_cap", "_full_at", "_phase", "_sum")
 
     def __init__(self, batch: Batch, cap: int) -> None:
         self._batch, self._cap = batch, cap
         self._below: list[int] = []  # bases of the requests with less than ``cap`` tokens, sorted
+        self._full_at = NEVER  # round at which the first of these has ``cap`` tokens
         self._sum = 0  # of these
         self._phase = [0] * batch.block_tokens  # of these, by base modulo block size
         for request in batch.requests:
@@ -38,11 +40,13 @@ class Capped:
 
     def add(self, request: Request) -> None:
         """``request`` decodes from the next step on."""
-        self._settle()
-        base = request.base
-        if base + self._batch.round < self._cap:
+        if self._batch.round >= self._full_at:
+            self._settle()
+        base, cap = request.base, self._cap
+        if base + self._batch.round < cap:
             insort(self._below, base)
             self._count(base, 1)
+            self._full_at = cap - self._below[-1]
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
@@ -50,54 +54,64 @@ class Capped:
         if below and base <= below[-1]:
             del below[bisect_left(below, base)]
             self._count(base, -1)
+            self._full_at = self._cap - below[-1] if below else NEVER
 
     def _count(self, base: int, num: int) -> None:
         self._sum += num * base
         self._phase[base % self._batch.block_tokens] += num
 
-    def _settle(self) -> int:
-        """Requests below the cap; those that have reached it never come back."""
+    def _settle(self) -> None:
+        """Requests that have reached the cap never come back."""
         below, until = self._below, self._cap - self._batch.round
         while below and below[-1] >= until:
             self._count(below.pop(), -1)
-        return len(below)
-
-    def _some_go_beyond(self, steps: int) -> bool:
-        return bool(self._below) and self._below[-1] + self._batch.round + steps > self._cap
+        self._full_at = self._cap - below[-1] if below else NEVER
 
     def sum_read(self, steps: int) -> int | Ramp | Ints:
         """Sum over requests of min(tokens read, ``cap``)."""
-        below, batch = self._settle(), self._batch
-        first = self._sum + below * (batch.round + 1) + (len(batch.requests) - below) * self._cap
+        batch = self._batch
+        at = batch.round
+        if at >= self._full_at:
+            self._settle()
+        below = len(self._below)
+        first = self._sum + below * (at + 1) + (len(batch.requests) - below) * self._cap
         if steps == 1 or not below:
             return first
-        if not self._some_go_beyond(steps):
+        if at + steps <= self._full_at:
             return Ramp(first, below)
-        grown = np.cumsum(self._num_within(np.arange(1, steps)))
-        return np.concatenate(([first], first + grown))
+        return np.array(list(accumulate(self._num_within(range(1, steps)), initial=first)))
 
     def num_beyond(self, steps: int) -> int | Ints:
         """Requests that read more than ``cap`` tokens."""
-        num, below = len(self._batch.requests), self._settle()
-        if steps == 1 or not self._some_go_beyond(steps):
-            return num - below
-        return num - self._num_within(np.arange(steps))
+        batch = self._batch
+        if batch.round >= self._full_at:
+            self._settle()
+        num = len(batch.requests)
+        if steps == 1 or batch.round + steps <= self._full_at:
+            return num - len(self._below)
+        return num - np.array(self._num_within(range(steps)))
 
-    def _num_within(self, step: Ints) -> Ints:
+    def _num_within(self, steps: range) -> list[int]:
         """Requests that read at most ``cap`` tokens, by step."""
-        last = self._cap - 1 - self._batch.round - step
-        return np.searchsorted(np.array(self._below, dtype=np.int64), last, side="right")
+        below, last = self._below, self._cap - 1 - self._batch.round
+        return [bisect_right(below, last - step) for step in steps]
 
     def new_blocks(self, steps: int) -> int:
         """Blocks that ``steps`` steps begin where a request holds min(context, ``cap``) tokens."""
-        below, batch = self._settle(), self._batch
+        batch = self._batch
+        at = batch.round
+        if at >= self._full_at:
+            self._settle()
+        below = self._below
         if not below:
             return 0
+        if steps == 1:
+            return self._phase[-at % batch.block_tokens]
         size, cap = batch.block_tokens, self._cap
-        begun = blocks_begun(self._phase, batch.round, steps, below)
-        if self._some_go_beyond(steps):
-            grown = batch.round + steps
-            for base in reversed(self._below):  # each of them does so only once
+        begun = blocks_begun(self._phase, at, steps, len(below))
+        if at + steps > self._full_at:
+            grown = at + steps
+            for base in reversed(below):  # each of them does so only once
                 if base + grown <= cap:
                     break
                 begun += -(base + grown) // size - -cap // size  # ceil(cap) in place of ceil(grown)

@@ -18,7 +18,7 @@ from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
 API_VERSION = 1
-ABOUT_STEPS = ("decode_steps", "decode_work", "commit", "prefilled", "release")
+ABOUT_STEPS = ("decode_steps", "decode_work", "new_blocks", "commit", "prefilled", "release")
 
 
 @dataclass(slots=True, eq=False)

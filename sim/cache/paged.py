@@ -57,21 +57,29 @@ class Paged(CacheManager):
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         return ()
 
+    def new_blocks(self, batch: Batch, steps: int) -> int:
+        """Look. Blocks that the next ``steps`` decode steps begin: never fewer for more steps, and at most one for a
+        request in every ``block_tokens`` steps and the rest of them."""
+        return batch.new_blocks(steps)
+
     def decode_steps(self, batch: Batch, steps: int) -> int:
         free = self.num_free_blocks
-        if len(batch.requests) * (steps // self.block_tokens + 1) <= free or batch.new_blocks(steps) <= free:
+        if (
+            len(batch.requests) * (steps // self.block_tokens + 1) <= free
+            or self.new_blocks(batch, steps) <= free
+        ):
             return steps  # the first of these is more than enough, and quickly found
         low, high = 0, steps  # new_blocks grows with the steps: the last one that fits
         while low + 1 < high:
             middle = (low + high) // 2
-            if batch.new_blocks(middle) <= free:
+            if self.new_blocks(batch, middle) <= free:
                 low = middle
             else:
                 high = middle
         return low
 
     def commit(self, batch: Batch, steps: int) -> None:
-        if blocks := batch.new_blocks(steps):
+        if blocks := self.new_blocks(batch, steps):
             self._take(blocks)
 
     def preempt(self, request: Request, context: int) -> None:

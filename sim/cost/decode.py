@@ -12,22 +12,20 @@ Where the rate is known at which a running engine reads KV, it stands in place o
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import floor
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from kvsim.cost.curve import bracket
 from kvsim.cost.heads import attention_table, head_rows
-from kvsim.cost.lattice import SCALE, quantise, quantise_array
+from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.line import Line, Pieces, after, first_of
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.work import Column, Ramp, listed
+from kvsim.cost.work import Column
 from kvsim.model.spec import DTYPE_BYTES
 
-Array = np.ndarray[Any, Any]
 NEVER = float("inf")
 
 
@@ -77,6 +75,8 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
+        self._pieces: dict[int, Pieces] = {}
+        self.lines: list[Line] = []
         self._terms, self._kv_heads, bytes_per_s = terms, setting.kv_heads, terms.kv_read_bytes_per_s
         per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
         self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
@@ -102,56 +102,26 @@ class DecodeAttention(Pricer):
             provenance = self._curves[num_seqs].provenance_at(sum_context)
         return floor((base[i] + slope[i] * sum_context) * SCALE + 0.5) / SCALE, provenance
 
-    def rows(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[float | list[float], str | list[str]]:
-        sums, num_seqs = args["sum_context"], args["num_seqs"]
+    def line(
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Line, Column] | None:
+        num_seqs, sums = args["num_seqs"], args["sum_context"]
         if type(num_seqs) is not int or num_seqs <= 0:
-            return super().rows(args, steps, lane, share)
-        if type(sums) is int:
-            return self.at(num_seqs, sums)
-        found = self._curves.get(num_seqs) or self.curve(num_seqs)
-        knots, base, slope, provenance, table_until, _ = found
-        values: Sequence[int]
-        if type(sums) is Ramp:
-            first, step = sums
-            last = first + step * (steps - 1)
-            values = range(first, last + step, step) if step else [first] * steps
-            if step < 0:
-                first, last = last, first
-        else:
-            values = listed(sums, steps)
-            if type(values[0]) is not int:
-                return super().rows(args, steps, lane, share)
-            first, last = min(values), max(values)
-        i = bisect_right(knots, first) - 1
-        if last <= table_until and (i + 1 == len(knots) or last < knots[i + 1]):  # all on one line
-            at, per_token = base[i], slope[i]
-            return [at + per_token * x for x in values], provenance
-        provenances = [found.provenance_at(x) for x in values]
-        times = [base[i] + slope[i] * x for x in values for i in (bisect_right(knots, x) - 1,)]
-        return times, provenances[0] if len(set(provenances)) == 1 else provenances
+            return None
+        pieces = self._pieces.get(num_seqs)
+        if pieces is None:
+            pieces = self._pieces[num_seqs] = self._lines_of(self.curve(num_seqs))
+        return pieces.at(sums if type(sums) is int else first_of(sums)), sums
 
-    def column(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, str | list[str]]:
-        num_seqs = args["num_seqs"]
-        if not isinstance(num_seqs, int | float) or num_seqs <= 0:
-            return super().column(args, steps, lane, share)
-        curve = self.curve(num_seqs)
-        sums = args["sum_context"]
-        if isinstance(sums, Ramp):
-            sums = sums.array(steps)
-        elif not isinstance(sums, np.ndarray):
-            same_ns, provenance = self.price(args, lane, share)  # type: ignore[arg-type]
-            return np.full(steps, same_ns), provenance
-        if len(curve.knots) == 1:
-            return quantise_array(curve.base[0] + curve.slope[0] * sums), curve.provenance
-        i = np.searchsorted(curve.knots, sums, side="right") - 1
-        time_ns = quantise_array(np.array(curve.base)[i] + np.array(curve.slope)[i] * sums)
-        if sums.max() <= curve.table_until:
-            return time_ns, curve.provenance
-        return time_ns, [curve.provenance_at(value) for value in sums.tolist()]
+    def _lines_of(self, curve: DecodeCurve) -> Pieces:
+        def make(first: float, last: float) -> Line:
+            x = max(0, first)
+            i = bisect_right(curve.knots, x) - 1
+            key = "decode_attention", curve.provenance_at(x)
+            return Line(self.lines, key, curve.base[i], curve.slope[i], first, last)
+
+        ends = [until for until in (curve.table_until, curve.derived_until) if 0 <= until < NEVER]
+        return Pieces(sorted({*curve.knots[1:], *map(after, ends)}), make)
 
     def _make(self, num_seqs: float) -> DecodeCurve:
         factor = self._terms.uneven_factor(num_seqs, self._kv_heads)

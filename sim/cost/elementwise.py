@@ -49,7 +49,7 @@ class Elementwise:
             if name == "sampling":
                 continue
             calls = (NORMS * self._layers + 1) / self._layers if name == "rms_norm" else 1.0
-            time_ns, provenance = pricer.column({"tokens": tokens}, len(tokens))
+            time_ns, provenance = pricer.column("tokens", tokens)
             if self._derived and isinstance(provenance, str):
                 provenance = worst(provenance, "derived")
             elif self._derived:

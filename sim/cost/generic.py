@@ -7,17 +7,20 @@ nobody ran it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
-from math import floor, log
+from math import log
+from typing import Any
 
 import numpy as np
 
 from kvsim.cost.grid import Grid
-from kvsim.cost.lattice import SCALE, quantise, quantise_array
+from kvsim.cost.lattice import quantise, quantise_array
+from kvsim.cost.line import Line, Pieces, after, first_of
 from kvsim.cost.pricer import Array, Pricer
 from kvsim.cost.profile import Table
 from kvsim.cost.setting import Setting, by_row, table_dtype, worst
-from kvsim.cost.work import Column, Ramp, listed
+from kvsim.cost.work import Column
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
 
@@ -26,7 +29,6 @@ HOST_LINK_BYTES_PER_S = 50e9
 # Lane cpu: a socket with 8 channels of DDR5-4800 (307 GB/s), two thirds of it sustained; AVX-512 in bfloat16.
 CPU_BYTES_PER_S = 200e9
 CPU_FLOPS_PER_S = 4e12
-LATTICE_PER_S = 1e9 * SCALE  # lattice points; SCALE is a power of two, so times in them round as nanoseconds do
 
 
 class RooflinePricer(Pricer):
@@ -40,14 +42,10 @@ class RooflinePricer(Pricer):
         self._read = link.read_bytes_per_s if link else HOST_LINK_BYTES_PER_S
         self._write = link.write_bytes_per_s if link else HOST_LINK_BYTES_PER_S
         self._operation_ns = link.operation_ns if link else 0
-        self._rate = self._gpu.hbm_bytes_per_s
+        self._pieces: dict[tuple[str, float, int], Pieces] = {}
+        self.lines: list[Line] = []
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
-        if lane == "gpu" and len(args) == 1 and "num_bytes" in args:
-            moved = args["num_bytes"]
-            if moved <= 0:
-                return 0.0, "extrapolated"
-            return floor(moved / self._parts / self._rate * LATTICE_PER_S + 0.5) / SCALE, "extrapolated"
         moved, flops = _size(self._name, args)
         if moved <= 0 and flops <= 0:
             return 0.0, "extrapolated"
@@ -60,54 +58,40 @@ class RooflinePricer(Pricer):
             time_ns = self._gpu.time_ns(flops / self._parts, moved / self._parts)
         return quantise(time_ns), "extrapolated"
 
-    def rows(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[float | list[float], str | list[str]]:
-        if len(args) > 1 or lane == "cpu" or "num_bytes" not in args:
-            return super().rows(args, steps, lane, share)
-        moved, parts, sizes = args["num_bytes"], self._parts, None
-        if type(moved) is Ramp:
-            start, step = moved
-            if start > 0 < step:
-                sizes, positive = range(start, start + step * steps, step), True
-        elif type(moved) is int or type(moved) is float:
-            return self.price(args, lane, share)  # type: ignore[arg-type]
-        if sizes is None:
-            sizes = listed(moved, steps)
-            positive = min(sizes) > 0
-        if not positive:
-            return [self.price({"num_bytes": size}, lane, share)[0] for size in sizes], "extrapolated"
-        if lane == "gpu":
-            rate, in_a_second = self._rate, LATTICE_PER_S
-            if parts == 1:
-                return [(size / rate * in_a_second + 0.5) // 1.0 / SCALE for size in sizes], "extrapolated"
-            return [
-                (size / parts / rate * in_a_second + 0.5) // 1.0 / SCALE for size in sizes
-            ], "extrapolated"
-        rate, latency_ns = (self._read if lane == "h2d" else self._write) * share, self._operation_ns
-        return [
-            ((latency_ns + 1e9 * size / parts / rate) * SCALE + 0.5) // 1.0 / SCALE for size in sizes
-        ], "extrapolated"
+    def line(
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Line, Column] | None:
+        """Over ``num_bytes``, or over ``rows`` of so many bytes."""
+        row_bytes: Any = 1
+        x = args.get("num_bytes")
+        if x is None and len(args) == 2 and type(args.get("row_bytes")) is int:
+            x, row_bytes = args.get("rows"), args["row_bytes"]
+        elif len(args) > 1:
+            return None
+        if x is None:
+            return None
+        pieces = self._pieces.get((lane, share, row_bytes))
+        if pieces is None:
+            pieces = self._pieces[lane, share, row_bytes] = self._lines_of(lane, share, row_bytes)
+        return pieces.at(x if type(x) is int else first_of(x)), x
 
-    def column(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, str | list[str]]:
-        rows = {
-            name: value.array(steps) if isinstance(value, Ramp) else value for name, value in args.items()
-        }
-        moved, flops = _size(self._name, rows)  # type: ignore[arg-type]
-        if not isinstance(moved, np.ndarray) and not isinstance(flops, np.ndarray):
-            return np.full(steps, self.price(args, lane, share)[0]), "extrapolated"  # type: ignore[arg-type]
+    def _lines_of(self, lane: str, share: float, row_bytes: int) -> Pieces:
+        base, key = 0.0, (self._name, "extrapolated")
         if lane == "cpu":
-            return quantise_array(
-                1e9 * np.maximum(moved / CPU_BYTES_PER_S, flops / CPU_FLOPS_PER_S)
-            ), "extrapolated"
-        if lane in ("h2d", "d2h"):
-            rate = self._read if lane == "h2d" else self._write
-            time_ns = self._operation_ns + 1e9 * moved / self._parts / (rate * share)
-            copies = np.logical_or(np.greater(moved, 0), np.greater(flops, 0))
-            return quantise_array(np.where(copies, time_ns, 0.0)), "extrapolated"
-        return quantise_array(self._gpu.times_ns(flops / self._parts, moved / self._parts)), "extrapolated"
+            slope = 1e9 / CPU_BYTES_PER_S
+        elif lane in ("h2d", "d2h"):
+            base = self._operation_ns
+            slope = 1e9 / self._parts / ((self._read if lane == "h2d" else self._write) * share)
+        else:
+            slope = 1e9 / self._parts / self._gpu.hbm_bytes_per_s
+
+        def make(first: float, last: float) -> Line:
+            copies = last > 0
+            return Line(
+                self.lines, key, base if copies else 0.0, slope * row_bytes if copies else 0.0, first, last
+            )
+
+        return Pieces([after(0.0) if base else 0.0], make)  # nothing to move takes no time
 
 
 class TablePricer(Pricer):
@@ -153,32 +137,95 @@ class TablePricer(Pricer):
         )  # a launch costs what it costs; what is above it grows with the shape
         self._grid = Grid({key: launch_ns + (time_ns - launch_ns) * scale for key, time_ns in points.items()})
         self._least = [min(table.columns[axis].tolist()) for axis in self._sizes]
+        self._points: dict[str, tuple[list[float], float]] = {}  # of each axis, and the least of them
+        for axis, least in zip(self._sizes, self._least, strict=True):
+            whole = self._parts if axis in _DIVIDED else 1
+            self._points[axis] = [value * whole for value in table.values(axis)], least
+        self._pieces: dict[tuple[str | float, ...], Pieces] = {}
+        self.lines: list[Line] = []
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
-        sizes = []
-        for axis in self._sizes:
-            if axis not in args:
-                found = ", ".join(args)
-                raise CalibrationError(f"kernel {self._name}: size '{axis}' is missing; found {found}")
-            sizes.append(args[axis] / self._parts if axis in _DIVIDED else args[axis])
+        sizes = self._at(args)
         if any(size <= 0 < least for size, least in zip(sizes, self._least, strict=True)):
             return 0.0, self._provenance
         time_ns, covered = self._grid.at(sizes)
         provenance = self._provenance if covered else "extrapolated"
         return quantise(time_ns * self._calls / share), provenance
 
-    def column(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, str | list[str]]:
-        sizes = args.get(self._sizes[0]) if len(self._sizes) == 1 and self._grid.num_axes == 1 else None
-        if isinstance(sizes, Ramp):
-            sizes = sizes.array(steps)
-        if not isinstance(sizes, np.ndarray):
-            return super().column(args, steps, lane, share)
-        if self._sizes[0] in _DIVIDED:
+    def _at(self, args: Mapping[str, float]) -> list[float]:
+        """The place in the table: what one GPU does."""
+        for axis in self._sizes:
+            if axis not in args:
+                found = ", ".join(args)
+                raise CalibrationError(f"kernel {self._name}: size '{axis}' is missing; found {found}")
+        return [args[axis] / self._parts if axis in _DIVIDED else args[axis] for axis in self._sizes]
+
+    def line(
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Line, Column] | None:
+        """Over the size that varies; where none does, over the last one."""
+        over, fixed = self._sizes[-1], []
+        varies = False
+        for axis in self._sizes:
+            size = args.get(axis)
+            if type(size) is int or type(size) is float:
+                fixed.append(size)
+            elif size is None or varies:
+                return None
+            else:
+                over, varies = axis, True
+        if not varies:
+            fixed.pop()
+        key = (over, share, *fixed)
+        pieces = self._pieces.get(key)
+        if pieces is None:
+            others = [axis for axis in self._sizes if axis != over]
+            pieces = self._lines_of(over, dict(zip(others, fixed, strict=True)), share)
+            self._pieces[key] = pieces
+        x = args[over]
+        return pieces.at(x if type(x) is int else first_of(x)), x
+
+    def _lines_of(self, over: str, fixed: dict[str, float], share: float) -> Pieces:
+        """Between the points of an axis; on a point the price may have another provenance."""
+        points, least = self._points[over]
+
+        def at(x: float) -> tuple[float, bool]:
+            found = self._grid.at(self._at({**fixed, over: x}))
+            return found.time_ns * self._calls / share, found.covered
+
+        def make(first: float, last: float) -> Line:
+            sizes = self._at({**fixed, over: last})
+            if any(size <= 0 < least for size, least in zip(sizes, self._least, strict=True)):
+                return Line(self.lines, (self._name, self._provenance), 0.0, 0.0, first, last)
+            i, slope, covered = bisect_right(points, first), 0.0, False
+            if first == last:
+                base, covered = at(first)
+            elif i == 0:
+                base, _ = at(points[0])
+            else:
+                left = points[i - 1]
+                right = points[i] if i < len(points) else 2 * left + 1
+                base, _ = at(left)
+                slope = (at(right)[0] - base) / (right - left)
+                base -= slope * left
+                covered = at((left + right) / 2)[1]
+            provenance = self._provenance if covered else "extrapolated"
+            return Line(self.lines, (self._name, provenance), base, slope, first, last)
+
+        starts = {start for point in points for start in (point, after(point))}
+        if least > 0:
+            starts.add(after(0.0))
+        return Pieces(sorted(starts), make)
+
+    def column(self, axis: str, sizes: Array) -> tuple[Array, str | list[str]]:
+        """:meth:`price` elementwise over a table's only axis, bit for bit the same; the provenance of all or of each."""
+        if self._sizes != [axis]:
+            found = [self.price({axis: size}) for size in sizes.tolist()]
+            return np.array([time_ns for time_ns, _ in found]), [provenance for _, provenance in found]
+        if axis in _DIVIDED:
             sizes = sizes / self._parts
         time_ns, covered = self._grid.column(sizes)
-        time_ns = quantise_array(time_ns * self._calls / share)
+        time_ns = quantise_array(time_ns * self._calls)
         if self._least[0] > 0:
             nothing = sizes <= 0
             time_ns, covered = np.where(nothing, 0.0, time_ns), covered | nothing

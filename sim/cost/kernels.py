@@ -1,9 +1,8 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-Five ways to the same price, bit for bit: a run of decode steps (one cached line per batch), a plain step with
-prefill, single steps and short runs of any kernels (plain Python), and long ones (columns in numpy). They agree because
-components lie on a lattice on which sums are exact
-(:mod:`kvsim.cost.lattice`).
+Four ways to the same price, bit for bit: a run of plain decode steps (one cached line per batch), a plain step with
+prefill, a single step of any kernels and a run of them (sums of lines, :mod:`kvsim.cost.lines`). They agree because
+components lie on a lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from kvsim.cost.columns import VECTOR_STEPS, Columns
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.lines import VECTOR_STEPS, price_run
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
 from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
-from kvsim.cost.short import price_short
 from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
@@ -85,7 +83,7 @@ class KernelCostModel(CostModel):
         mixed = self.terms.mixed_attention_factor
         # of steps with prefill, not sustained and sustained: factor, the same on decode attention, layers, heads
         self._mixed = [(f, f * mixed, self._layers[f], self._heads[f]) for f in factors]
-        self._usage = Usage(("engine", self.terms.provenance))
+        self._usage = Usage(("engine", self.terms.provenance), self.pricers)
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         steps, tokens, sampled, kernels, _ = work
@@ -108,13 +106,7 @@ class KernelCostModel(CostModel):
                         return self._decode_run(plan, num_seqs, sums, 0, steps)
         if steps == 1:
             return price_step(self, work, link_share)
-        if steps < VECTOR_STEPS:
-            for kernel in kernels:
-                if kernel[0] == "prefill_attention":
-                    break
-            else:
-                return price_short(self, work, link_share)
-        return Columns(self, work, link_share or {}).run()
+        return price_run(self, work, link_share)
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         plan = self._plain_plans.get(num_seqs)

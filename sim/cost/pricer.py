@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from kvsim.cost.line import Line
 from kvsim.cost.setting import Setting
-from kvsim.cost.work import Column, listed
+from kvsim.cost.work import Column
 
 Array = np.ndarray[Any, Any]
 
@@ -17,31 +18,21 @@ Array = np.ndarray[Any, Any]
 class Pricer(ABC):
     """Times of one kernel for one model on one GPU; lattice nanoseconds (:mod:`kvsim.cost.lattice`)."""
 
+    lines: Sequence[Line] = ()  # all that :meth:`line` has given
+
     @abstractmethod
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         """(nanoseconds of one call on all layers, provenance). ``share``: of the link, for copy lanes."""
 
-    def rows(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[float | list[float], str | list[str]]:
-        """:meth:`price` of ``steps`` steps, one by one: of all or of each; and so the provenance."""
-        for value in args.values():
-            if not isinstance(value, int | float):
-                break
-        else:
-            return self.price(args, lane, share)  # type: ignore[arg-type]
-        rows = zip(*(listed(value, steps) for value in args.values()), strict=True)
-        found = [self.price(dict(zip(args, row, strict=True)), lane, share) for row in rows]
-        provenances = [provenance for _, provenance in found]
-        same = len(set(provenances)) == 1
-        return [time_ns for time_ns, _ in found], provenances[0] if same else provenances
+    def line(
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+    ) -> tuple[Line, Column] | None:
+        """The line on which :meth:`price` lies in the first step, and the size x that it is over.
 
-    def column(
-        self, args: Mapping[str, Column], steps: int, lane: str = "gpu", share: float = 1.0
-    ) -> tuple[Array, str | list[str]]:
-        """:meth:`rows` as an array: shape (steps,)."""
-        time_ns, provenance = self.rows(args, steps, lane, share)
-        return (np.array(time_ns) if isinstance(time_ns, list) else np.full(steps, time_ns)), provenance
+        The other sizes are the same in all steps; None where they are not, or the price is on no line. It depends on
+        the sizes of the first step alone. Runs of steps without lines are priced step by step.
+        """
+        return None
 
 
 kernel_pricers: dict[str, Callable[[Setting], Pricer]] = {}

@@ -1,21 +1,64 @@
-"""Price of a single step of any kernels, in plain Python."""
+"""Price of a single step of any kernels: what all other ways to a price have to agree with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import floor
 from typing import TYPE_CHECKING, Any
 
-from kvsim.cost.columns import MAIN, Place
-from kvsim.cost.lattice import quantise
+from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.line import Line, first_of
 from kvsim.cost.linear import Key
-from kvsim.cost.usage import OneStep
-from kvsim.cost.work import Column, Kernel, StepWork, listed
+from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.model import Priced
+from kvsim.cost.usage import Usage
+from kvsim.cost.work import Column, Kernel, StepWork
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
 
+Place = tuple[str, str]  # group, lane
+MAIN: Place = ("main", "gpu")
+Part = Key | tuple[Line, float, int]  # of a kernel on no line; of another: the line, its x, calls
 
-def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> OneStep:
+
+class KernelStep(Priced):
+    """A single step, kernel by kernel."""
+
+    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
+
+    def __init__(
+        self,
+        step_ns: list[int],
+        linear: tuple[LinearPriced, ...],
+        parts: list[tuple[Part, float]],
+        engine_ns: float,
+    ) -> None:
+        """``parts``, nanoseconds: without what hides behind a longer lane."""
+        self.step_ns = step_ns
+        self.linear = linear
+        self.parts = parts
+        self.engine_ns = engine_ns
+
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        time_ns = self.step_ns[0]
+        usage.steps_ns += time_ns
+        for priced in self.linear:
+            priced.uses += 1
+        parts_ns = usage.parts_ns
+        for part, part_ns in self.parts:
+            if len(part) == 3:
+                line, x, calls = part
+                line.rows += calls
+                line.units += calls * x
+            else:
+                parts_ns[part] += part_ns
+        if self.engine_ns:
+            parts_ns[usage.engine] += self.engine_ns
+        return time_ns
+
+
+def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> KernelStep:
     """Kernels side by side in their lanes, groups in turn; ``work`` is one step."""
     _, tokens, sampled, kernels, sustained = work
     prefills, launched = _prefills(kernels)
@@ -23,64 +66,80 @@ def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, 
     layers, head, engine_ns = model.linear(tokens, sampled, prefills, factor)
     main_ns = layers.total_ns + head.total_ns
     lanes: dict[Place, float] = {}  # but the main one
-    parts: list[tuple[Key, float]] = []
+    parts: list[tuple[Part, float]] = []
     pricers = model.pricers
     for name, args, calls, group, lane in kernels:
         pricer = pricers.get(name) or model.pricer(name)
-        for value in args.values():
-            if type(value) is not int and type(value) is not float:
-                args = _plain(args)
-                break
-        if lane == "gpu":
-            time_ns, provenance = pricer.price(args)  # type: ignore[arg-type]
+        share = 1.0
+        if lane != "gpu" and link_share:
+            share = link_share.get(lane, 1.0)
+        num = calls if type(calls) is int else first_of(calls)
+        ratio = 1.0
+        if prefills and lane == "gpu":
+            ratio = decode_factor if name == "decode_attention" else factor
+        found = pricer.line(args, lane, share) if name != "prefill_attention" else None
+        part: Part
+        if found is not None:
+            line: Line = found[0]
+            x: Any = found[1]
+            if type(x) is not int:
+                x = first_of(x)
+            provenance = line.key[1]
+            time_ns = floor((line.base + line.slope * x) * SCALE + 0.5) / SCALE
+            if type(num) is float:
+                part = line.times(num * ratio), x, 1
+            else:
+                part = line if ratio == 1.0 else line.times(ratio), x, num
         else:
-            share = link_share.get(lane, 1.0) if link_share else 1.0
+            for value in args.values():
+                if type(value) is not int:
+                    args = {key: first_of(value) for key, value in args.items()}
+                    break
             time_ns, provenance = pricer.price(args, lane, share)  # type: ignore[arg-type]
-        if type(calls) is not int or calls != 1:
-            time_ns = quantise(time_ns * listed(calls, 1)[0])
+            part = name, provenance
+        if num != 1:
+            time_ns = quantise(time_ns * num)
         elif name == "prefill_attention" and lane == "gpu" and group == "main":
             if launched and time_ns:
                 time_ns -= model.prefill_launch_ns
             launched = launched or time_ns > 0
-        if prefills and lane == "gpu":
-            ratio = decode_factor if name == "decode_attention" else factor
-            if ratio != 1.0:
-                time_ns = quantise(time_ns * ratio)
+        if ratio != 1.0:
+            time_ns = floor(time_ns * ratio * SCALE + 0.5) / SCALE
         if model.strict and provenance == "extrapolated":
-            model.refuse(name, args)
-        parts.append(((name, provenance), time_ns))
+            model.refuse(name, {key: first_of(value) for key, value in args.items()})
+        parts.append((part, time_ns))
         if lane == "gpu" and group == "main":
             main_ns += time_ns
         else:
             lanes[group, lane] = lanes.get((group, lane), 0.0) + time_ns
     if not lanes:
-        return OneStep([int(main_ns + engine_ns + 0.5)], (layers, head), parts, engine_ns)
+        return KernelStep([int(main_ns + engine_ns + 0.5)], (layers, head), parts, engine_ns)
     total_ns, hidden = _join({MAIN: main_ns, **lanes})
     seen = [
-        (key, 0.0 if (group, lane) in hidden else time_ns)
-        for (key, time_ns), (_, _, _, group, lane) in zip(parts, kernels, strict=True)
+        part for part, (*_, group, lane) in zip(parts, kernels, strict=True) if (group, lane) not in hidden
     ]
-    linear = (layers, head) if MAIN not in hidden else ()
-    return OneStep([int(total_ns + engine_ns + 0.5)], linear, seen, engine_ns)
-
-
-def _plain(args: Mapping[str, Column]) -> dict[str, Any]:
-    """Sizes of one step as numbers."""
-    return {name: listed(value, 1)[0] for name, value in args.items()}
+    linear = () if MAIN in hidden else (layers, head)
+    return KernelStep([int(total_ns + engine_ns + 0.5)], linear, seen, engine_ns)
 
 
 def _prefills(kernels: tuple[Kernel, ...]) -> tuple[bool, bool]:
     """Whether some kernel prefills, and then whether a decode kernel of the main group shares the launch."""
     for name, args, _, _, _ in kernels:
-        if name == "prefill_attention" and _plain(args)["new"] > 0:
+        if name == "prefill_attention" and first_of(args["new"]) > 0:
             break
     else:
         return False, False
-    for name, args, calls, group, lane in kernels:
-        if name == "decode_attention" and (group, lane) == MAIN and type(calls) is int and calls == 1:
-            if _plain(args)["num_seqs"] > 0:
-                return True, True
-    return True, False
+    return True, any(
+        name == "decode_attention"
+        and (group, lane) == MAIN
+        and _is_one(calls)
+        and first_of(args["num_seqs"]) > 0
+        for name, args, calls, group, lane in kernels
+    )
+
+
+def _is_one(calls: Column) -> bool:
+    return bool(first_of(calls) == 1)
 
 
 def _join(lanes: Mapping[Place, float]) -> tuple[float, set[Place]]:

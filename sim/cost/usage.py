@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from kvsim.cost.decode import DecodeCurve
 from kvsim.cost.linear import Key, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import Priced
+from kvsim.cost.pricer import Pricer
 
 Array = np.ndarray[Any, Any]
 
@@ -19,8 +20,10 @@ Array = np.ndarray[Any, Any]
 class Usage:
     """Simulated time so far. Cheap to add to: what repeats is counted and expanded in :meth:`total_ns`."""
 
-    def __init__(self, engine: Key) -> None:
+    def __init__(self, engine: Key, pricers: Mapping[str, Pricer]) -> None:
+        """``pricers``: whose lines count their own uses."""
         self.engine = engine
+        self.pricers = pricers
         self.steps_ns = 0  # sum of all counted step_ns
         self.parts_ns: defaultdict[Key, float] = defaultdict(float)
         self.linear: list[LinearPriced] = []  # they count their uses themselves
@@ -45,6 +48,10 @@ class Usage:
             if priced.uses:
                 for key, time_ns in priced.parts:
                     add(key, time_ns * priced.uses)
+        for pricer in self.pricers.values():
+            for line in pricer.lines:
+                if line.rows:
+                    add(line.key, line.total_ns)
         for step in self.step_linear:
             if step.uses:
                 for key, time_ns in (*step.layers.parts, *step.head.parts):

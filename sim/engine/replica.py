@@ -120,7 +120,7 @@ class Replica(Services):
         self._horizon = 64
         self._arrives = NEVER  # decisions are made up to then, when a request comes
         self._step_ns = 1  # device time of the first step of the last run
-        self._uses_links = False  # kernels of the current run
+        self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
 
@@ -371,14 +371,16 @@ class Replica(Services):
     # ---- transfers
 
     def _start(self, transfers: tuple[Transfer, ...]) -> None:
-        cuts = self._uses_links
+        holds_up = False
         for transfer in transfers:
             self.links.submit(transfer, self._ended)
             if transfer.dst == "hbm" and transfer.src == self._copies_from:
                 self._loads_end = max(self._loads_end, transfer.end_ns)
-                cuts = True
-        if transfers and cuts:
+                holds_up = True
+        if holds_up:
             self._cut(self.env.now)
+        elif transfers:
+            self._share_changed()
 
     def _ended(self, transfer: Transfer) -> None:
         """The link has ended a transfer."""
@@ -400,8 +402,10 @@ class Replica(Services):
         now = self.env.now
         if self._next == NEVER:
             self._turn_at(now, now)
-        elif self.waiting or self.loaded or self.polled or self._uses_links or not self.manager.steady_work:
+        elif self.waiting or self.loaded or self.polled or not self.manager.steady_work:
             self._cut(now)
+        else:
+            self._share_changed()
 
     def _queue_in_order(self, request: Request) -> None:
         """Into the queue, before those that arrived later."""
@@ -411,9 +415,14 @@ class Replica(Services):
         self.waiting.insert(place, request)
 
     def _share_changed(self) -> None:
-        """Another replica began or ended a transfer over a link that this one shares."""
-        if self._uses_links:
-            self._cut(self.env.now)
+        """A transfer began or ended, maybe another replica's over a link that this one shares: steps whose copies get
+        another part of it than they were priced with are decided anew."""
+        if self._shares:
+            share = self.links.share()
+            for lane, part in self._shares.items():
+                if share[lane] != part:
+                    self._cut(self.env.now)
+                    return
 
     def _poll(self, now: int) -> None:
         """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""
@@ -482,12 +491,12 @@ class Replica(Services):
         if self._loads_end > now + engine.launch_ns:
             steps = 1  # only this one waits for them
         if self._plain_decodes:
-            self._uses_links = False
+            self._shares = None
             priced = self.cost.price_decodes(num, batch.sum_base + num * (batch.round + 1), steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
-            self._note_links(kernels)
-            priced = self.cost.price(StepWork(steps, num, num, kernels), self._link_share())
+            share = self._note_links(kernels)
+            priced = self.cost.price(StepWork(steps, num, num, kernels), share)
         launch = engine.launch_ns
         if self._loads_end > now + launch:
             launch = self._loads_end - now
@@ -573,11 +582,10 @@ class Replica(Services):
         cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
         launch = max(engine.launch_ns + attach, inputs - now)
         sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
-        self._uses_links = False
+        self._shares = None
         if not plain:
-            self._note_links(kernels)
-            work = StepWork(1, step_tokens, sampled, tuple(kernels), sustained)
-            priced = self.cost.price(work, self._link_share())
+            share = self._note_links(kernels)
+            priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels), sustained), share)
         elif chunks:
             priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
         else:
@@ -699,14 +707,15 @@ class Replica(Services):
             self._turn_at(boundary, now)
         return end
 
-    def _note_links(self, kernels: Sequence[Kernel]) -> None:
-        self._uses_links = False
-        for kernel in kernels:
-            if kernel.lane != "gpu":
-                self._uses_links = True
-
-    def _link_share(self) -> dict[str, float] | None:
-        return self.links.share() if self._uses_links else None
+    def _note_links(self, kernels: Sequence[Kernel]) -> dict[str, float] | None:
+        """Change. The parts of the host link that copies inside the step get; None = there are none."""
+        self._shares = None
+        for *_, lane in kernels:
+            if lane != "gpu":
+                share = self.links.share()
+                self._shares = {lane: share[lane] for *_, lane in kernels if lane in share}
+                return share
+        return None
 
     def _clocks_are_down(self, launched: int) -> bool:
         """Change. Whether the GPU has carried prefill, step by step, for so long that the next such step is slower."""

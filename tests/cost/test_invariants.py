@@ -10,13 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvsim.cost.columns import Columns
+from kvsim.cost import lines
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.lattice import quantise
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
-from kvsim.cost.short import price_short
-from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork, column
 from kvsim.hardware.load import load_gpu
@@ -82,7 +80,7 @@ chunks = st.lists(st.tuples(st.integers(0, 8_192), st.integers(0, 30_000)), min_
 
 @given(decode_runs(most_steps=1), chunks, st.booleans())
 @settings(deadline=None)
-def test_one_mixed_step_costs_the_same_as_columns(
+def test_one_mixed_step_costs_the_same_as_arrays_of_one(
     work: StepWork, found: list[tuple[int, int]], decodes: bool
 ) -> None:
     sums = work.kernels[0].args["sum_context"][0]
@@ -136,42 +134,106 @@ def test_numbers_of_tokens_cost_the_same_one_by_one(name: str, gpus: int) -> Non
 
 @st.composite
 def method_runs(draw: st.DrawFn) -> StepWork:
-    """What methods do in a run of steps: sizes and calls of every form, some lanes side by side."""
-    steps, num_seqs = draw(st.integers(1, 31)), draw(st.integers(1, 300))
+    """What methods do in a run of steps: sizes and calls of every form, some lanes side by side, some with a table."""
+    steps, num_seqs = draw(st.integers(1, 60)), draw(st.integers(1, 300))
 
     def sizes(most: int) -> object:
         start = draw(st.integers(0, most))
         array = np.array(draw(st.lists(st.integers(0, most), min_size=steps, max_size=steps)))
-        return draw(st.sampled_from([start, Ramp(start, draw(st.integers(0, most // 100))), array]))
+        ramps = Ramp(start, draw(st.integers(0, most // 100))), Ramp(start, -(start // steps))
+        return draw(st.sampled_from([start, *ramps, array, array / 7]))
 
-    calls = st.sampled_from([1, 0, 0.25, True, np.arange(steps) % 3, Ramp(0, 2)])
+    calls = st.sampled_from([1, 0, 0.25, True, np.arange(steps) % 3, np.arange(steps) % 3 * 0.5, Ramp(0, 2)])
     places = st.sampled_from([("main", "gpu"), ("main", "gpu"), ("main", "h2d"), ("a", "gpu"), ("a", "d2h")])
     kernels = []
-    for name in draw(st.lists(st.sampled_from(["decode_attention", "method", "copy_h2d"]), max_size=4)):
-        args = {"num_bytes": sizes(1 << 32)}
+    names = ["decode_attention", "method", "copy_h2d", "gather_kv", "top_k_select", "prefill_attention"]
+    for name in draw(st.lists(st.sampled_from(names), max_size=4)):
+        args: dict[str, object] = {"num_bytes": sizes(1 << 32)}
         if name == "decode_attention":
             args = {"num_seqs": num_seqs, "sum_context": sizes(num_seqs * 9_000)}
+        elif name == "gather_kv":
+            args = {"rows": sizes(1 << 16), "row_bytes": draw(st.sampled_from([128, 300, 4096]))}
+        elif name == "top_k_select":
+            args = {"rows": num_seqs, "entries": sizes(1 << 15), "k": draw(st.sampled_from([16, 100, 5000]))}
+        elif name == "prefill_attention":
+            args = {"new": draw(st.integers(0, 900)), "past": draw(st.integers(0, 9000))}
         group, lane = draw(places)
-        kernels.append(Kernel(name, args, draw(calls), group, lane))
+        kernels.append(Kernel(name, args, draw(calls), group, lane))  # type: ignore[arg-type]
     return StepWork(steps, num_seqs, num_seqs, tuple(kernels))
 
 
-@given(method_runs(), st.sampled_from([{}, {"h2d": 0.5, "d2h": 1.0}]), st.integers(0, 31))
-@settings(deadline=None)
-def test_a_short_run_costs_the_same_in_plain_python_and_in_numpy(
+def one_by_one(work: StepWork) -> Iterator[StepWork]:
+    """Its steps, with sizes that are plain numbers."""
+    for i in range(work.steps):
+        kernels = [
+            kernel._replace(
+                args={name: column(value, work.steps)[i].item() for name, value in kernel.args.items()},
+                calls=column(kernel.calls, work.steps)[i].item(),
+            )
+            for kernel in work.kernels
+        ]
+        yield work._replace(steps=1, kernels=tuple(kernels))
+
+
+@cache
+def measured() -> tuple[KernelCostModel, KernelCostModel]:
+    profile, gpu = load_profile("h100-sxm-measured"), load_gpu("h100-sxm")
+    return tuple(KernelCostModel(profile, load_model("llama-3.1-8b"), gpu, 1, TERMS) for _ in range(2))  # type: ignore[return-value]
+
+
+@given(method_runs(), st.sampled_from([{}, {"h2d": 0.5, "d2h": 1.0}]), st.integers(0, 60))
+@settings(deadline=None, max_examples=150)
+def test_a_run_on_lines_costs_the_same_as_its_steps(
     work: StepWork, share: dict[str, float], cut: int
 ) -> None:
-    models = [
-        KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
-        for _ in range(2)
-    ]
-    prices = [price_short(models[0], work, share), Columns(models[1], work, share).run()]
-    assert list(prices[0].step_ns) == list(prices[1].step_ns)
+    whole, single = measured()
+    before = [costs.used_ns() for costs in measured()]
+    run = whole.price(work, share)
+    steps = [single.price(step, share) for step in one_by_one(work)]
+    assert [int(time_ns) for time_ns in run.step_ns] == [priced.step_ns[0] for priced in steps]
     cut = min(cut, work.steps)
-    for costs, priced in zip(models, prices, strict=True):
-        costs.account(priced, 0, cut)
-        costs.account(priced, cut, work.steps)
-    assert models[0].used_ns() == models[1].used_ns()
+    counted = whole.account(run, 0, cut) + whole.account(run, cut, work.steps)
+    assert counted == sum(single.account(priced, 0, 1) for priced in steps)
+    after = [costs.used_ns() for costs in measured()]
+    assert after[0].keys() == after[1].keys()
+    for key in after[0]:  # sums of numbers that are not whole differ in their last digits
+        of_run, of_steps = (now[key] - then.get(key, 0) for now, then in zip(after, before, strict=True))
+        assert of_run == pytest.approx(of_steps, rel=1e-9, abs=3), key
+
+
+def test_a_run_is_divided_where_rounding_is_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With far more slack than there is, doubt is everywhere: no price changes."""
+    copy = Kernel("method", {"num_bytes": Ramp(10_000_019, 7_001)})
+    attention = Kernel("decode_attention", {"num_seqs": 9, "sum_context": Ramp(40_013, 9)}, 0.5)
+    for steps, lattice in ((2, 0.1), (31, 0.02), (40, 0.02)):
+        monkeypatch.setattr(lines, "LATTICE", lattice)
+        work = StepWork(steps, 9, 9, (copy, attention))
+        run = model().price(work)
+        assert isinstance(run, lines.Joined)
+        assert list(run.step_ns) == [model().price(step).step_ns[0] for step in one_by_one(work)]
+        assert model().account(run, 1, steps) == sum(run.step_ns[1:])
+
+
+@given(
+    st.sampled_from(["gather_kv", "top_k_select", "device_copy", "method"]),
+    st.lists(st.integers(0, 1 << 20), min_size=3, max_size=3),
+    st.floats(0, 1e6),
+)
+@settings(deadline=None)
+def test_a_price_lies_on_its_line(name: str, sizes: list[int], at: float) -> None:
+    """On points of the table, between them, below and beyond; whole numbers or not."""
+    axes = {"gather_kv": ("row_bytes", "rows"), "top_k_select": ("rows", "entries", "k")}.get(
+        name, ("num_bytes",)
+    )
+    pricer = measured()[0].pricer(name)
+    for over in axes:
+        for value in (*sizes, at, 1, 128, 1024, 1024.5):
+            args = {**dict(zip(axes, sizes, strict=False)), over: value}
+            time_ns, provenance = pricer.price(args)
+            line, x = pricer.line({**args, over: np.array([value])}) or pytest.fail("no line")
+            assert line.first <= x.item(0) <= line.last
+            assert line.base + line.slope * value == pytest.approx(time_ns, rel=1e-9, abs=1e-6)
+            assert line.key == (name, provenance)
 
 
 def works() -> Iterator[StepWork]:

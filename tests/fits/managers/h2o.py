@@ -6,8 +6,6 @@ max_model_len.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cost.work import Kernel
@@ -33,14 +31,8 @@ class H2O(Paged):
         request.kv = self.budget
         return ()
 
-    def decode_steps(self, batch: Batch, steps: int) -> int:
-        new_blocks, free = batch.capped(self.budget).new_blocks, self.free_blocks
-        if new_blocks(steps) <= free:
-            return steps
-        return bisect_right(range(1, steps + 1), free, key=new_blocks)
-
-    def commit(self, batch: Batch, steps: int) -> None:
-        self._take(batch.capped(self.budget).new_blocks(steps))
+    def new_blocks(self, batch: Batch, steps: int) -> int:
+        return batch.capped(self.budget).new_blocks(steps)
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         if self.budget >= self.config.max_model_len:

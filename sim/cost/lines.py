@@ -1,0 +1,317 @@
+"""Price of steps of any kernels: a run whose kernels stay on their lines costs a sum of lines, not a sum over steps.
+
+The price of a step is what :func:`price_step` says: every kernel rounded to the lattice, then the sum to a nanosecond. On
+lines the sum is known up to ``slack`` (what all these roundings can amount to), which is 1e5 times less than a nanosecond:
+where the rounding to a nanosecond cannot depend on it, the line gives the same number. Where it could (one step in
+ten thousand or so), at the end of a line, and where another lane becomes the longest, the run is divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvsim.cost.lattice import quantise
+from kvsim.cost.line import Line
+from kvsim.cost.linear import StepLinear
+from kvsim.cost.model import Priced
+from kvsim.cost.step import MAIN, Place, price_step
+from kvsim.cost.usage import Usage
+from kvsim.cost.work import Column, Kernel, Ramp, StepWork, listed
+
+if TYPE_CHECKING:
+    from kvsim.cost.kernels import KernelCostModel
+
+VECTOR_STEPS = 32  # from here on numpy beats a Python loop
+LATTICE = 2.0**-20
+MOST_NS = float(1 << 30)  # beyond, floats are too coarse for ``slack``
+Numbers = list[Any]  # of each step
+Lane = tuple[float, float, list[tuple[float, Numbers]]]
+"""base + slope * i + sum of factor * numbers[i] nanoseconds in step i."""
+NOTHING: Lane = (0.0, 0.0, [])
+Use = tuple[Line, Any, Any]  # a line; its x: number, Ramp or Numbers; calls: number or Numbers
+
+
+class LineRun(Priced):
+    """Steps on lines."""
+
+    __slots__ = ("hides_linear", "linear", "step_ns", "uses")
+
+    def __init__(
+        self, step_ns: Sequence[int], linear: StepLinear, uses: list[Use], hides_linear: bool
+    ) -> None:
+        """``uses``: of the lanes that nothing hides; ``hides_linear``: a longer lane hides the linear layers."""
+        self.step_ns = step_ns
+        self.linear = linear
+        self.uses = uses
+        self.hides_linear = hides_linear
+
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        rows, steps = self.step_ns, stop - start
+        if steps != len(rows):
+            rows = rows[start:stop]
+        time_ns = sum(rows) if type(rows) is list else int(np.add.reduce(rows))
+        usage.steps_ns += time_ns
+        self.linear.steps += steps
+        if not self.hides_linear:
+            self.linear.uses += steps
+        for line, x, calls in self.uses:
+            if type(calls) is list:
+                num = sum(calls[start:stop])
+                line.rows += num
+                line.units += num * x
+                continue
+            line.rows += calls * steps
+            if type(x) is Ramp:
+                first, step = x
+                line.units += calls * (steps * (first + step * start) + step * (steps * (steps - 1) // 2))
+            elif type(x) is list:
+                line.units += calls * sum(x[start:stop])
+            else:
+                line.units += calls * steps * x
+        return time_ns
+
+
+class Joined(Priced):
+    """A run that was divided."""
+
+    __slots__ = ("parts", "step_ns")
+
+    def __init__(self, parts: list[Priced]) -> None:
+        self.parts = parts
+        self.step_ns = [int(time_ns) for part in parts for time_ns in part.step_ns]
+
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        time_ns = begin = 0
+        for part in self.parts:
+            end = begin + len(part.step_ns)
+            first, last = max(start, begin), min(stop, end)
+            if first < last:
+                time_ns += part.count(usage, first - begin, last - begin)  # type: ignore[attr-defined]
+            begin = end
+        return time_ns
+
+
+def price_run(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> Priced:
+    """Kernels side by side in their lanes, groups in turn."""
+    found = _on_lines(model, work, link_share)
+    if not isinstance(found, int):
+        return found
+    parts: list[Priced] = []
+    at, steps = 0, work.steps
+    while True:
+        if found == 0:
+            parts.append(price_step(model, _rows(work, at, at + 1), link_share))
+            at += 1
+        else:
+            one = _on_lines(model, _rows(work, at, at + found), link_share)
+            if isinstance(one, int):
+                found = one
+                continue
+            parts.append(one)
+            at += found
+        if at == steps:
+            return Joined(parts)
+        rest = _on_lines(model, _rows(work, at, steps), link_share)
+        if not isinstance(rest, int):
+            return Joined([*parts, rest])
+        found = rest
+
+
+def _rows(work: StepWork, start: int, stop: int) -> StepWork:
+    """Some steps of ``work``."""
+    kernels = tuple(
+        Kernel(
+            name,
+            {key: _some(value, start, stop) for key, value in args.items()},
+            _some(calls, start, stop),
+            *place,
+        )
+        for name, args, calls, *place in work.kernels
+    )
+    return StepWork(stop - start, work.tokens, work.sampled, kernels, work.sustained)
+
+
+def _some(value: Column, start: int, stop: int) -> Column:
+    if isinstance(value, Ramp):
+        first = value.start + value.step * start
+        return first if stop - start == 1 else Ramp(first, value.step)
+    if isinstance(value, np.ndarray):
+        return value.item(start) if stop - start == 1 else value[start:stop]
+    return value
+
+
+def _on_lines(
+    model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None
+) -> LineRun | int:
+    """The price; or how many leading steps are to be priced apart from the others, 0 = the first one on its own."""
+    steps, tokens, sampled, kernels, _ = work
+    linear = model.step_linear(tokens, sampled)
+    pricers, strict = model.pricers, model.strict
+    base, slope, slack = linear.total_ns, 0.0, 4.0  # of the main lane; in lattice steps
+    columns: list[tuple[float, Numbers]] = []
+    lanes: dict[Place, Lane] | None = None  # all others
+    uses: list[Use] = []
+    for name, args, calls, group, lane in kernels:
+        pricer = pricers.get(name) or model.pricer(name)
+        if lane == "gpu":
+            found = pricer.line(args)
+        else:
+            found = pricer.line(args, lane, link_share.get(lane, 1.0) if link_share else 1.0)
+        if found is None or (strict and found[0].key[1] == "extrapolated"):
+            return 0
+        line: Line = found[0]
+        x: Any = found[1]
+        num: Any = calls
+        if type(calls) is not int:
+            num, alike = _calls(calls, x, steps)
+            if alike < steps:
+                return alike
+            if type(num) is float:
+                slack += abs(num)
+                line, num = line.times(num), 1
+        slack += 1.0 + (abs(num) if type(num) is int else 0.0)
+        own_base, own_slope = line.base, line.slope
+        own: tuple[float, Numbers] | None = None  # what is no line over the steps
+        if type(num) is list:
+            own, own_base, own_slope = (quantise(own_base + own_slope * x), num), 0.0, 0.0
+        elif type(x) is Ramp:
+            first, step = x
+            last = first + step * (steps - 1)
+            if last > line.last or last < line.first:
+                return _leading(range(first, last, step), line)
+            own_base = num * (own_base + own_slope * first)
+            own_slope = num * own_slope * step
+        elif isinstance(x, np.ndarray):
+            x = x.tolist()
+            if max(x) > line.last or min(x) < line.first:
+                return _leading(x, line)
+            own = num * own_slope, x
+            own_base, own_slope = num * own_base, 0.0
+        else:
+            own_base, own_slope = num * (own_base + own_slope * x), 0.0
+        uses.append((line, x, num))
+        if lane == "gpu" and group == "main":
+            base += own_base
+            slope += own_slope
+            if own is not None:
+                columns.append(own)
+            continue
+        if lanes is None:
+            lanes = {}
+        before = lanes.get((group, lane), NOTHING)
+        own_columns = [*before[2], own] if own is not None else before[2]
+        lanes[group, lane] = before[0] + own_base, before[1] + own_slope, own_columns
+    slack *= LATTICE
+    hides_linear = False
+    if lanes is not None:
+        joined = _join({MAIN: (base, slope, columns), **lanes}, steps, slack)
+        if isinstance(joined, int):
+            return joined
+        (base, slope, columns), hidden = joined
+        if hidden:
+            hides_linear = MAIN in hidden
+            uses = [use for use, (*_, g, n) in zip(uses, kernels, strict=True) if (g, n) not in hidden]
+    rounded = _rounded((base + linear.rest_ns, slope, columns), steps, slack)
+    return rounded if isinstance(rounded, int) else LineRun(rounded, linear, uses, hides_linear)
+
+
+def _calls(calls: Column, x: Column, steps: int) -> tuple[Any, int]:
+    """A number of calls, or whole numbers of each step where x stays the same; and for how many steps they hold."""
+    if type(calls) is float:
+        return calls, steps
+    if type(calls) is not Ramp and not isinstance(calls, np.ndarray):  # bool and numpy's numbers
+        return calls.item() if isinstance(calls, np.generic) else int(calls), steps  # type: ignore[arg-type]
+    numbers = listed(calls, steps)
+    if type(numbers[0]) is float:
+        first = numbers[0]
+        return first, next((i for i, number in enumerate(numbers) if number != first), steps)
+    if type(numbers[0]) is bool:
+        numbers = [*map(int, numbers)]
+    return numbers, 0 if type(x) is Ramp or isinstance(x, np.ndarray) else steps
+
+
+def _leading(numbers: Sequence[float], line: Line) -> int:
+    """Of some numbers, those before the first one that is not on ``line``."""
+    first, last = line.first, line.last
+    return next((i for i, x in enumerate(numbers) if not first <= x <= last), len(numbers))
+
+
+def _join(lanes: Mapping[Place, Lane], steps: int, slack: float) -> tuple[Lane, set[Place]] | int:
+    """What all groups take, and the lanes that hide behind a longer one of their group; or, where that changes, the number
+    of leading steps before it does."""
+    groups: dict[str, list[Place]] = {}
+    for place, lane in lanes.items():
+        if place == MAIN or lane != NOTHING:
+            groups.setdefault(place[0], []).append(place)
+    base = slope = 0.0
+    columns: list[tuple[float, Numbers]] = []
+    hidden: set[Place] = set()
+    for places in groups.values():
+        longest = places[0]
+        if len(places) > 1:
+            longest = max(places, key=lambda place: _first(lanes[place]))
+            for place in places:
+                if place != longest:
+                    hidden.add(place)
+                    leads = _leads(lanes[longest], lanes[place], steps, slack)
+                    if leads < steps:
+                        return leads
+        own_base, own_slope, own_columns = lanes[longest]
+        base, slope, columns = base + own_base, slope + own_slope, columns + own_columns
+    return (base, slope, columns), hidden
+
+
+def _first(lane: Lane) -> float:
+    base, _, columns = lane
+    return float(base + sum(factor * numbers[0] for factor, numbers in columns))
+
+
+def _leads(lane: Lane, other: Lane, steps: int, slack: float) -> int:
+    """Leading steps in which ``lane`` is certainly longer than ``other``."""
+    base, slope = lane[0] - other[0] - slack, lane[1] - other[1]
+    if not lane[2] and not other[2] and base > 0 and base + slope * (steps - 1) > 0:
+        return steps
+    columns = lane[2] + [(-factor, numbers) for factor, numbers in other[2]]
+    ahead = _summed((base, slope, columns), steps)
+    return next((i for i, value in enumerate(ahead) if value <= 0), steps)
+
+
+def _summed(lane: Lane, steps: int) -> list[float]:
+    """Step by step."""
+    base, slope, columns = lane
+    found = [base + slope * i for i in range(steps)]
+    for factor, numbers in columns:
+        found = [value + factor * x for value, x in zip(found, numbers, strict=True)]
+    return found
+
+
+def _rounded(lane: Lane, steps: int, slack: float) -> Any:
+    """Whole nanoseconds of each step; or, where ``slack`` could change one, the number of steps before it."""
+    base, slope, columns = lane
+    if steps >= VECTOR_STEPS:
+        times = base + slope * np.arange(steps)
+        for factor, numbers in columns:
+            times += factor * np.array(numbers)
+        array = (times - slack).astype(np.int64)
+        differs = array != (times + slack).astype(np.int64)
+        if differs.any() or array[-1] > MOST_NS:
+            return int(differs.argmax())
+        return array
+    low, high = base - slack, base + slack
+    if not columns:
+        steps_ns = [int(low + slope * i) for i in range(steps)]
+        above_ns = [int(high + slope * i) for i in range(steps)]
+    elif len(columns) == 1:
+        ((factor, numbers),) = columns
+        steps_ns = [int(low + slope * i + factor * x) for i, x in enumerate(numbers)]
+        above_ns = [int(high + slope * i + factor * x) for i, x in enumerate(numbers)]
+    else:
+        times_ns = _summed(lane, steps)
+        steps_ns = [int(time_ns - slack) for time_ns in times_ns]
+        above_ns = [int(time_ns + slack) for time_ns in times_ns]
+    if steps_ns != above_ns or steps_ns[-1] > MOST_NS:
+        return next((i for i in range(steps) if steps_ns[i] != above_ns[i]), 0)
+    return steps_ns
