@@ -93,6 +93,15 @@ class TraceBuilder:
         self._offsets.append(len(self._segment_id))
         return len(self) - 1
 
+    def add_lengths(self, arrival_ns: Array, input_tokens: Array, output_tokens: Array) -> None:
+        """Add requests that say nothing of what they contain: int64, shape (requests,)."""
+        nothing = np.full(len(arrival_ns), -1)
+        given = {"arrival_ns": arrival_ns, "input_tokens": input_tokens, "output_tokens": output_tokens}
+        for name, values in self._columns.items():
+            column = np.zeros_like(nothing) if name == "think_ns" else given.get(name, nothing)
+            values.frombytes(column.tobytes())
+        self._offsets.frombytes(np.full(len(arrival_ns), len(self._segment_id)).tobytes())
+
     def build(self, name: str, source: dict[str, str]) -> Trace:
         """The trace of all rows, in order of arrival; the builder is used up."""
         columns = {key: _as_array(values) for key, values in self._columns.items()}

@@ -145,9 +145,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise TraceError(f"{path}: {error.strerror}; give a readable file") from None
 
 
-def json_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSON Lines file."""
-    for number, line in read_lines(path):
+def json_rows(path: Path, lines: Iterable[tuple[int, str]] | None = None) -> Iterator[Row]:
+    """The objects of a JSON Lines file, or of some numbered ``lines`` of it."""
+    for number, line in read_lines(path) if lines is None else lines:
         try:
             fields = json.loads(line.rstrip("\n"))
         except json.JSONDecodeError as error:

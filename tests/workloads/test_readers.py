@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from kvsim.errors import TraceError
 from kvsim.workloads import SEGMENT_KINDS, Trace, read, readers
+from kvsim.workloads.readers import kvsim_jsonl
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -45,6 +47,46 @@ def test_kvsim_lengths_only(write):
     assert trace.content(1) == ([-4, -5], [8, 9])
     assert trace.kinds(1) == [SEGMENT_KINDS.index("user")]
     assert trace.sources[0]["file"] == "t.jsonl" and len(trace.sources[0]["sha256"]) == 64
+
+
+def test_kvsim_lengths_are_read_many_lines_at_once(write, monkeypatch):
+    """To the same numbers as line by line, which a further field enforces; blocks of lines of either kind may mix."""
+    monkeypatch.setattr(kvsim_jsonl, "LINES_AT_ONCE", 4)
+    rng = random.Random(1)
+    rows = [
+        {"arrival_s": rng.choice([i, i + rng.random(), 1e-9 * i]), "input_tokens": 1 + i, "output_tokens": 2}
+        for i in range(30)
+    ]
+    noted = [{**row, "note": 1} for row in rows]
+    found = [
+        read(write(f"{name}.jsonl", *lines))
+        for name, lines in (("fast", rows), ("slow", noted), ("both", rows[:13] + noted[13:]))
+    ]
+    for column in (
+        "arrival_ns",
+        "input_tokens",
+        "output_tokens",
+        "segment_offsets",
+        "session",
+        "after",
+        "think_ns",
+    ):
+        fast, *others = (getattr(trace, column).tolist() for trace in found)
+        assert others == [fast, fast]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"arrival_s": 1, "input_tokens": 2.5, "output_tokens": 1}',
+        '{"arrival_s": 1}, {"input_tokens": 1}',
+        "[]",
+    ],
+)
+def test_kvsim_names_the_line_among_many(write, bad):
+    good = {"arrival_s": 1, "input_tokens": 1, "output_tokens": 1}
+    with pytest.raises(TraceError, match=r"t\.jsonl:3: "):
+        read(write("t.jsonl", good, good, bad, good))
 
 
 def test_kvsim_segments_win_and_the_rest_is_private(write):

@@ -18,13 +18,26 @@ is refused.
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from kvsim.workloads.blocks import block_segments
 from kvsim.workloads.builder import TraceBuilder
-from kvsim.workloads.files import Row, json_rows, near_miss, shown
+from kvsim.workloads.files import (
+    MAX_TIME_NS,
+    MAX_TOKENS,
+    NS_PER_S,
+    Row,
+    json_rows,
+    near_miss,
+    read_lines,
+    shown,
+)
 from kvsim.workloads.readers.base import register
-from kvsim.workloads.trace import SEGMENT_KINDS, USER, Trace
+from kvsim.workloads.trace import SEGMENT_KINDS, USER, Array, Trace
 
 REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
 OPTIONAL = (
@@ -39,6 +52,7 @@ OPTIONAL = (
     "think_s",
 )
 KNOWN = frozenset({*REQUIRED, *OPTIONAL})
+LINES_AT_ONCE = 4096
 KIND_NUMBER = {kind: number for number, kind in enumerate(SEGMENT_KINDS)}
 
 
@@ -49,40 +63,24 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
     followers: list[tuple[Row, int, int, int]] = []
     arrivals: list[int] = []
     accepted = set(KNOWN)
-    for row in json_rows(path):
-        if not accepted.issuperset(row.fields):
-            _refuse_misspelt(row)
-            accepted.update(row.fields)
-        arrival_ns = row.time_ns("arrival_s")
-        input_tokens = row.whole("input_tokens", 1)
-        output_tokens = row.whole("output_tokens", 1)
-        kinds: list[int] | None = None
-        if row.fields.get("segments") is not None:
-            ids, tokens, kinds = _segments(row, builder, input_tokens)
-        elif row.fields.get("hash_ids") is not None or row.fields.get("hash_ids_rle") is not None:
-            ids, tokens = block_segments(row, builder.scope, input_tokens, row.whole("block_tokens", 1))
-        else:
-            ids, tokens = [], []
-        after, think_ns = -1, 0
-        if row.fields.get("after") is not None:
-            after = row.whole("after", 0)
-            think_ns = row.time_ns("think_s") if row.fields.get("think_s") is not None else 0
-            place = Row(path, row.line, {})  # the fields of all lines together would be most of the memory
-            followers.append((place, len(builder), after, arrival_ns))
-        arrivals.append(arrival_ns)
-        builder.add(
-            arrival_ns,
-            input_tokens,
-            output_tokens,
-            ids,
-            tokens,
-            kinds,
-            session=row.name("session"),
-            tenant=row.name("tenant"),
-            output_id=_output_id(row, builder),
-            after=after,
-            think_ns=think_ns,
-        )
+    lines = read_lines(path)
+    while some := list(islice(lines, LINES_AT_ONCE)):
+        lengths = _lengths([line for _, line in some])
+        if lengths is not None:
+            builder.add_lengths(*lengths)
+            arrivals.extend(lengths[0].tolist())
+            continue
+        for row in json_rows(path, some):
+            if not accepted.issuperset(row.fields):
+                _refuse_misspelt(row)
+                accepted.update(row.fields)
+            arrival_ns = row.time_ns("arrival_s")
+            after = row.whole("after", 0) if row.fields.get("after") is not None else -1
+            if after >= 0:
+                place = Row(path, row.line, {})  # the fields of all lines would be most of the memory
+                followers.append((place, len(builder), after, arrival_ns))
+            arrivals.append(arrival_ns)
+            _add(row, builder, arrival_ns, after)
     for row, number, after, arrival_ns in followers:
         if after >= len(arrivals):
             raise row.error(f"after is {after}, and the file has {len(arrivals)} requests; count them from 0")
@@ -91,6 +89,62 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
                 f"after is {after}, which does not arrive before this request; give an earlier one"
             )
     return builder.build(path.name, source)
+
+
+def _add(row: Row, builder: TraceBuilder, arrival_ns: int, after: int) -> None:
+    """One request."""
+    input_tokens, output_tokens = row.whole("input_tokens", 1), row.whole("output_tokens", 1)
+    kinds: list[int] | None = None
+    if row.fields.get("segments") is not None:
+        ids, tokens, kinds = _segments(row, builder, input_tokens)
+    elif row.fields.get("hash_ids") is not None or row.fields.get("hash_ids_rle") is not None:
+        ids, tokens = block_segments(row, builder.scope, input_tokens, row.whole("block_tokens", 1))
+    else:
+        ids, tokens = [], []
+    thinks = after >= 0 and row.fields.get("think_s") is not None
+    builder.add(
+        arrival_ns,
+        input_tokens,
+        output_tokens,
+        ids,
+        tokens,
+        kinds,
+        session=row.name("session"),
+        tenant=row.name("tenant"),
+        output_id=_output_id(row, builder),
+        after=after,
+        think_ns=row.time_ns("think_s") if thinks else 0,
+    )
+
+
+def _lengths(lines: list[str]) -> tuple[Array, Array, Array] | None:
+    """Arrivals (ns), input and output tokens, if all lines have these three fields alone and they are usable.
+
+    Read in one go; whatever is not as expected is left to the way through :class:`Row`, which says what is wrong.
+    """
+    text = "".join(lines)
+    if text.count("{") != len(lines) or 1 + text.count("\n{") != len(lines):  # one flat object a line
+        return None
+    try:
+        if json.loads(lines[0]).keys() != set(REQUIRED):
+            return None
+        rows = json.loads("[" + ",".join(lines) + "]")
+        columns = [[row[name] for row in rows] for name in REQUIRED]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    types = [set(map(type, column)) for column in columns]
+    if set(map(len, rows)) != {3} or not types[0] <= {int, float} or types[1:] != [{int}, {int}]:
+        return None
+    try:
+        arrivals = np.array(columns[0], dtype=np.float64)
+        tokens = [np.array(column, dtype=np.int64) for column in columns[1:]]
+    except OverflowError:
+        return None
+    if not (arrivals.min() >= 0 and arrivals.max() <= MAX_TIME_NS / NS_PER_S):
+        return None
+    if min(column.min() for column in tokens) < 1 or max(column.max() for column in tokens) > MAX_TOKENS:
+        return None
+    return np.rint(arrivals * NS_PER_S).astype(np.int64), tokens[0], tokens[1]
 
 
 def _refuse_misspelt(row: Row) -> None:
