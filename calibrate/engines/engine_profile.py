@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from kvsim.calibrate.engines.fit import SUSTAINED_S, Fit
+from kvsim.calibrate.engines.fit import Fit
+from kvsim.calibrate.engines.fit_device import SUSTAINED_S
 from kvsim.engine.spec import EngineSpec
 
 
@@ -33,29 +34,39 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "front_in": _time(fit.host["front_in"]),
         "front_out": _time(fit.host["front_out"]),
     }
-    device: dict[str, Any] = {
-        "step": _time(fit.device["step"]),
-        "graphs": [[size, round(factor, 3)] for size, factor in fit.device["graphs"]],
-        "graph_sizes": fit.device["graph_sizes"],
-        "kv_read": f"{fit.device['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
-        "uneven": [[pairs, round(factor, 3)] for pairs, factor in fit.device["uneven"]],
-        "prefill_factor": round(fit.device["prefill_factor"], 3),
-        "mixed_attention_factor": round(fit.device["mixed_attention_factor"], 3),
-        "sustained_factor": round(fit.device["sustained_factor"], 3),
-        "sustained_after": _time(SUSTAINED_S * 1e9),
-    }
     data = {
         "name": name,
         "gpu": gpu,
         "model": model,
+        "kv_dtype": fit.kv_dtype,
         "async_scheduling": base.async_scheduling,
         "host": host,
-        "device": device,
+        "device": {
+            **_device(fit.device),
+            "graph_sizes": fit.device["graph_sizes"],
+            "sustained_after": _time(SUSTAINED_S * 1e9),
+        },
     }
+    if fit.by_kv_dtype:
+        data["device_by_kv_dtype"] = {dtype: _device(terms) for dtype, terms in fit.by_kv_dtype.items()}
     if fit.copies is not None:
         times = asdict(fit.copies)
         data["copies"] = {"link": times.pop("link"), **{key[:-3]: _time(ns) for key, ns in times.items()}}
     return "\n".join(head) + "\n" + yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=110)
+
+
+def _device(terms: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "step": _time(terms["step"]),
+        "graphs": [[size, round(factor, 3)] for size, factor in terms["graphs"]],
+        "kv_read": f"{terms['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
+        "prefill_factor": round(terms["prefill_factor"], 3),
+        "mixed_attention_factor": round(terms["mixed_attention_factor"], 3),
+        "sustained_factor": round(terms["sustained_factor"], 3),
+    }
+    if terms["uneven"]:
+        found["uneven"] = [[pairs, round(factor, 3)] for pairs, factor in terms["uneven"]]
+    return found
 
 
 def report_lines(fit: Fit) -> list[str]:

@@ -18,36 +18,22 @@ Only microbenchmarks are read: a fit that saw a workload could not be checked on
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from math import log2
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kvsim.calibrate.engines.fit_copies import fit_copies
+from kvsim.calibrate.engines.fit_device import captured_sizes, fit_device
 from kvsim.calibrate.engines.fit_host import fit_host
-from kvsim.calibrate.engines.residual import Residual, residual
-from kvsim.cost.kernels import KernelCostModel
-from kvsim.cost.profile import load_profile, profile_for_gpu
-from kvsim.cost.roofline import Roofline
-from kvsim.cost.terms import EngineTerms
-from kvsim.cost.work import Kernel, StepWork
+from kvsim.calibrate.engines.residual import Residual
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import CalibrationError
-from kvsim.hardware.load import load_gpu
-from kvsim.model.spec import DTYPE_BYTES
 from kvsim.validate.folder import read_run, run_names
 from kvsim.validate.measured import MeasuredRun
-from kvsim.validate.steps import Step, reconstruct
-from kvsim.validate.teacher import compare_steps
 
-DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
-SETTLED = 3  # steps of an unchanged batch before the first that counts
-SUSTAINED_S = 0.7
-"""Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
+Folders = Sequence[Sequence[MeasuredRun]]
 
 
 @dataclass(slots=True)
@@ -59,6 +45,10 @@ class Fit:
     residuals: list[Residual]  # (part, points, median |error|, bias)
     notes: list[str]
     copies: Copies | None = None
+    kv_dtype: str = "bfloat16"  # of the set-up that all the rest is of
+    by_kv_dtype: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # device terms with KV of another type
 
 
 def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[MeasuredRun]:
@@ -85,241 +75,54 @@ def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[Measu
     return runs
 
 
-def fit_engine(folders: Sequence[Sequence[MeasuredRun]], base: EngineSpec) -> Fit:
-    """Fit on one set-up; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads).
+def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
+    """Fit on the set-up with most runs; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads).
 
-    Device times are fitted on all folders together. Host times differ from machine to machine, so each folder
-    gives a median of its own and the profile has their mean.
+    Device times are fitted on all folders together, and once more for each other type of KV that was measured on the
+    same model and GPU. Host times differ from machine to machine, so each folder gives a median of its own and the
+    profile has their mean.
 
     Raises:
         CalibrationError: the runs do not tell what a profile needs.
     """
     notes: list[str] = []
     copies, copy_residuals = fit_copies([run for folder in folders for run in folder], notes)
-    folders = _one_setup(folders, notes)
-    runs = [run for folder in folders for run in folder]
-    setup = runs[0].setup
-    gpu = load_gpu(setup.gpu)
-    profile = load_profile(profile_for_gpu(gpu.name))
-
-    def cost(terms: EngineTerms) -> KernelCostModel:
-        return KernelCostModel(profile, setup.model, gpu, setup.meta.engine.tensor_parallel_size, terms)
-
-    weights = setup.model.linear_parameters + setup.model.vocab_size * setup.model.hidden_size
-    width = DTYPE_BYTES[setup.model.weight_dtype]
-    roofline = Roofline(gpu.hbm_bytes_per_s, gpu.flops_per_s)
-    steps = [(run.name, reconstruct(run)) for run in runs]
-    residuals: list[Residual] = []
-
-    graph_sizes = captured_sizes(setup.meta.max_num_seqs)
-    bases, slope_ns, decode_errors = _decode(_of(steps, "decode_", "inject_b"), graph_sizes)
-    residuals.append(residual("decode step", decode_errors))
-    graphs = [
-        (size, base_ns / roofline.time_ns(2.0 * weights * size, weights * width))
-        for size, base_ns in sorted(bases.items())
-    ]
-    rate = setup.model.kv_bytes_per_token / slope_ns * 1e9
+    by_setup = _setups(folders)
+    most = max(by_setup, key=lambda setup: sum(map(len, by_setup[setup])))
+    folders = by_setup.pop(most)
+    model, kv_dtype, gpu = most
     host = fit_host(folders, base, notes)
     host_ns: dict[str, Any] = {f"{key}_ns": round(ns) for key, ns in host.items()}
     engine = replace(base, **host_ns)
-    fewest = min(bases)
-    table_ns = float(cost(EngineTerms()).price(StepWork(1, fewest, fewest, ())).step_ns[0])
-    step_ns = max(0.0, bases[fewest] - table_ns)  # long prompts do not tell it apart from their tokens
-    uneven = _uneven(_of(steps, "uneven"), bases, slope_ns, setup.model.num_kv_heads, notes)
-    known = EngineTerms(
-        step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factors=tuple(uneven)
-    )
-    prefill, errors = _prefill(
-        _of(steps, "inject"), _lone(runs, base.max_num_batched_tokens), engine, known, cost
-    )
-    residuals.append(residual("window around a prompt", errors))
-    sustained, errors = _sustained(_of(steps, "queue_"), notes)
-    residuals.append(residual("sustained prefill step", errors))
+    runs = [run for folder in folders for run in folder]
+    device, residuals = fit_device(runs, engine, notes)
+    device["graph_sizes"] = captured_sizes(runs[0].setup.meta.max_num_seqs)
+    by_kv_dtype = {}
+    for setup, others in by_setup.items():
+        label, runs = ", ".join(setup), [run for folder in others for run in folder]
+        if (setup[0], setup[2]) != (model, gpu):
+            notes.append(f"left out: {len(runs)} runs of another set-up ({label})")
+            continue
+        try:
+            by_kv_dtype[setup[1]], found = fit_device(runs, engine, [])
+        except CalibrationError:  # copies were all that was measured
+            notes.append(f"only copies: {len(runs)} runs of another set-up ({label})")
+            continue
+        residuals += [(f"{setup[1]} KV: {part}", *figures) for part, *figures in found]
     notes.append(
         "not identifiable: how the front end's latency divides into in and out (halved), and launch, which a busy "
         "device hides (kept)"
     )
-    device = {
-        "kv_read_bytes_per_s": rate,
-        "uneven": uneven,
-        "graphs": graphs,
-        "graph_sizes": graph_sizes,
-        "step": step_ns,
-        **prefill,
-        "sustained_factor": sustained,
-    }
-    return Fit(host, device, residuals + copy_residuals, notes, copies or base.copies)
+    return Fit(host, device, residuals + copy_residuals, notes, copies or base.copies, kv_dtype, by_kv_dtype)
 
 
-def captured_sizes(max_num_seqs: int) -> list[int]:
-    """Batches that vLLM captures a CUDA graph of a decode step for, by default (vllm/config/vllm.py, 0.24)."""
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, min(2 * max_num_seqs, 512) + 1, 16)]
-    return [size for size in sizes if size <= max_num_seqs]
-
-
-def _one_setup(folders: Sequence[Sequence[MeasuredRun]], notes: list[str]) -> list[list[MeasuredRun]]:
-    """The runs of the set-up that has most of them."""
-    counts: dict[tuple[str, str, str], int] = defaultdict(int)
+def _setups(folders: Folders) -> dict[tuple[str, str, str], list[list[MeasuredRun]]]:
+    """The runs of each (model, type of KV, GPU), by folder."""
+    found: dict[tuple[str, str, str], list[list[MeasuredRun]]] = defaultdict(list)
     for folder in folders:
+        here = defaultdict(list)
         for run in folder:
-            counts[run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu] += 1
-    most = max(counts, key=counts.__getitem__)
-    for setup, count in counts.items():
-        if setup != most:
-            notes.append(f"left out: {count} runs of another set-up ({', '.join(setup)})")
-    kept = [
-        [run for run in folder if (run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu) == most]
-        for folder in folders
-    ]
-    return [folder for folder in kept if folder]
-
-
-def _of(steps: Iterable[tuple[str, list[Step]]], *kinds: str) -> list[list[Step]]:
-    return [run for name, run in steps if name.split(".", 1)[1].startswith(kinds)]
-
-
-def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
-    """(sequences, KV tokens read, seconds) of stretches in which nothing but one batch decodes, by their medians."""
-    begin = 0
-    for i in range(1, len(run) + 1):
-        plain = i < len(run) and not run[i].prefills and not run[i - 1].ends_busy
-        if plain and run[i].decodes == run[begin].decodes:
-            continue
-        inside = run[begin + SETTLED : i]
-        if (
-            len(inside) > 12
-            and not any(step.prefills for step in inside)
-            and all(step.is_sure for step in inside)
-        ):
-            gaps = np.diff([step.seen_s for step in inside])
-            yield (
-                inside[0].decodes,
-                float(np.mean([step.sum_context for step in inside[1:]])),
-                float(np.median(gaps)),
-            )
-        begin = i
-
-
-def _decode(
-    runs: list[list[Step]], graph_sizes: Sequence[int]
-) -> tuple[dict[int, float], float, list[float]]:
-    """(constant by CUDA graph, ns; ns per KV token; relative errors). One slope for all graphs, relative errors."""
-    points = [
-        (_padded(sequences, graph_sizes), read, seconds)
-        for run in runs
-        for sequences, read, seconds in _steady(run)
-    ]
-    counts = Counter(size for size, _, _ in points)
-    if sum(count > 1 for count in counts.values()) < 2:
-        raise CalibrationError(
-            "too few steady decode batches to fit: at least two batch sizes over two contexts"
-        )
-    sizes = sorted(counts)
-    matrix = np.zeros((len(points), len(sizes) + 1))
-    times = np.array([seconds * 1e9 for _, _, seconds in points])
-    for row, (size, read, _) in enumerate(points):
-        matrix[row, sizes.index(size)] = 1
-        matrix[row, -1] = read
-    weights = 1 / times
-    found, *_ = np.linalg.lstsq(matrix * weights[:, None], times * weights, rcond=None)
-    errors = (matrix @ found / times - 1).tolist()
-    return dict(zip(sizes, found[:-1].tolist(), strict=True)), float(found[-1]), errors
-
-
-def _padded(sequences: int, graph_sizes: Sequence[int]) -> int:
-    """The CUDA graph that a decode batch runs in."""
-    return next((size for size in graph_sizes if size >= sequences), sequences)
-
-
-def _uneven(
-    runs: list[list[Step]], bases: dict[int, float], slope_ns: float, kv_heads: int, notes: list[str]
-) -> list[tuple[int, float]]:
-    """((sequence, KV head) pairs, how much slower KV is read where contexts differ): medians over the batches nearest
-    to each power of two. The number of pairs decides how the attention kernel spreads its work over the GPU."""
-    graphs = sorted(bases)
-    constants = [bases[size] for size in graphs]
-    ratios = defaultdict(list)
-    for run in runs:
-        for sequences, read, seconds in _steady(run):
-            if sequences > 1:
-                base_ns = float(np.interp(_padded(sequences, graphs), graphs, constants))
-                ratios[2 ** round(log2(sequences))].append((seconds * 1e9 - base_ns) / (slope_ns * read))
-    if not ratios:
-        notes.append("not identifiable: uneven (no batch of uneven contexts); 1")
-    for sequences, found in sorted(ratios.items()):
-        notes.append(
-            f"uneven contexts, about {sequences} sequences: KV is read at "
-            + ", ".join(f"1/{ratio:.2f}" for ratio in found)
-            + " of the even rate"
-        )
-    return [(size * kv_heads, float(np.median(found))) for size, found in sorted(ratios.items())]
-
-
-def _prefill(
-    runs: list[list[Step]],
-    lone: Sequence[tuple[int, float]],
-    engine: EngineSpec,
-    known: EngineTerms,
-    cost: Any,
-) -> tuple[dict[str, float], list[float]]:
-    """Factor on the kernels of steps with prefill, and the one on their decode attention on top.
-
-    ``lone``: (tokens, seconds) of prompts that met an idle engine and fit one step.
-    """
-    from scipy.optimize import least_squares
-
-    def errors(values: Sequence[float]) -> list[float]:
-        terms = replace(
-            known,
-            prefill_factor=values[0],
-            mixed_attention_factor=values[1],
-        )
-        model = cost(terms)
-        found = [
-            window.predicted_s / window.measured_s - 1
-            for run in runs
-            for window in compare_steps(run, model, engine)
-            if window.kind != "decode" and window.largest >= DEVICE_BOUND
-        ]
-        for tokens, seconds in lone:
-            kernel = Kernel("prefill_attention", {"new": tokens, "past": 0})
-            step_ns = model.price(StepWork(1, tokens, 1, (kernel,))).step_ns[0]
-            found.append((int(step_ns) + engine.launch_ns) / 1e9 / seconds - 1)
-        return found
-
-    found = least_squares(
-        errors, [1.05, 1.1], bounds=([0.8, 0.5], [1.5, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.01
-    )
-    whole, mixed = found.x.tolist()
-    return {"prefill_factor": whole, "mixed_attention_factor": mixed}, errors(found.x.tolist())
-
-
-def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
-    """(tokens, seconds from intake to first token on the engine's clock) of lone prompts too long for their launch
-    to matter, in one step."""
-    found: list[tuple[int, float]] = []
-    for run in runs:
-        if "solo" in run.name and run.requests.engine_s is not None:
-            pairs = zip(run.requests.input_tokens.tolist(), run.requests.engine_s.tolist(), strict=True)
-            found += [(tokens, seconds) for tokens, seconds in pairs if DEVICE_BOUND <= tokens <= most]
+            here[run.setup.model.name, run.setup.model.kv_dtype, run.setup.gpu].append(run)
+        for setup, runs in here.items():
+            found[setup].append(runs)
     return found
-
-
-def _sustained(runs: list[list[Step]], notes: list[str]) -> tuple[float, list[float]]:
-    """Full-budget steps after SUSTAINED_S of them against those before."""
-    ratios = []
-    errors: list[float] = []
-    for run in runs:
-        full = [step for step in run if step.prefills and step.decodes < 8]
-        if len(full) < 12:
-            continue
-        gaps = np.diff([step.seen_s for step in full])[1:-1]
-        at = np.cumsum(gaps)
-        early, late = gaps[at < SUSTAINED_S], gaps[at > 2 * SUSTAINED_S]
-        if len(early) >= 2 and len(late) >= 5:
-            ratios.append(float(np.median(late) / np.median(early)))
-            errors += (np.median(late) / late - 1).tolist()
-    if not ratios:
-        notes.append("not identifiable: sustained_factor (no queue of full prefill steps); 1")
-        return 1.0, []
-    return float(np.mean(ratios)), errors

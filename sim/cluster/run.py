@@ -159,6 +159,7 @@ def run_scenario(
         async_scheduling=scenario.engine.async_scheduling,
         gpu=gpu.name,
         model=model.name,
+        kv_dtype=model.kv_dtype,
     )
     tiers, trace = build_tiers(scenario), build_trace(scenario)
     if scenario.statistics.after > (last := int(trace.arrival_ns[-1])):

@@ -50,11 +50,13 @@ def load_engine(
     async_scheduling: bool | None = None,
     gpu: str = "",
     model: str = "",
+    kv_dtype: str = "",
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
 
-    Device terms count as measured for the model and GPU that the profile was fitted on, for others as derived. Decode
-    attention of another model, and all of a decode step on another GPU, are priced by the kernel table.
+    Device terms count as measured for the model, types of KV and GPU that the profile was fitted on, for others as
+    derived. Decode attention of another model or type of KV, and all of a decode step on another GPU, are priced by the
+    kernel table.
 
     Raises:
         ScenarioError: no such profile, or a key or value in it that cannot be.
@@ -77,8 +79,11 @@ def load_engine(
         data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
     where = f"engine profile {name}"
     take = partial(_take, where=where)
-    at_home, own = take(data, "gpu", "") in ("", gpu), take(data, "model", "") in ("", model)
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
+    by_kv_dtype = take(data, "device_by_kv_dtype", {})
+    device.update(by_kv_dtype.get(kv_dtype, {}))
+    at_home, own_model = take(data, "gpu", "") in ("", gpu), take(data, "model", "") in ("", model)
+    own = kv_dtype in ("", take(data, "kv_dtype", kv_dtype), *by_kv_dtype) and own_model
     times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
     copies = dict(take(data, "copies", {}))
     copy_ns = {

@@ -74,6 +74,7 @@ def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, Engin
         max_model_len=setup.meta.engine.max_model_len,
         gpu=setup.gpu,
         model=setup.model.name,
+        kv_dtype=setup.model.kv_dtype,
     )
 
 

@@ -452,3 +452,33 @@ def flat(profile: dict[str, Any]) -> dict[str, float]:
             else:
                 found[f"{part}.{key}"] = float(str(value).split(" ")[0])
     return found
+
+
+def test_terms_by_type_of_kv(tmp_path: Path) -> None:
+    """A measured type of KV brings its own terms; another one is priced by the table, as derived."""
+    path = tmp_path / "own.yaml"
+    data = {
+        **yaml.safe_load(KNOWN),
+        "model": "llama-3.1-8b",
+        "kv_dtype": "bfloat16",
+        "device_by_kv_dtype": {"fp8": {"kv_read": "2 TB/s"}},
+    }
+    path.write_text(yaml.safe_dump(data))
+    found = {
+        kv_dtype: load_engine(
+            str(path),
+            max_num_seqs=8,
+            max_num_batched_tokens=64,
+            max_model_len=100,
+            gpu="h100-sxm",
+            model="llama-3.1-8b",
+            kv_dtype=kv_dtype,
+        )[1]
+        for kv_dtype in ("bfloat16", "fp8", "int8")
+    }
+    rates = {kv_dtype: terms.kv_read_bytes_per_s for kv_dtype, terms in found.items()}
+    assert rates == {"bfloat16": 2.5e12, "fp8": 2e12, "int8": 0.0}
+    assert (
+        found["fp8"].prefill_factor == found["bfloat16"].prefill_factor == 1.05
+    )  # what it lacks is the others'
+    assert [terms.provenance for terms in found.values()] == ["measured", "measured", "derived"]
