@@ -327,6 +327,7 @@ def _outcome(
         tenant_names=trace.tenant_names,
         seed=scenario.seed,
         loop_wall_s=loop_wall_s,
+        joins=tuple(join for replica in replicas for join in replica.joins),
     )
 
 

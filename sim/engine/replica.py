@@ -126,6 +126,8 @@ class Replica(Services):
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
+        # of steps that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added to it
+        self.joins: list[tuple[int, int, int, int]] = []
         self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
         self._outstanding_tokens = 0
@@ -697,6 +699,8 @@ class Replica(Services):
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
             end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers)
+            load_ns = load_end - min(t.start_ns for t in loads)
+            self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
         else:
             end = start + price
         end = max(end, free + tail)

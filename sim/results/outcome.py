@@ -69,3 +69,5 @@ class Outcome:
     tenant_names: tuple[str, ...]
     seed: int
     loop_wall_s: float
+    joins: tuple[tuple[int, int, int, int], ...] = ()
+    """Of each step that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added."""

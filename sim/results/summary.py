@@ -151,8 +151,25 @@ def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
         "hit_token_ratio_by_tier": {
             name: _ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
         },
+        "layerwise_loads": _layerwise_loads(outcome),
         "evicted_tokens": outcome.cache.evicted_tokens,
         "recomputed_tokens": outcome.cache.recomputed_tokens,
+    }
+
+
+def _layerwise_loads(outcome: Outcome) -> dict[str, Any] | None:
+    """Loads that a step overlapped. Hidden = the step alone takes as long as they do: only the first layer waits.
+
+    ``hidden_above_bytes_per_s``: the rate, latency and operations included, at which each would just be hidden.
+    """
+    if not outcome.joins:
+        return None
+    num_bytes, load_ns, step_ns, added_ns = np.array(outcome.joins, dtype=np.float64).T
+    return {
+        "steps": len(outcome.joins),
+        "hidden_ratio": float((load_ns <= step_ns).mean()),
+        "added_s": float(added_ns.mean() / 1e9),
+        "hidden_above_bytes_per_s": statistics(num_bytes / step_ns * 1e9),
     }
 
 

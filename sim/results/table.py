@@ -84,6 +84,15 @@ def _facts(summary: Summary) -> Table:
     if cache["approximate_token_ratio"]:
         hits.append(f"approximate reuse {percent(cache['approximate_token_ratio'])}")
     row("cache hits", hits)
+    if (loads := cache["layerwise_loads"]) is not None:
+        above = loads["hidden_above_bytes_per_s"]
+        row(
+            "layerwise",
+            (
+                f"{percent(loads['hidden_ratio'])} of {number(loads['steps'])} loads hidden",
+                f"hidden above {number(above['p50'])}B/s (p50), {number(above['p99'])}B/s (p99)",
+            ),
+        )
     for quality in cache["published_quality"] if cache["approximate_token_ratio"] else []:
         row(
             "published",

@@ -56,6 +56,7 @@ def test_recompute_from_a_slow_disk() -> None:
     # 2000: 64 bytes until 2512, the first layer until 2128; 303 of work as above
     #    max(2128 + 303, 2512 + 303 // 4) = 2587
     assert times(simulation)[1] == (2587, 2587)
+    assert simulation.replicas[0].joins == [(64, 512, 303, 284)]
     waits = replace(cache, tiers=(replace(cache.tiers[0], load="before"),))
     simulation = simulate(ChunkManager, trace, waits, link=disk)
     # one after the other: 2512 + 303

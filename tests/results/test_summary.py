@@ -99,6 +99,7 @@ def test_cache(summary):
         "approximate_token_ratio": 0.025,
         "published_quality": [],
         "hit_token_ratio_by_tier": {"hbm": 0.04, "ddr": 0.11},
+        "layerwise_loads": None,
         "evicted_tokens": 300,
         "recomputed_tokens": 70,
     }
@@ -143,3 +144,14 @@ def test_nothing_finished(small_outcome):
     assert summary["cost"]["usd_per_million_output_tokens"] is None
     assert summary["extrapolated_time_ratio"] == 0
     json.dumps(summary, allow_nan=False)
+
+
+def test_loads_that_steps_overlap(small_outcome):
+    outcome = small_outcome()
+    assert summarise(outcome)["cache"]["layerwise_loads"] is None
+    # 8 bytes in 20 ns over a step of 40; 40 bytes in 100 ns over a step of 10, which they hold up by 92
+    joins = ((8, 20, 40, 5), (40, 100, 10, 92))
+    loads = summarise(replace(outcome, joins=joins))["cache"]["layerwise_loads"]
+    assert loads["steps"] == 2 and loads["hidden_ratio"] == 0.5
+    assert loads["added_s"] == pytest.approx(48.5e-9)
+    assert loads["hidden_above_bytes_per_s"]["mean"] == pytest.approx((0.2e9 + 4e9) / 2)

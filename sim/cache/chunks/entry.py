@@ -15,6 +15,11 @@ SCOPE_BITS = 40  # content ids of traces are smaller
 Key = tuple[int, int, tuple[int, ...]]  # scope, content id, query
 
 
+def public(key: Key) -> Key:
+    """What a content is called that was there before any request asked for it."""
+    return PUBLIC, key[1], ()
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """KV of a segment's tokens, made at ``position`` behind some context; the same wherever copies of it lie."""

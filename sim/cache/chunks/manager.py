@@ -78,7 +78,11 @@ class ChunkManager(PrefixTreeManager):
             else:
                 plan.approximate_tokens += tokens - hit.recomputed
         plan.hits_by_tier = tuple(hits)
-        plan.compute_tokens = reuse.layout.computed
+        plan.compute_tokens = computed = reuse.layout.computed
+        assert plan.cached_tokens + plan.approximate_tokens + computed == request.prompt_tokens, (
+            f"{plan.cached_tokens} exact + {plan.approximate_tokens} approximate + {computed} computed tokens"
+            f" of a prompt of {request.prompt_tokens}"
+        )
         return plan
 
     def admit(self, request: Request, plan: Plan) -> bool:

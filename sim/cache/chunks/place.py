@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvsim.cache.chunks.entry import Content, Entry, Key
+from kvsim.cache.chunks.entry import Content, Entry, Key, public
 from kvsim.cache.eviction import EvictionPolicy
 from kvsim.cache.eviction.queue import EvictionQueue
 
@@ -27,11 +27,12 @@ class Place:
         return [entry for entry in self.entries.get(key, ()) if entry.ready]
 
     def holds(self, content: Content) -> bool:
-        """Whether the same content, made in the same context and as long, is here or on its way."""
-        return any(
-            entry.content.chain == content.chain and entry.content.tokens >= content.tokens
-            for entry in self.entries.get(content.key, ())
-        )
+        """Whether the same content, made in the same context or for everybody, and as long, is here or on its way."""
+        entries, tokens = self.entries, content.tokens
+        if any(entry.content.tokens >= tokens for entry in entries.get(public(content.key), ())):
+            return True
+        same = [entry.content for entry in entries.get(content.key, ())]
+        return any(other.chain == content.chain and other.tokens >= tokens for other in same)
 
     # ---- change
 

@@ -158,7 +158,8 @@ class Planner:
     def _layout(self, request: Request, reach: int, hits: list[Hit], segments: list[Segment]) -> Layout:
         layout = Layout(reach)
         at, absent, by_start = reach, 0, {hit.start: hit for hit in hits}
-        own = {s.start: s for s in segments} if self.options.made == "alone" else {}
+        alone = self.options.made == "alone" and not self.options.levels  # text of a stream is in its place
+        own = {s.start: s for s in segments} if alone else {}
         stops = sorted({*by_start, *own, request.prompt_tokens})
         for stop in stops:
             if stop < at:

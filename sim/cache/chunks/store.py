@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kvsim.cache.chunks.entry import PUBLIC, Content, Entry, Key
+from kvsim.cache.chunks.entry import Content, Entry, Key, public
 from kvsim.cache.chunks.options import ReuseOptions
 from kvsim.cache.chunks.place import Place
 from kvsim.cache.eviction import EvictionPolicy, EvictionSpec, eviction_policy
@@ -94,10 +94,9 @@ class EntryStore:
 
     def find(self, key: Key, tokens: int) -> Iterable[tuple[int, Entry]]:
         """(place, entry) of entries that hold at least ``tokens`` of a content, nearest place first."""
-        public = (PUBLIC, key[1], ())
         for number, place in enumerate(self.places):
             if place.entries:
-                for entry in [*place.find(key), *place.find(public)]:
+                for entry in [*place.find(key), *place.find(public(key))]:
                     if entry.content.tokens >= tokens:
                         yield number, entry
 
@@ -111,7 +110,7 @@ class EntryStore:
         """Contents (id, tokens) that a place holds from the beginning, as far as there is room."""
         place = next(place for place in self.places if place.name == name)
         for ident, tokens in contents:
-            content = Content((PUBLIC, ident, ()), tokens)
+            content = Content(public((0, ident, ())), tokens)
             if not place.holds(content):
                 if self.pages(tokens) > place.capacity_pages - place.used_pages:
                     continue
