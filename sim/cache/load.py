@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvsim.cache import contiguous, none  # noqa: F401  (they register themselves)
+from kvsim.cache import contiguous, none, snapshots  # noqa: F401  (they register themselves)
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers

@@ -70,6 +70,7 @@ class PrefixTreeManager(Paged):
             self.steady_work = False  # demotion takes evictable blocks
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
+        self.own_blocks = 0  # that a subclass holds for something else
         self.leaving_blocks = 0  # evicted, their copy to the nearest tier has not ended
 
     @property
@@ -258,11 +259,12 @@ class PrefixTreeManager(Paged):
     def check_integrity(self) -> None:
         self.tree.check_integrity()
         self.tiers.check_integrity()
-        counted = self.free_blocks + self.private_blocks + self.leaving_blocks + self.tree.num_blocks
+        counted = self.free_blocks + self.private_blocks + self.leaving_blocks + self.own_blocks
+        counted += self.tree.num_blocks
         assert self.owed_blocks >= 0, f"prompts are owed {self.owed_blocks} blocks"
         assert counted == self.capacity_blocks and min(self.free_blocks, self.private_blocks) >= 0, (
             f"cache integrity: free({self.free_blocks}) + private({self.private_blocks}) + "
-            f"leaving({self.leaving_blocks}) + tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
+            f"leaving({self.leaving_blocks}) + own({self.own_blocks}) + tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
         )
 
     @property

@@ -125,5 +125,5 @@ def test_the_file_names_a_card_that_is_not_there(capsys: pytest.CaptureFixture[s
 
 
 def test_two_cards_in_conflict(capsys: pytest.CaptureFixture[str]) -> None:
-    said = fails(capsys, "run", "s.yaml", "--set", "methods=[marconi, ragcache]")
-    assert "'marconi'" in said and "'ragcache'" in said and "cache.eviction" in said
+    said = fails(capsys, "run", "s.yaml", "--set", "methods=[paging-succinct-predictions, ragcache]")
+    assert "'paging-succinct-predictions'" in said and "'ragcache'" in said and "cache.eviction" in said
