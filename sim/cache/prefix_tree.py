@@ -264,7 +264,8 @@ class PrefixTreeManager(Paged):
         assert self.owed_blocks >= 0, f"prompts are owed {self.owed_blocks} blocks"
         assert counted == self.capacity_blocks and min(self.free_blocks, self.private_blocks) >= 0, (
             f"cache integrity: free({self.free_blocks}) + private({self.private_blocks}) + "
-            f"leaving({self.leaving_blocks}) + own({self.own_blocks}) + tree({self.tree.num_blocks}) != {self.capacity_blocks} blocks"
+            f"leaving({self.leaving_blocks}) + own({self.own_blocks}) + tree({self.tree.num_blocks}) "
+            f"!= {self.capacity_blocks} blocks"
         )
 
     @property

@@ -136,7 +136,8 @@ class SnapshotManager(PrefixTreeManager):
         return True
 
     def _complete(self, request: Request, context: int) -> int:
-        return max(context, request.kv.own.blocks * self.block_tokens)
+        attached: Attached = request.kv.own
+        return max(context, attached.blocks * self.block_tokens)
 
     def _blocks_held(self, request: Request, context: int) -> int:
         return super()._blocks_held(request, self._complete(request, context))
