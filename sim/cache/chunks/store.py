@@ -195,8 +195,10 @@ class EntryStore:
             transfers += self._insert(0, entry.content, HBM, True)
         if number > 1 and self.config.tiers[0].write == "through":
             transfers += self._insert(1, entry.content, HBM, True)
-        if leaves and nearest and entry.ref == 0 and self.places[0].holds(entry.content):
-            self.places[number].drop(entry)
+        place = self.places[number]
+        still = entry in place.entries.get(entry.content.key, ())  # room for the copy may have taken it
+        if leaves and still and entry.ref == 0 and self.places[0].holds(entry.content):
+            place.drop(entry)
         return transfers
 
     def written(self, write: EntryWrite) -> Transfers:
