@@ -25,7 +25,7 @@ from kvsim.cluster.router import Router, routers
 from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
-from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.profile import load_profile
 from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
@@ -33,10 +33,10 @@ from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
-from kvsim.hardware.spec import LinkSpec
+from kvsim.hardware.spec import LinkSpec, TierSpec
 from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
 from kvsim.results.recorder import Recorder
-from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers
+from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers, profile_name
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload import build_trace
 from kvsim.workloads.trace import Trace
@@ -198,7 +198,7 @@ def run_scenario(
         store_answers=scenario.cache.store_answers,
         names_content=trace.names_content,
     )
-    profile = load_profile(_profile_name(scenario, gpu.name))
+    profile = load_profile(profile_name(scenario, gpu.name))
     simulation = build_simulation(
         trace,
         engine,
@@ -220,7 +220,7 @@ def run_scenario(
     loop_wall_s = play(simulation, progress)
     if save_cache_to is not None:
         save_cache(save_cache_to, managers, trace)
-    return _outcome(simulation, scenario, cache, gpu, bytes_per_token, loop_wall_s, profile)
+    return _outcome(simulation, scenario, cache, tiers, gpu, bytes_per_token, loop_wall_s, profile)
 
 
 S = TypeVar("S")
@@ -248,18 +248,11 @@ def _manager(name: str, config: CacheConfig) -> CacheManager:
     return manager
 
 
-def _profile_name(scenario: Scenario, gpu: str) -> str:
-    """What is named; else the profile that stands for the GPU; else the default one of its name."""
-    named = scenario.timings.profile or scenario.cluster.gpu
-    if scenario.timings.profile or named.endswith((".yaml", ".yml")):
-        return scenario.profile_path(named)
-    return profile_for_gpu(gpu)
-
-
 def _outcome(
     simulation: Simulation,
     scenario: Scenario,
     cache: CacheConfig,
+    tiers: Sequence[TierSpec],
     gpu: Any,
     bytes_per_token: int,
     loop_wall_s: float,
@@ -302,7 +295,7 @@ def _outcome(
         gpu_name=gpu.name,
         usd_per_gpu_hour=gpu.usd_per_hour,
         price_source=gpu.sources.get("usd_per_hour", ""),
-        tier_usd_per_hour=_tier_usd_per_hour(scenario),
+        tier_usd_per_hour=_tier_usd_per_hour(tiers, scenario.cluster.replicas),
         names_content=trace.names_content,
         kv_bytes_per_token=bytes_per_token,
         methods=scenario.method_facts,
@@ -331,14 +324,13 @@ def _outcome(
     )
 
 
-def _tier_usd_per_hour(scenario: Scenario) -> float:
+def _tier_usd_per_hour(tiers: Sequence[TierSpec], replicas: int) -> float:
     """Price of all tiers; a month is 730 hours."""
-    tiers = build_tiers(scenario)
     own, shared = (
         sum((t.usd_per_gb_month or 0.0) * t.capacity_bytes / 1e9 / 730 for t in tiers if t.shared == which)
         for which in (False, True)
     )
-    return own * scenario.cluster.replicas + shared
+    return own * replicas + shared
 
 
 def _sums(columns: Sequence[Sequence[int]]) -> tuple[int, ...]:

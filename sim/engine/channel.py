@@ -38,13 +38,27 @@ class Channel:
         self.name, self.direction = spec.name, direction
         self.bytes_per_s = spec.read_bytes_per_s if direction == "read" else spec.write_bytes_per_s
         self.operation_ns, self.latency_ns = spec.operation_ns, spec.latency_ns
+        self._time = None if spec.times is None else spec.times[direction != "read"]
+        self.ns_by_provenance: dict[
+            str, int
+        ] = {}  # of the transfers, each alone; none where the link has no table
         self.free_ns = 0  # when the last transfer ends (fifo)
         self.num_active = 0  # transfers that share it now (fair)
         self.busy_ns = self.num_bytes = self.num_transfers = 0
 
     def duration_ns(self, num_bytes: int, num_extents: int) -> int:
         """Time of a transfer that has the channel to itself."""
+        if self._time is not None:
+            return self._time(num_bytes, num_extents)[0]
         return self.latency_ns + num_extents * self.operation_ns + round(num_bytes * NS / self.bytes_per_s)
+
+    def count(self, num_bytes: int, num_extents: int) -> None:
+        """Change. A transfer is submitted."""
+        self.num_bytes += num_bytes
+        self.num_transfers += 1
+        if self._time is not None:
+            time_ns, provenance = self._time(num_bytes, num_extents)
+            self.ns_by_provenance[provenance] = self.ns_by_provenance.get(provenance, 0) + time_ns
 
 
 Times = tuple[int, int]

@@ -83,8 +83,7 @@ class Links:
         path = self._path(transfer.src, transfer.dst)
         durations = [channel.duration_ns(num_bytes, transfer.num_extents) for channel in path]
         for channel in path:
-            channel.num_bytes += num_bytes
-            channel.num_transfers += 1
+            channel.count(num_bytes, transfer.num_extents)
         src, dst = self._place[transfer.src], self._place[transfer.dst]
         if dst:
             self.written_bytes[dst] += num_bytes
@@ -121,7 +120,8 @@ class Links:
         ]
         channels += [decoder for decoder in self._decoders if decoder is not None]
         return [
-            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers) for c in channels
+            LinkUse(replica, c.name, c.direction, c.busy_ns, c.num_bytes, c.num_transfers, c.ns_by_provenance)
+            for c in channels
         ]
 
 
@@ -149,10 +149,7 @@ def connect(
     discipline: str = "fifo",
 ) -> list[Links]:
     """The links of every replica; what several replicas share is one object in all of them."""
-    names = ["hbm", *tiers]
-    parents = {
-        name: spec.behind or names[i] for i, (name, spec) in enumerate(zip(tiers, specs, strict=False))
-    }
+    parents = parents_of(tiers, specs)
     shared = DISCIPLINES[discipline](env)
     channels: dict[tuple[int, int], tuple[Channel, Channel]] = {}
     found: list[Links] = []
@@ -168,7 +165,6 @@ def connect(
             load, store = sides[0]
             load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
             store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
-        decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
         decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
         read, write = [side[0] for side in sides], [side[1] for side in sides]
         chain = Links(shared, parents, read, write, num_layers, own, decoders)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+CopyTime = Callable[[int, int], tuple[int, str]]
+"""Nanoseconds of a copy of so many bytes in so many contiguous extents, and where that price comes from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,9 @@ class LinkSpec:
     replicas: int = 1  # that share it; 0 = all
     decode_bytes_per_s: float = (
         0.0  # stored bytes of its tier that a replica decodes on their way to HBM; 0 = at once
+    )
+    times: tuple[CopyTime, CopyTime] | None = (
+        None  # of reads and writes as measured, in place of the rates above
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvsim.results.recorder import Recorder
@@ -30,6 +30,7 @@ class LinkUse:
     busy_ns: int
     num_bytes: int
     num_transfers: int
+    ns_by_provenance: Mapping[str, int] = field(default_factory=dict)  # of a link that is priced by a table
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,12 @@ def warnings_of(summary: Summary) -> list[str]:
         found.append(
             f"{share} of the simulated time is extrapolated beyond the profile: calibrate those sizes."
         )
+    for link, shares in measured_links(summary).items():
+        if shares["extrapolated"] > EXTRAPOLATED_LIMIT:
+            share = percent(shares["extrapolated"])
+            found.append(
+                f"{share} of the time of {link} is extrapolated: its table has no pieces of that size."
+            )
     if done and summary["preemptions"] > 0.01 * done:
         found.append(
             f"{number(summary['preemptions'])} preemptions: KV memory runs out while requests decode."
@@ -57,6 +63,20 @@ def warnings_of(summary: Summary) -> list[str]:
             "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."
         )
     return found
+
+
+def measured_links(summary: Summary) -> dict[str, dict[str, float]]:
+    """By link and direction that a table of copies prices, mean over replicas: share of each provenance."""
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for link in summary["utilisation"]["links"]:
+        if "time_ratio_by_provenance" in link:
+            found.setdefault(f"{link['name']} {link['direction']}", []).append(
+                link["time_ratio_by_provenance"]
+            )
+    return {
+        name: {which: sum(each[which] for each in shares) / len(shares) for which in shares[0]}
+        for name, shares in found.items()
+    }
 
 
 def _of(part: int, whole: int) -> str:

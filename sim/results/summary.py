@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvsim.cost.model import PROVENANCES
 from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, arrived_from, request_columns
 from kvsim.results.histogram import DurationHistogram
-from kvsim.results.outcome import Outcome
+from kvsim.results.outcome import LinkUse, Outcome
 from kvsim.version import __version__
 
 PERCENTILES = (50, 90, 95, 99)
@@ -187,10 +187,20 @@ def _utilisation(outcome: Outcome) -> dict[str, Any]:
                 "busy_ratio": _ratio(link.busy_ns, outcome.makespan_ns),
                 "bytes": link.num_bytes,
                 "transfers": link.num_transfers,
+                **_link_provenance(link),
             }
             for link in outcome.links
         ],
     }
+
+
+def _link_provenance(link: LinkUse) -> dict[str, Any]:
+    """Of a link that a table of measured copies prices: shares of its transfers' time."""
+    total_ns = sum(link.ns_by_provenance.values())
+    if not total_ns:
+        return {}
+    shares = {name: link.ns_by_provenance.get(name, 0) / total_ns for name in PROVENANCES}
+    return {"time_ratio_by_provenance": shares}
 
 
 def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def _facts(summary: Summary) -> Table:
     )
     provenance = summary["time_ratio_by_provenance"]
     row("timings", (f"{name} {percent(ratio)}" for name, ratio in provenance.items() if ratio))
+    for link, shares in reading.measured_links(summary).items():
+        row(f"{link} timings", (f"{name} {percent(ratio)}" for name, ratio in shares.items() if ratio))
     return table
 
 

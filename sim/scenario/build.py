@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from kvsim.cost.copies import DIRECTIONS, CopyTimes
+from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_gpu, load_link, load_media_price
 from kvsim.hardware.spec import GpuSpec, LinkSpec, TierSpec
 from kvsim.model.load import load_model
 from kvsim.model.memory import MemoryBudget, memory_budget
 from kvsim.model.spec import ModelSpec
-from kvsim.scenario.schema import Scenario, Tier
+from kvsim.scenario.schema import MeasuredLink, Scenario, Tier
 
 
 def build_model(scenario: Scenario) -> ModelSpec:
@@ -61,10 +63,18 @@ def build_tiers(scenario: Scenario) -> tuple[TierSpec, ...]:
     return tuple(_tier(scenario, place, gpu) for place in range(len(scenario.cache.tiers)))
 
 
+def profile_name(scenario: Scenario, gpu: str) -> str:
+    """The timing profile that is named; else the one that stands for the GPU; else the default one of its name."""
+    named = scenario.timings.profile or scenario.cluster.gpu
+    if scenario.timings.profile or named.endswith((".yaml", ".yml")):
+        return scenario.profile_path(named)
+    return profile_for_gpu(gpu)
+
+
 def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
     tiers, gpus = scenario.cache.tiers, scenario.cluster.tensor_parallel
     tier = tiers[place]
-    link, sharing = _link(tier, gpu), tier.gpus_per_link
+    sharing = tier.gpus_per_link
     if sharing % gpus and gpus % sharing:
         raise ScenarioError(
             f"cache.tiers.{place}.gpus_per_link: {sharing} GPUs a link do not go with {gpus} GPUs a replica; "
@@ -74,9 +84,7 @@ def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
     # each GPU of a replica has a link to host memory of its own; what lies behind is one device
     num_links = max(1, gpus // sharing) if place == 0 and not shared else 1
     link = dataclasses.replace(
-        link,
-        read_bytes_per_s=link.read_bytes_per_s * num_links,
-        write_bytes_per_s=link.write_bytes_per_s * num_links,
+        _link(scenario, tier, gpu, num_links),
         behind=tier.behind or (tiers[0].name if shared and place else ""),
         replicas=0 if shared else max(1, sharing // gpus),
         decode_bytes_per_s=(tier.decode or 0) * tier.stored_ratio,
@@ -84,14 +92,37 @@ def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
     return TierSpec(tier.name, tier.capacity, link, _price(tier), shared)
 
 
-def _link(tier: Tier, gpu: GpuSpec) -> LinkSpec:
-    if tier.link is None:
-        return load_link(gpu.host_link)
-    if isinstance(tier.link, str):
-        return load_link(tier.link)
-    return LinkSpec(
-        f"{tier.name}-link", tier.link.read, tier.link.write, tier.link.operation, tier.link.latency
+def _link(scenario: Scenario, tier: Tier, gpu: GpuSpec, number: int) -> LinkSpec:
+    """``number`` alike together."""
+    if isinstance(tier.link, MeasuredLink):
+        read, write = measured_link(scenario, tier.link, number)
+        return LinkSpec(tier.link.table, read.bytes_per_s, write.bytes_per_s, 0, times=(read, write))
+    if tier.link is None or isinstance(tier.link, str):
+        link = load_link(gpu.host_link if tier.link is None else tier.link)
+    else:
+        own = tier.link
+        link = LinkSpec(f"{tier.name}-link", own.read, own.write, own.operation, own.latency)
+    return dataclasses.replace(
+        link,
+        read_bytes_per_s=link.read_bytes_per_s * number,
+        write_bytes_per_s=link.write_bytes_per_s * number,
     )
+
+
+def measured_link(scenario: Scenario, link: MeasuredLink, number: int = 1) -> tuple[CopyTimes, CopyTimes]:
+    """Reads and writes by the tables of the scenario's timing profile, over ``number`` links.
+
+    Raises:
+        CalibrationError: the profile has no such table.
+    """
+    profile = load_profile(profile_name(scenario, build_gpu(scenario).name))
+    memory = (link.memory or "pinned") if link.table == "host_copy" else ""
+    strict = scenario.timings.strict_calibration
+    read, write = (
+        CopyTimes(profile, link.table, direction, memory, number, strict)
+        for direction in DIRECTIONS[link.table]
+    )
+    return read, write
 
 
 def _price(tier: Tier) -> float | None:
@@ -103,6 +134,6 @@ def _price(tier: Tier) -> float | None:
 
 def medium_of(tier: Tier) -> str | None:
     """The kind of memory whose list price the tier has; None if its link does not tell."""
-    if tier.link is None:
+    if tier.link is None or (isinstance(tier.link, MeasuredLink) and tier.link.table == "host_copy"):
         return "ddr5"
     return "nvme" if tier.link == "nvme" else None

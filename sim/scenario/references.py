@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from kvsim.errors import KvsimError
-from kvsim.scenario.schema import Scenario
+from kvsim.scenario.schema import MeasuredLink, Scenario
 
 Check = tuple[str, Callable[[], object]]
 
@@ -26,7 +26,7 @@ def check_references(scenario: Scenario) -> tuple[str, str] | None:
 def _checks(scenario: Scenario) -> Iterator[Check]:
     from kvsim.hardware.load import load_gpu, load_link
     from kvsim.model.memory import check_tensor_parallel
-    from kvsim.scenario.build import build_model
+    from kvsim.scenario.build import build_model, measured_link
 
     yield "model", lambda: build_model(scenario)
     yield "cluster.gpu", lambda: load_gpu(scenario.profile_path(scenario.cluster.gpu))
@@ -39,6 +39,8 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
     for i, tier in enumerate(scenario.cache.tiers):
         if isinstance(tier.link, str):
             yield f"cache.tiers.{i}.link", lambda name=tier.link: load_link(name)  # type: ignore[misc]
+        if isinstance(tier.link, MeasuredLink):
+            yield f"cache.tiers.{i}.link", lambda link=tier.link: measured_link(scenario, link)  # type: ignore[misc]
     if scenario.cache.warm_start is not None:
         yield "cache.warm_start", lambda: _file(scenario, scenario.cache.warm_start or "")
     for i, source in enumerate(scenario.workload.sources):

@@ -81,8 +81,25 @@ class InlineLink(Part):
     """Once per transfer."""
 
 
+class MeasuredLink(Part):
+    """A link whose transfers take what the timing profile's table of copies says."""
+
+    table: Literal["host_copy", "disk"]
+    memory: Literal["pinned", "pageable"] | None = None
+    """Host memory of host_copy; null = pinned."""
+
+    @model_validator(mode="after")
+    def _memory_of_the_host(self) -> MeasuredLink:
+        if self.table == "disk" and self.memory is not None:
+            raise ValueError("memory is a key of table host_copy; leave it out for disk")
+        return self
+
+
 def _link_kind(value: object) -> str:
-    return "preset" if isinstance(value, str) else "inline"
+    if isinstance(value, str):
+        return "preset"
+    tables = isinstance(value, MeasuredLink) or (isinstance(value, dict) and "table" in value)
+    return "measured" if tables else "inline"
 
 
 def _eviction_kind(value: object) -> str:
@@ -108,11 +125,15 @@ class Tier(Part):
     name: str
     link: (
         Annotated[
-            Annotated[str, Tag("preset")] | Annotated[InlineLink, Tag("inline")], Discriminator(_link_kind)
+            Annotated[str, Tag("preset")]
+            | Annotated[InlineLink, Tag("inline")]
+            | Annotated[MeasuredLink, Tag("measured")],
+            Discriminator(_link_kind),
         ]
         | None
     ) = None
-    """null = the GPU's link to host memory; or a preset (nvme, ...); or {read, write, operation, latency}."""
+    """null = the GPU's link to host memory; or a preset (nvme, ...); or {read, write, operation, latency}; or {table:
+    host_copy, memory: pinned} or {table: disk}, as the timing profile has measured copies."""
     behind: str | None = None
     """The tier (or hbm) that the link leads to; null = the tier before it, for a cluster's store the first tier."""
     gpus_per_link: Positive = 1

@@ -286,3 +286,24 @@ def test_inputs_of_later_steps_wait_for_a_load(waits: bool) -> None:
     decoder, loaded = found[20], found[21]
     assert loaded.hits_by_tier == (0, 12)
     assert decoder.e2e_ns == 232 + 124 + 125 + (250 - 125 if waits else 0) + 126
+
+
+@pytest.mark.parametrize(("sharing", "loads", "busy"), [("fifo", [70, 140], 140), ("fair", [140, 140], 140)])
+def test_a_link_that_a_table_prices(sharing: str, loads: list[int], busy: int) -> None:
+    """12 bytes in three pieces take 70 ns to read whatever a rate would say; shared, each gets half of that."""
+
+    def read(num_bytes: int, extents: int) -> tuple[int, str]:
+        return 10 * extents + num_bytes // 3 * 10, "measured" if extents == 3 else "derived"
+
+    def write(num_bytes: int, extents: int) -> tuple[int, str]:
+        return 5, "extrapolated"
+
+    link = LinkSpec("table", 1e9, 1e9, 10, behind="hbm", replicas=0, times=(read, write))
+    store = tier("store", shared=True, extent_bytes=4)
+    simulation = two_replicas([store], [link], [0, 1, 1, 0], link_sharing=sharing)
+    last = rows(simulation)[2:]
+    assert [row.hits_by_tier for row in last] == [(0, 12), (0, 12)]
+    assert [row.load_ns for row in last] == loads
+    came, went = simulation.replicas[0].links.use(0)
+    assert (came.busy_ns, came.ns_by_provenance) == (busy, {"measured": 140})
+    assert went.ns_by_provenance == {"extrapolated": 10}

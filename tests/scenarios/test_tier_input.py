@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvsim.cli.main import run_command
+from kvsim.cost.profile import load_profile
+from kvsim.errors import ScenarioError
 from kvsim.hardware.spec import LinkSpec
 from kvsim.scenario.build import build_tiers
 from kvsim.scenario.load import parse_scenario
@@ -32,6 +34,14 @@ DDR = "{name: ddr, capacity: 1 GB}"
         (
             f"[{DDR}, {{name: disk, capacity: 1 GB, behind: dd}}]",
             "small.yaml.cache: tier 'disk' is behind 'dd', which is none of hbm, ddr",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, link: {table: hostcopy}}]",
+            "--set cache.tiers.0.link.table: unknown value 'hostcopy'; did you mean 'host_copy'?",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, link: {table: disk, memory: pinned}}]",
+            "--set cache.tiers.0.link: memory is a key of table host_copy; leave it out for disk",
         ),
         (
             "[{name: ddr, capacity: 1 GB, gpus_per_link: 3}]",
@@ -78,3 +88,29 @@ def test_links_of_replicas_of_four_gpus(sharing: int, rate: float, replicas: int
     ddr, disk = links([{"name": "ddr", "gpus_per_link": sharing}, {"name": "disk"}], gpus=4)
     assert (ddr.read_bytes_per_s, ddr.write_bytes_per_s, ddr.replicas) == (rate, rate / 2, replicas)
     assert (disk.read_bytes_per_s, disk.replicas) == (10e9, 1)
+
+
+def test_a_link_priced_by_the_profile() -> None:
+    """2 MiB pinned to the GPU: the shipped table has that very point; four GPUs have four links."""
+    table = load_profile("h100-sxm-measured").rows("host_copy")
+    point = table.select(direction="h2d", memory="pinned", num_bytes=2**21, pieces=1)
+    (link,) = links([{"name": "ddr", "link": {"table": "host_copy"}}])
+    (four,) = links([{"name": "ddr", "link": {"table": "host_copy"}}], gpus=4)
+    assert link.times is not None and four.times is not None
+    assert link.times[0](2**21, 1) == (round(point.latency_ns[0]), "measured")
+    assert four.times[0](2**23, 4) == link.times[0](2**21, 1)
+    assert four.read_bytes_per_s == 4 * link.read_bytes_per_s > 0
+
+
+def test_a_profile_without_the_table() -> None:
+    with pytest.raises(
+        ScenarioError, match=r"tiers.0.link: profile a100-80gb-sxm-vllm-0.14.0: no table 'host_copy'"
+    ):
+        parse_scenario(
+            {
+                "workload": {"sources": [{"generator": "lengths"}]},
+                "cluster": {"gpu": "a100-80gb-sxm"},
+                "cache": {"tiers": [{"name": "ddr", "capacity": "1 GB", "link": {"table": "host_copy"}}]},
+            },
+            base=Path(),
+        )
