@@ -68,6 +68,12 @@ class Trace:
         """Whether some prompt or answer says what it contains; else all content is private."""
         return bool(len(self.segment_id) or (self.output_id >= 0).any())
 
+    @property
+    def turns_at_once(self) -> bool:
+        """Whether there are closed loops, and no request of one waits after the one before it."""
+        followers = self.after >= 0
+        return bool(followers.any()) and not self.think_ns[followers].any()
+
     def content(self, row: int) -> tuple[list[int], list[int]]:
         """Content ids of prompt *and output* of one request and where each ends, in tokens from the start.
 

@@ -221,8 +221,8 @@ class CacheManager(ABC):
         """Look. What is cached, by tier (:mod:`kvsim.cache.saved`), with content ids named; None = nothing can be saved."""
         return None
 
-    def restore(self, saved: Mapping[str, list[Any]], ident: Callable[[str], int]) -> None:
-        """Change, before the run. Begin with what another run's manager has saved; tiers by name."""
+    def restore(self, saved: Mapping[str, list[Any]], ident: Callable[[str], int]) -> dict[str, int]:
+        """Change, before the run. Begin with what another run's manager has saved; tokens that found room, by tier."""
         raise NotImplementedError(f"{type(self).__name__} cannot start warm")
 
     def evicted_tokens(self) -> tuple[int, ...]:

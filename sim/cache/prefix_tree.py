@@ -101,7 +101,7 @@ class PrefixTreeManager(Paged):
         hits = [blocks * size] + [0] * len(self.config.tiers)
         reach = blocks
         for load in loads:
-            hits[load.tier + 1] += (load.end - load.start) * size
+            hits[self.tiers.places[load.tier] + 1] += (load.end - load.start) * size
             reach = load.end
         transfers = tuple(self.tiers.transfer(load, request) for load in loads)
         return Plan(
@@ -273,7 +273,8 @@ class PrefixTreeManager(Paged):
         return ((self.capacity_blocks - self.free_blocks) * self.block_bytes, *self.tiers.used_bytes())
 
     def evicted_tokens(self) -> tuple[int, ...]:
-        return tuple(tree.num_evicted * self.block_tokens for tree in self._trees())
+        hbm, *below = (tree.num_evicted * self.block_tokens for tree in self._trees())
+        return hbm, *self.tiers.by_place(below)
 
     def _trees(self) -> list[PrefixTree]:
         return [self.tree, *(tier.tree for tier in self.tiers.tiers)]
@@ -288,11 +289,14 @@ class PrefixTreeManager(Paged):
     def saved(self, name: Callable[[int], str]) -> dict[str, list[SavedRun]] | None:
         return {tier: dump_tree(tree, name) for tier, tree, _ in self._stores()}
 
-    def restore(self, saved: Mapping[str, list[SavedRun]], ident: Callable[[str], int]) -> None:
+    def restore(self, saved: Mapping[str, list[SavedRun]], ident: Callable[[str], int]) -> dict[str, int]:
+        tokens = {}
         for tier, tree, capacity_blocks in self._stores():
             if tree.num_blocks == 0:  # of tiers that managers share the first one fills it
                 load_tree(tree, saved.get(tier, []), ident, capacity_blocks)
+                tokens[tier] = tree.num_blocks * self.block_tokens
         self.free_blocks -= self.tree.num_blocks
+        return tokens
 
     def _stores(self) -> list[tuple[str, PrefixTree, int]]:
         tiers = self.tiers.tiers

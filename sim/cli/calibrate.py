@@ -74,8 +74,10 @@ def kernels(
     if context.invoked_subcommand is not None:
         return
     if out is None:
-        typer.echo(context.get_help())
-        return
+        raise CalibrationError(
+            "calibrate: --out is missing; name the profile to write, such as --out my-gpu.yaml; "
+            "'kvsim calibrate --help' shows more"
+        )
     if out.suffix != ".yaml":
         raise CalibrationError(
             f"calibrate --out {out}: the path of a YAML file is expected, such as my-gpu.yaml"

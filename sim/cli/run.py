@@ -19,7 +19,10 @@ def run(
         typer.Option(help="Result folder; default results/NAME of the scenario.", show_default=False),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace the results that the folder holds.")
+        bool,
+        typer.Option(
+            "--force", help="Replace the results that the folder holds, and the file of --save-cache."
+        ),
     ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Override the scenario's seed.", show_default=False)
@@ -53,6 +56,10 @@ def run(
     scenario = load_scenario(scenario_file, overrides)
     folder = out if out is not None else Path("results") / scenario.name
     check_output_folder(folder, force)
+    if save_cache is not None:
+        from kvsim.cluster.warm_start import check_save_to
+
+        check_save_to(save_cache, force)
 
     from kvsim.cluster.run import run_scenario
 

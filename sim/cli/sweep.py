@@ -40,6 +40,9 @@ def sweep(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another sweep that the folder holds.")
+    ] = False,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Processes; default: the cores of this machine.", show_default=False),
@@ -68,6 +71,7 @@ def sweep(
     axes, slos = parse_axes(settings), parse_slos(slo or [])
     points = grid_points(scenario_file, axes, slos)
     folder = SweepFolder(out if out is not None else Path("results") / f"{points[0].scenario.name}-sweep")
+    folder.take({point.name for point in points}, force)
     with _progress(points[0].scenario.name) as progress:
         told = run_sweep(points, axes, folder, slos, jobs or default_jobs(), progress)
 

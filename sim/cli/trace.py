@@ -75,6 +75,7 @@ def stats(
         typer.Option(help="Also give capacities in GB of this model's KV.", show_default=False),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures.", show_default=False)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the page if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show lengths, arrivals, sessions, reuse, and what LRU and Belady hit at every cache size."""
@@ -85,7 +86,7 @@ def stats(
     if sample is not None and not sample > 0:
         raise TraceError(f"--sample is {sample:g}; give a share above 0 and up to 1")
     if html is not None:
-        check_output_file(html, force=True)
+        check_output_file(html, force)
     kv_bytes_per_token = None
     if model is not None:
         from kvsim.model.load import load_model

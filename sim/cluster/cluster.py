@@ -113,7 +113,13 @@ class Cluster:
         if self.on_arrival is not None:
             self.on_arrival(request)
         if total > self.engine.max_model_len:
-            self._reject(request, f"{total} tokens exceed max_model_len {self.engine.max_model_len}")
+            most = self.engine.max_model_len
+            limit = (
+                f"the {most} that fit the KV memory"
+                if self.engine.limited_by_memory
+                else f"max_model_len {most}"
+            )
+            self._reject(request, f"{total} tokens exceed {limit}")
             return
         replica = self.router.pick(request, self.replicas)
         if not replica.manager.fits(request):

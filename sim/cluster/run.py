@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from simpy.core import EmptySchedule
 
-from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.eviction import EvictionSpec, eviction_policy
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
@@ -26,6 +26,7 @@ from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
+from kvsim.cost.terms import EngineTerms
 from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
@@ -82,6 +83,8 @@ def build_simulation(
             for tier, reached in zip(cache.tiers, reachable(names, links), strict=True)
         ),
     )
+    if cache.tiers and not any(tier.capacity_bytes for tier in cache.tiers):
+        links = ()  # an engine that has nothing to copy to
     replicas = []
     chains = connect(env, names, links, cache.num_layers, num_replicas, engine.copies, link_sharing)
     for index, chain in enumerate(chains):
@@ -215,12 +218,14 @@ def run_scenario(
         scenario.cache.link_sharing,
     )
     managers = [replica.manager for replica in simulation.replicas]
+    brought = None
     if scenario.cache.warm_start is not None:
-        restore_cache(scenario.path(scenario.cache.warm_start), managers, trace)
+        brought = restore_cache(scenario.path(scenario.cache.warm_start), managers, trace)
     loop_wall_s = play(simulation, progress)
     if save_cache_to is not None:
         save_cache(save_cache_to, managers, trace)
-    return _outcome(simulation, scenario, cache, tiers, gpu, bytes_per_token, loop_wall_s, profile)
+    outcome = _outcome(simulation, scenario, cache, tiers, gpu, bytes_per_token, loop_wall_s, profile)
+    return dataclasses.replace(outcome, warm_start=brought)
 
 
 S = TypeVar("S")
@@ -235,16 +240,51 @@ def _named(key: str, find: Callable[[S], T], name: S) -> T:
         raise ScenarioError(f"{key}: {error}") from None
 
 
+def _engine(scenario: Scenario, max_model_len: int) -> tuple[EngineSpec, EngineTerms]:
+    return load_engine(
+        scenario.profile_path(scenario.engine.profile),
+        max_num_seqs=scenario.engine.max_num_seqs,
+        max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        async_scheduling=scenario.engine.async_scheduling,
+        gpu=build_gpu(scenario).name,
+        model=build_model(scenario).name,
+    )
+
+
+def check_parts(scenario: Scenario) -> None:
+    """Manager, eviction policies, router, engine and links are there and go together: what a look at a scenario cannot
+    tell and its run would, without the trace and whether the model fits.
+
+    Raises:
+        KvsimError: the first that is not.
+    """
+    cache = scenario.cache
+    _named("cluster.router", routers.get, scenario.cluster.router)
+    manager = _named("cache.manager", cache_managers.get, cache.manager)
+    _check_policies(cache.eviction, [tier.eviction for tier in cache.tiers])
+    if cache.tiers and not manager.uses_tiers:
+        raise ScenarioError(_no_tiers(cache.manager))
+    _engine(scenario, 1)
+    build_tiers(scenario)
+
+
+def _check_policies(hbm: EvictionSpec, tiers: Sequence[EvictionSpec]) -> None:
+    _named("cache.eviction", eviction_policy, hbm)
+    for number, policy in enumerate(tiers):
+        _named(f"cache.tiers.{number}.eviction", eviction_policy, policy)
+
+
+def _no_tiers(manager: str) -> str:
+    return f"cache.tiers: manager '{manager}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
+
+
 def _manager(name: str, config: CacheConfig) -> CacheManager:
     _named("cache.manager", cache_managers.get, name)
-    _named("cache.eviction", eviction_policy, config.eviction)
-    for number, tier in enumerate(config.tiers):
-        _named(f"cache.tiers.{number}.eviction", eviction_policy, tier.eviction)
+    _check_policies(config.eviction, [tier.eviction for tier in config.tiers])
     manager = load_manager(name, config)
     if config.tiers and not manager.uses_tiers:
-        raise ScenarioError(
-            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
-        )
+        raise ScenarioError(_no_tiers(name))
     return manager
 
 
@@ -297,6 +337,7 @@ def _outcome(
         price_source=gpu.sources.get("usd_per_hour", ""),
         tier_usd_per_hour=_tier_usd_per_hour(tiers, scenario.cluster.replicas),
         names_content=trace.names_content,
+        turns_at_once=trace.turns_at_once,
         kv_bytes_per_token=bytes_per_token,
         methods=scenario.method_facts,
         scenario=scenario.resolved(),

@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,30 @@ def save_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> No
         raise ScenarioError(f"--save-cache {path}: cannot be written: {error.strerror}") from None
 
 
-def restore_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> None:
+def check_save_to(path: Path, force: bool) -> None:
+    """Say before a run whether its caches can be saved to ``path``.
+
+    Raises:
+        ScenarioError: something is there, and not to be replaced.
+    """
+    if path.is_dir():
+        raise ScenarioError(f"--save-cache {path}: is a folder; give the name of a file")
+    if path.exists() and not force:
+        raise ScenarioError(
+            f"--save-cache {path}: already there; give --force to replace it, or another name"
+        )
+
+
+def restore_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> dict[str, Any]:
     """Change, before the run. Replica i begins with what replica i of the saved run held, modulo their number.
+
+    What it brought: ``tokens`` by tier (of all replicas), ``contents`` that were saved, and how many of them are
+    ``known`` to the trace, each counted once.
 
     Raises:
         ScenarioError: no such file, or it was saved with other blocks or from other traces.
     """
+    _check_can_start_warm(managers, trace)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -80,13 +99,35 @@ def restore_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) ->
                 f"cache.warm_start: {path}: source '{source}' had another file or other parameters when it was saved, "
                 "so equal contents cannot be told"
             )
-    ident = fresh_ids(_finder(trace))
+    find = _finder(trace)
+    known, new = set[str](), set[str]()
+
+    def found(name: str) -> int | None:
+        ident = find(name)
+        (new if ident is None else known).add(name)
+        return ident
+
+    ident, tokens = fresh_ids(found), Counter[str]()
     for i, manager in enumerate(managers):
+        tokens.update(manager.restore(replicas[i % len(replicas)], ident))
+    return {"tokens": dict(tokens), "contents": len(known) + len(new), "known": len(known)}
+
+
+def _check_can_start_warm(managers: Sequence[CacheManager], trace: Trace) -> None:
+    if not trace.names_content:
+        raise ScenarioError(
+            "cache.warm_start: no prompt of this workload says what it contains, so nothing that was saved can be "
+            "reused; leave it out"
+        )
+    for manager in managers:
+        if type(manager).restore is CacheManager.restore:
+            raise ScenarioError(
+                "cache.warm_start: this cache manager keeps nothing between requests; take prefix_tree"
+            )
         if manager.needs_future:
             raise ScenarioError(
                 "cache.warm_start: an eviction policy that knows the future cannot rank what is older"
             )
-        manager.restore(replicas[i % len(replicas)], ident)
 
 
 def _sources(trace: Trace) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from kvsim.cost.grid import Grid
 from kvsim.cost.profile import Profile
 from kvsim.errors import CalibrationError
 
+Points = dict[tuple[int, ...], float]
+"""Nanoseconds by (pieces, bytes of a piece)."""
 DIRECTIONS = {"host_copy": ("h2d", "d2h"), "disk": ("read", "write")}  # towards the GPU, away from it
 
 
@@ -85,8 +87,7 @@ class CopyTimes:
         return time_ns, self._provenance if inside else "derived"
 
 
-def _points(columns: Mapping[str, Any], latency_ns: list[float]) -> dict[tuple[int, int], float]:
-    """Nanoseconds by (pieces, bytes of a piece)."""
+def _points(columns: Mapping[str, Any], latency_ns: list[float]) -> Points:
     num_bytes = columns["num_bytes"].tolist()
     if "pieces" in columns:
         pieces = columns["pieces"].tolist()
@@ -96,7 +97,7 @@ def _points(columns: Mapping[str, Any], latency_ns: list[float]) -> dict[tuple[i
     return dict(zip(zip(pieces, num_bytes, strict=True), latency_ns, strict=True))
 
 
-def _monotone(points: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+def _monotone(points: Points) -> Points:
     return {
         (pieces, size): min(time_ns for (n, s), time_ns in points.items() if n >= pieces and s >= size)
         for pieces, size in points

@@ -72,3 +72,5 @@ class Outcome:
     loop_wall_s: float
     joins: tuple[tuple[int, int, int, int], ...] = ()
     """Of each step that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added."""
+    turns_at_once: bool = False  # closed loops without any think time
+    warm_start: Mapping[str, Any] | None = None  # what the caches began with

@@ -58,11 +58,28 @@ def warnings_of(summary: Summary) -> list[str]:
         if method["overridden"]:
             keys = ", ".join(method["overridden"])
             found.append(f"The scenario sets {keys} otherwise than the card of {method['name']}.")
+    if done and summary["cache"].get("turns_follow_at_once") and summary["cache"]["hit_token_ratio"]:
+        found.append(TURNS_AT_ONCE)
+    if done and "warm_start" in summary and not summary["warm_start"]["known"]:
+        found.append("Nothing that cache.warm_start brought occurs in this workload: it only takes room.")
     if _saturated(summary):
         found.append(
             "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."
         )
     return found
+
+
+def warm_start_line(summary: Summary) -> str:
+    """Such as ``hbm 12,000 · ddr 340,000 tokens; 80 of 90 contents occur in this workload``."""
+    brought = summary["warm_start"]
+    tiers = " · ".join(f"{tier} {number(tokens)}" for tier, tokens in brought["tokens"].items())
+    return f"{tiers} tokens; {number(brought['known'])} of {number(brought['contents'])} contents are this workload's"
+
+
+TURNS_AT_ONCE = (
+    "Sessions have no think time: each turn comes as soon as the answer before it. With users or tools between turns "
+    "reuse comes later, and hits are fewer."
+)
 
 
 def measured_links(summary: Summary) -> dict[str, dict[str, float]]:

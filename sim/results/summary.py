@@ -72,6 +72,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
             for method in outcome.methods
         ],
         "cache": _cache(outcome, done),
+        **({} if outcome.warm_start is None else {"warm_start": dict(outcome.warm_start)}),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
         "cost": _cost(outcome, all_output_tokens),
@@ -142,6 +143,7 @@ def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
     return {
         "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),
         "prompts_name_content": outcome.names_content,
+        "turns_follow_at_once": outcome.turns_at_once,
         "approximate_token_ratio": _ratio(int(done.approximate_tokens.sum()), input_tokens),
         "published_quality": [
             {"method": method["name"], **quality}

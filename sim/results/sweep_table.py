@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvsim.results.reading import TURNS_AT_ONCE
 from kvsim.results.units import UNDEFINED, digits, duration, number, percent, usd
 
 Sweep = Mapping[str, Any]
@@ -42,6 +43,8 @@ def sweep_warnings(told: Sweep) -> list[str]:
         lines.append(
             f"in {len(short)} of {len(points)} points not all requests complete; latencies are of those that do."
         )
+    if any(point.get("turns_follow_at_once") and point["hit_token_ratio"] for point in points):
+        lines.append(TURNS_AT_ONCE)
     return lines
 
 

@@ -45,6 +45,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(
             f"statistics: {number(only['requests'])} that arrived after {duration(only['after_s'])}"
         )
+    if "warm_start" in summary:
+        console.print(f"began with: {reading.warm_start_line(summary)}")
     console.print()
     console.print(_latencies(summary))
     console.print()

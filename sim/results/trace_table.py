@@ -69,6 +69,11 @@ def fact_lines(told: Stats) -> Iterator[tuple[str, str]]:
     if arrivals["closed_loop_requests"]:
         share = arrivals["closed_loop_requests"] / told["requests"]
         yield "closed loop", f"{percent(share)} of requests wait for the answer to an earlier one"
+        if arrivals["turns_follow_at_once"] and told["capacity"] is not None:
+            yield (
+                "think time",
+                "none: turns follow at once; with users or tools between them reuse comes later, and hits are fewer",
+            )
     if sessions := told["sessions"]:
         requests, gap = sessions["requests"], sessions["gap_s"]
         text = f"{number(sessions['count'])} · requests in each: mean {digits(round(requests['mean'], 2))}"

@@ -51,7 +51,7 @@ def parse_scenario(
     naming = [override for override in overrides if override.partition("=")[0].strip() in METHODS]
     if naming:
         plain = {key: value for key, value in plain.items() if key not in METHODS}
-    changed = [apply_override(plain, override) for override in naming]
+    changed = apply_overrides(plain, naming)
     cards: Sequence[Any] = ()
     if any(key in plain for key in METHODS):
         from kvsim.methods.load import lay_methods
@@ -59,7 +59,7 @@ def parse_scenario(
         plain, cards = lay_methods(
             plain, base or Path.cwd(), "--set " if naming else f"{where}.", bool(naming)
         )
-    changed += [apply_override(plain, override) for override in overrides if override not in naming]
+    changed |= apply_overrides(plain, [override for override in overrides if override not in naming])
     try:
         scenario = Scenario.model_validate({"name": stem, **plain})
     except ValidationError as error:
@@ -80,14 +80,20 @@ def parse_scenario(
     return scenario
 
 
-def _line(key: str, text: str, where: str, changed: Sequence[str]) -> str:
-    from_command = any(key == other or key.startswith(f"{other}.") for other in changed)
-    place = f"--set {key}" if from_command else f"{where}.{key}" if key else where
-    return f"{place}: {text}"
+def _line(key: str, text: str, where: str, changed: Mapping[str, str]) -> str:
+    for place, typed in changed.items():
+        if key == place or key.startswith(f"{place}."):
+            return f"--set {typed}{key.removeprefix(place)}: {text}"
+    return f"{where}.{key}: {text}" if key else f"{where}: {text}"
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, str]:
+    """Each ``key=value`` put into ``data``: the keys as they were typed, by the place in ``data`` (indices for names)."""
+    return {apply_override(data, override): override.partition("=")[0].strip() for override in overrides}
 
 
 def apply_override(data: dict[str, Any], override: str) -> str:
-    """Put ``key=value`` into ``data`` and return the key; a list entry goes by its index or name.
+    """Put ``key=value`` into ``data`` and return its place, with list entries by their index; the key may name them.
 
     Raises:
         ScenarioError: no "=", bad YAML, or a place that does not exist.
@@ -102,15 +108,17 @@ def apply_override(data: dict[str, Any], override: str) -> str:
         raise ScenarioError(f"--set {key}: cannot read {text!r} as YAML; quote it") from None
     place: Any = data
     steps = key.split(".")
+    found: list[str] = []
     for depth, step in enumerate(steps):
         index = _index(place, step, steps, depth, key)
+        found.append(str(index))
         if depth == len(steps) - 1:
             place[index] = value
         else:
             if isinstance(place, dict) and place.get(index) is None:
                 place[index] = {}
             place = place[index]
-    return key
+    return ".".join(found)
 
 
 def _index(place: Any, step: str, steps: list[str], depth: int, key: str) -> int | str:

@@ -198,7 +198,11 @@ class Cache(Part):
 
     @model_validator(mode="after")
     def _tier_names_differ(self) -> Cache:
-        names = ["hbm", *(tier.name for tier in self.tiers)]
+        names = [tier.name for tier in self.tiers]
+        if "hbm" in names:
+            raise ValueError(
+                "no tier can be called 'hbm', which is the GPU's own memory; give it another name"
+            )
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two tiers are called '{name}'")

@@ -14,6 +14,7 @@ _RANGE = re.compile(
     r"\s*([+-]?[\d.]*\d(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*?)\s*\.\.\s*"
     r"([+-]?[\d.]*?\d(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*?)(?:\s*x\s*(\d+))?\s*"
 )
+_OPEN_RANGE = re.compile(r"\s*(?:[\d.]*\d\s*\w*\s*\.\.[\s\w]*|\.\.\s*\d[\d.]*[\s\w]*)")
 _CLOSING = {"[": "]", "{": "}"}
 
 
@@ -64,6 +65,10 @@ def _axis(setting: str) -> Axis:
     if not equals or not key:
         raise ScenarioError(f"--set {setting}: expected KEY=A..B or KEY=V1,V2, such as cluster.replicas=1..4")
     match = _RANGE.fullmatch(text)
+    if match is None and _OPEN_RANGE.fullmatch(text):
+        raise ScenarioError(
+            f"--set {key}: '{text.strip()}' is no range; give both ends, such as 1..4 or 0..512 GB x5"
+        )
     values = _range(key, text, match) if match else [part.strip() for part in _split(text)]
     if not all(values):
         found = f"an empty value in '{text.strip()}'" if text.strip() else "no value"

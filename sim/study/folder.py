@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,21 @@ class SweepFolder:
             (path / POINTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScenarioError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def take(self, names: Collection[str], force: bool) -> None:
+        """Change. The folder is for the points ``names`` from now on.
+
+        Raises:
+            ScenarioError: it has points of another sweep, and without ``force`` they stay.
+        """
+        others = sorted(path for path in (self.path / POINTS).glob("[!.]*.json") if path.stem not in names)
+        if others and not force:
+            raise ScenarioError(
+                f"{self.path}: holds {len(others):,} points of another sweep (another scenario, other or more values, "
+                "SLOs or version of kvsim); give --force to replace it, or another folder by --out"
+            )
+        for path in others:
+            path.unlink(missing_ok=True)
 
     def load(self, name: str) -> Row | None:
         """The row of a finished point; None if there is none, or its file is damaged."""

@@ -34,12 +34,18 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
     Raises:
         ScenarioError: a key or value that the scenario cannot have, in one line; nothing has run then.
     """
+    from kvsim.cluster.run import check_parts
+
     base, folder, points = read_yaml(path), path.resolve().parent, []
+    seen: set[str] = set()
     for combination in itertools.product(*(axis.values for axis in axes)):
         settings = list(zip(axes, combination, strict=True))
         overrides = [f"{axis.key}={text}" for axis, text in settings]
         values = {axis.key: _value(text) for axis, text in settings if len(axis.values) > 1}
         scenario = parse_scenario(base, overrides, base=folder, where=path.name, stem=path.stem)
+        if (parts := _parts(scenario)) not in seen:
+            seen.add(parts)
+            check_parts(scenario)
         points.append(point_of(values, scenario, slos))
     return points
 
@@ -47,6 +53,14 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
 def point_of(values: Mapping[str, Any], scenario: Scenario, slos: Slos | None = None) -> Point:
     """A point with its name."""
     return Point(values, scenario, _name(scenario, slos or {}))
+
+
+def _parts(scenario: Scenario) -> str:
+    """What :func:`check_parts` looks at; grids of many points have few of them."""
+    capacities = [tier.model_copy(update={"capacity": 0}) for tier in scenario.cache.tiers]
+    cache, engine = scenario.cache, scenario.engine
+    cluster = (scenario.cluster.router, scenario.cluster.gpu, scenario.cluster.tensor_parallel)
+    return repr((cluster, engine.profile, scenario.timings, cache.manager, cache.eviction, capacities))
 
 
 def _value(text: str) -> Any:

@@ -47,6 +47,7 @@ def summary_row(summary: dict[str, Any]) -> Row:
         row |= {f"{metric}_{statistic}": summary[metric][statistic] for statistic in statistics}
     row |= {key: summary["throughput"][key] for key in ("requests_per_s", "output_tokens_per_s")}
     row["preemptions"] = summary["preemptions"]
+    row["turns_follow_at_once"] = summary["cache"]["turns_follow_at_once"]
     row |= {key: cost[key] for key in ("gpu_hours", "usd", "tiers_usd", "usd_per_million_output_tokens")}
     row["usd_per_hour"] = cost["usd"] / hours if hours else None
     row["extrapolated_time_ratio"] = summary["extrapolated_time_ratio"]

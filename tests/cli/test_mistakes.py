@@ -29,6 +29,33 @@ Cli = Callable[..., tuple[int, str, str]]
             ["run", "small.yaml", "--set", "cache.manager=prefix_tre"],
             "cache.manager: no cache manager is called 'prefix_tre'; did you mean 'prefix_tree'?",
         ),
+        (
+            ["run", "small.yaml", "--set", "cache.tiers.ddr.capacity=64"],
+            "--set cache.tiers.ddr.capacity: 64 has no unit; write '64 GB' or '64 GiB'",
+        ),
+        (
+            ["run", "small.yaml", "--set", "cache.tiers=[{name: hbm, capacity: 1 GB}]"],
+            "small.yaml.cache: no tier can be called 'hbm', which is the GPU's own memory; give it another name",
+        ),
+        (
+            ["sweep", "small.yaml", "--set", "cluster.replicas=1.."],
+            "--set cluster.replicas: '1..' is no range; give both ends, such as 1..4 or 0..512 GB x5",
+        ),
+        (
+            ["sweep", "small.yaml", "--set", "cache.eviction=lru,lur"],
+            "cache.eviction: no eviction policy is called 'lur'; did you mean 'lru'?",
+        ),
+        (
+            ["sweep", "small.yaml", "--set", "cache.manager=prefix_tree,none"],
+            "cache.tiers: manager 'none' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []",
+        ),
+        (
+            ["calibrate"],
+            "calibrate: --out is missing; name the profile to write, such as --out my-gpu.yaml; "
+            "'kvsim calibrate --help' shows more",
+        ),
+        (["run", "small.yaml", "--save-cache", "small.yaml"], None),
+        (["trace", "stats", "trace.jsonl", "--html", "small.yaml"], None),
         (["profiles", "show", "h100-sxm-vllm-0.24"], None),
         (["report", "nothing"], "nothing: no such result folder"),
     ],
@@ -36,6 +63,8 @@ Cli = Callable[..., tuple[int, str, str]]
 def test_one_line_and_exit_2(cli: Cli, small: Path, arguments: list[str], line: str | None) -> None:
     code, out, err = cli(*arguments)
     assert (code, out) == (2, "")
+    assert [path.name for path in small.parent.iterdir()] == ["small.yaml"]
+    assert small.read_text().startswith("name: small")
     assert err.count("\n") == 1
     if line is not None:
         assert err == line + "\n"

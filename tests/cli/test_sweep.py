@@ -107,8 +107,25 @@ def test_kill_9_keeps_finished_points_and_takes_no_half_written_one(
     assert Path("killed/sweep.parquet").read_bytes() == Path("whole/sweep.parquet").read_bytes()
     run_here.clear()
     small.write_text(text.replace("rate_per_s: 9", "rate_per_s: 8"))
-    assert run_command([*arguments, "--out", "killed"]) == 0
+    assert run_command([*arguments, "--out", "killed"]) == 2
+    assert not run_here and table(Path("killed")) == table(Path("whole"))
+    assert run_command([*arguments, "--out", "killed", "--force"]) == 0
     assert len(run_here) == 12, "another scenario's points were taken"
+
+
+def test_another_sweep_does_not_take_the_folder(cli: Cli, small: Path) -> None:
+    def sweep(seeds: str, *more: str) -> tuple[int, str]:
+        code, _, err = cli("sweep", small, "--set", f"seed={seeds}", "--jobs", 1, "--out", "swept", *more)
+        return code, err
+
+    assert sweep("1..2")[0] == 0
+    before = Path("swept/sweep.parquet").read_bytes()
+    code, err = sweep("2..3")
+    assert code == 2 and err.startswith("swept: holds 1 points of another sweep") and "--force" in err
+    assert Path("swept/sweep.parquet").read_bytes() == before
+    assert sweep("1..3")[0] == 0, "a larger grid goes on"
+    assert sweep("2..3", "--force")[0] == 0
+    assert [row["seed"] for row in table(Path("swept"))] == [2, 3]
 
 
 def test_workers_end_with_a_killed_sweep(small: Path) -> None:

@@ -7,12 +7,11 @@ from hypothesis import strategies as st
 from reference import Job, Settings, simulate
 from toys import reference_price, toy_cache, toy_engine, toy_simulation, toy_trace
 
-from kvsim.cache.tiers import TierConfig
 from kvsim.hardware.spec import LinkSpec
 
 BLOCK = 4
-TIER = TierConfig("ddr", 0, "before", "through", "lru", 64), LinkSpec("bus", 1e9, 1e9, 0)
-"""Holds nothing, but blocks could be loaded from it."""
+LINK = LinkSpec("bus", 1e9, 1e9, 0)
+"""Nothing is loaded over it, but blocks could be."""
 
 
 @st.composite
@@ -57,14 +56,14 @@ def setups(draw: st.DrawFn):  # type: ignore[no-untyped-def]
     )
 
 
-def both(rows, parts, setup, extra_blocks, reuse, with_tier=False):  # type: ignore[no-untyped-def]
+def both(rows, parts, setup, extra_blocks, reuse, with_link=False):  # type: ignore[no-untyped-def]
     longest = max(i + o for _, i, o in rows)
     blocks = -(-longest // BLOCK) + extra_blocks
     trace = toy_trace(rows, parts)
     engine = toy_engine(**setup)
-    tiers, links = ((TIER[0],), (TIER[1],)) if with_tier else ((), ())
+    links = (LINK,) if with_link else ()
     manager = "prefix_tree" if reuse else "paged"
-    simulation = toy_simulation(trace, manager, engine, toy_cache(blocks, BLOCK, tiers=tiers), links)
+    simulation = toy_simulation(trace, manager, engine, toy_cache(blocks, BLOCK), links)
     jobs = []
     for i, (arrival, tokens, output) in enumerate(rows):
         prompt = [(ident, k) for ident, count in parts[i] for k in range(count)]
@@ -87,7 +86,7 @@ def both(rows, parts, setup, extra_blocks, reuse, with_tier=False):  # type: ign
             engine.eager_cpu_ns,
             engine.tail_ns,
             reuse,
-            with_tier,
+            with_link,
         ),
         reference_price,
     )
@@ -96,9 +95,9 @@ def both(rows, parts, setup, extra_blocks, reuse, with_tier=False):  # type: ign
 
 @settings(max_examples=150, deadline=None)
 @given(workloads(), setups(), st.booleans())
-def test_same_as_the_naive_engine(workload, setup, with_tier) -> None:  # type: ignore[no-untyped-def]
+def test_same_as_the_naive_engine(workload, setup, with_link) -> None:  # type: ignore[no-untyped-def]
     (rows, parts), (engine, extra, reuse) = workload, setup
-    simulation, jobs = both(rows, parts, engine, extra, reuse, with_tier)
+    simulation, jobs = both(rows, parts, engine, extra, reuse, with_link)
     got = {
         row.request: (
             row.cached_tokens,

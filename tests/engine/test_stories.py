@@ -96,7 +96,7 @@ def test_blocks_return_after_the_step_in_flight_if_loads_could_overwrite_them() 
     # 100 + 10 + (9, 10, ... 13) = 119 -> 380, 120 -> 500, 621, 743, 866; then request 1 computes 9 tokens again: 191
     assert times(at_once) == {0: (261, 866), 1: (261, 866 + 191 + 120 + 121 + 122 + 123)}
     assert [row.preemptions for row in at_once.recorder.requests] == [0, 1]
-    tier = TierConfig("ddr", 0, "before", "through", "lru", 64)
+    tier = TierConfig("ddr", 64, "before", "through", "lru", 64)
     late = toy_simulation(
         trace, "paged", engine, toy_cache(4, tiers=(tier,)), (LinkSpec("bus", 1e9, 1e9, 0),)
     )

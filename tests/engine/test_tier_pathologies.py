@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from test_tier_modes import BUS, CACHED, COMPUTED, play, rows, tier
-from toys import toy_cache, toy_simulation, toy_trace
+from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.hardware.spec import LinkSpec
 
@@ -96,6 +96,30 @@ def test_a_tier_of_zero_speed_is_as_if_it_were_not_there(
     assert alone.replicas[0].manager.used_bytes[1] == 0
     behind = play(TURNS, [tier(capacity=60), tier("disk", prefetch=True, **modes)], [BUS, dead], blocks=16)
     assert plain(behind) == plain(play(TURNS, [tier(capacity=60)], [BUS], blocks=16))
+
+
+@pytest.mark.parametrize("modes", [{}, {"write": "on_eviction"}, {"write": "back"}])
+def test_a_tier_without_room_is_passed_by(modes: dict[str, str]) -> None:
+    """With less than a block it is as if it were not there; what lies behind gets what HBM evicts."""
+    deep = toy_engine(async_scheduling=True)
+    trace = toy_trace([(i * 700, 13, 3) for i in range(24)], [[(c, 13)] for c in TURNS])
+    for capacity in (0, 3):
+        engine = (
+            deep if capacity == 0 else toy_engine()
+        )  # with two steps in flight, blocks return later if loads may come
+        runs = [
+            toy_simulation(trace, engine=engine, cache=toy_cache(8, tiers=tiers), links=(BUS,) * len(tiers))
+            for tiers in ((tier(capacity=capacity, **modes),), ())
+        ]
+        assert plain(runs[0]) == plain(runs[1]) and runs[0].replicas[0].manager.used_bytes[1] == 0
+        instant = LinkSpec("instant", float("inf"), float("inf"), 0)
+        before = play(TURNS, [tier(capacity=capacity), tier("disk", **modes)], [instant, BUS], blocks=32)
+        alone = play(TURNS, [tier("disk", **modes)], [BUS], blocks=32)
+        assert plain(before) == plain(alone)
+        assert [row.hits_by_tier for row in rows(before)] == [
+            (hbm, 0, disk) for hbm, disk in (row.hits_by_tier for row in rows(alone))
+        ]
+        assert hit_blocks(before, since=8) > 16
 
 
 def test_a_link_that_is_slower_than_computing() -> None:

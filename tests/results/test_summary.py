@@ -96,6 +96,7 @@ def test_cache(summary):
     assert summary["cache"] == {
         "hit_token_ratio": 0.15,  # 150 of 1000 prompt tokens
         "prompts_name_content": True,
+        "turns_follow_at_once": False,
         "approximate_token_ratio": 0.025,
         "published_quality": [],
         "hit_token_ratio_by_tier": {"hbm": 0.04, "ddr": 0.11},

@@ -100,3 +100,44 @@ def test_a_warm_up_longer_than_the_trace(capsys: pytest.CaptureFixture[str]) -> 
     assert (
         capsys.readouterr().err == "statistics.after: no request arrives after 60 s, the last one at 30 s\n"
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_a_warm_start_brought(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two documents of 800 tokens, each with its own question; blocks of 16."""
+    saved = run(capsys, "--save-cache", "warm.gz", "--set", "workload.max_requests=2")
+    assert "warm_start" not in saved
+    brought = run(capsys, "--set", "cache.warm_start=warm.gz")["warm_start"]
+    assert set(brought) == {"tokens", "contents", "known"}  # type: ignore[call-overload]
+    assert brought["tokens"]["hbm"] % 16 == 0 and brought["tokens"]["hbm"] >= 2 * 800  # type: ignore[index]
+    assert 2 <= brought["known"] <= brought["contents"]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_saved_cache_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.gz").write_text("mine")
+    assert run_command(["run", "small.yaml", "--save-cache", "x.gz"]) == 2
+    assert (
+        capsys.readouterr().err
+        == "--save-cache x.gz: already there; give --force to replace it, or another name\n"
+    )
+    assert Path("x.gz").read_text() == "mine" and not Path("results").exists()
+
+
+@pytest.mark.parametrize("manager", ["none", "paged"])
+@pytest.mark.usefixtures("folder")
+def test_managers_that_cannot_start_warm(manager: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "--save-cache", "warm.gz")
+    code = run_command(
+        [
+            "run",
+            "small.yaml",
+            "--force",
+            "--set",
+            "cache.warm_start=warm.gz",
+            "--set",
+            f"cache.manager={manager}",
+        ]
+    )
+    line = "cache.warm_start: this cache manager keeps nothing between requests; take prefix_tree\n"
+    assert (code, capsys.readouterr().err) == (2, line)

@@ -43,6 +43,7 @@ def arrivals(trace: Trace) -> dict[str, Any]:
         "span_s": span_s,
         "requests_per_s": (len(trace) - 1) / span_s if known else None,
         "closed_loop_requests": int(np.sum(trace.after >= 0)),
+        "turns_follow_at_once": trace.turns_at_once,
         "gap_cv": float(gaps.std() / gaps.mean()) if known else None,
         "dispersion": {
             f"{window}s": float(count.var() / count.mean()) if len(count) >= 10 and count.any() else None

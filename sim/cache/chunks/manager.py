@@ -181,7 +181,7 @@ class ChunkManager(PrefixTreeManager):
     def saved(self, name: Callable[[int], str]) -> dict[str, list[Any]] | None:
         return None  # entries are not
 
-    def restore(self, saved: Mapping[str, list[Any]], ident: Callable[[str], int]) -> None:
+    def restore(self, saved: Mapping[str, list[Any]], ident: Callable[[str], int]) -> dict[str, int]:
         raise ScenarioError(
             "cache.warm_start: manager 'chunks' cannot start warm; take cache.options.preload"
         )

@@ -37,3 +37,11 @@ class TierConfig:
     prefetch: bool = False
     shared: bool = False
     stored_ratio: float = 1.0
+
+    def stored_bytes(self, block_bytes: int) -> int:
+        """Of a block of KV, in the form in which the tier keeps it."""
+        return max(1, round(block_bytes * self.stored_ratio))
+
+    def is_empty(self, block_bytes: int) -> bool:
+        """Whether it has no room for a single block: then it is passed by, as if it were not there."""
+        return self.capacity_bytes < self.stored_bytes(block_bytes)

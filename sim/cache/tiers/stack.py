@@ -22,13 +22,18 @@ Content = tuple[list[int], list[int]]  # ids and ends of a content's segments
 
 
 class TierStack:
-    """All tiers below HBM, nearest first. Empty and false if there are none."""
+    """All tiers below HBM that have room for a block, nearest first. Empty and false if there are none.
+
+    ``places``: of each, where it stands among all tiers of the configuration.
+    """
 
     def __init__(self, config: CacheConfig, block_bytes: int, hbm: Hbm) -> None:
-        configs: Sequence[TierConfig] = config.tiers
+        self._num_places = len(config.tiers)
+        self.places = [i for i, tier in enumerate(config.tiers) if not tier.is_empty(block_bytes)]
+        configs: Sequence[TierConfig] = [config.tiers[i] for i in self.places]
         self.hbm = hbm
-        # what is evicted above a tier goes there, if it has room for anything
-        demotes = [tier.write != "through" and tier.capacity_bytes >= block_bytes for tier in configs]
+        # what is evicted above a tier goes there
+        demotes = [tier.write != "through" for tier in configs]
         self._demotes = demotes
         self.demotes_hbm = demotes[:1] == [True]
         self.tiers: list[Tier] = []
@@ -302,9 +307,18 @@ class TierStack:
 
     # ---- counts
 
+    def by_place(self, values: Sequence[int]) -> tuple[int, ...]:
+        """A value of each tier as one of each in the configuration: 0 of those without room."""
+        found = [0] * self._num_places
+        for place, value in zip(self.places, values, strict=True):
+            found[place] = value
+        return tuple(found)
+
     def used_bytes(self) -> tuple[int, ...]:
-        """By tier."""
-        return tuple((tier.tree.num_blocks + tier.leaving_blocks) * tier.block_bytes for tier in self.tiers)
+        """By tier of the configuration."""
+        return self.by_place(
+            [(tier.tree.num_blocks + tier.leaving_blocks) * tier.block_bytes for tier in self.tiers]
+        )
 
     def check_integrity(self) -> None:
         for tier in self.tiers:

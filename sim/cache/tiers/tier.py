@@ -76,7 +76,7 @@ class Tier:
     def __init__(self, config: TierConfig, block_tokens: int, block_bytes: int, demotes: bool) -> None:
         self.config = config
         self.tree = TierTree(block_tokens, eviction_policy(config.eviction))
-        self.block_bytes = max(1, round(block_bytes * config.stored_ratio))  # as they are stored
+        self.block_bytes = config.stored_bytes(block_bytes)
         self.capacity_blocks = config.capacity_bytes // self.block_bytes
         self.leaving_blocks = 0  # evicted, their copy to the next tier has not ended
         self.reserve_blocks = self.capacity_blocks // 16 if demotes else 0
