@@ -23,7 +23,7 @@ class CalibrationError(KvsimError):
 
 
 class CapacityError(KvsimError):
-    """The model, or one step of it, does not fit the GPU."""
+    """The model, one step of it, or what tiers leave in HBM does not fit the GPU."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

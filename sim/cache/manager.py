@@ -36,6 +36,7 @@ class Transfer:
     mode: Literal["before", "layerwise", "behind"]
     request: Request | None = None
     payload: Any = None  # the manager's own
+    num_layers: int = 0  # the last so many layers are moved; 0 = all
     start_ns: int = -1  # set by the links
     first_layer_ns: int = -1
     end_ns: int = -1

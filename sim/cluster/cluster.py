@@ -55,6 +55,9 @@ class Cluster:
         self.env, self.trace, self.router, self.recorder = env, trace, router, recorder
         self.engine = engine
         self.with_kinds, self.on_arrival = with_kinds, on_arrival
+        self.limited_by_memory = (
+            False  # max_model_len is what the KV memory holds, not what anybody asked for
+        )
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
         self.last_token_ns = 0
@@ -115,9 +118,7 @@ class Cluster:
         if total > self.engine.max_model_len:
             most = self.engine.max_model_len
             limit = (
-                f"the {most} that fit the KV memory"
-                if self.engine.limited_by_memory
-                else f"max_model_len {most}"
+                f"the {most} that fit the KV memory" if self.limited_by_memory else f"max_model_len {most}"
             )
             self._reject(request, f"{total} tokens exceed {limit}")
             return

@@ -18,7 +18,7 @@ from kvsim.cache.eviction import EvictionSpec, eviction_policy
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
-from kvsim.cache.tiers import TierConfig
+from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.router import Router, routers
@@ -26,7 +26,6 @@ from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
-from kvsim.cost.terms import EngineTerms
 from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
@@ -194,6 +193,8 @@ def run_scenario(
                 prefetch=tier.prefetch,
                 shared=spec.shared,
                 stored_ratio=tier.stored_ratio,
+                share=tier.holds.share(model.num_layers),
+                num_layers=tier.holds.num_layers(model.num_layers),
             )
             for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
         ),
@@ -201,6 +202,7 @@ def run_scenario(
         store_answers=scenario.cache.store_answers,
         names_content=trace.names_content,
     )
+    cache = charge_rest(cache)
     profile = load_profile(profile_name(scenario, gpu.name))
     simulation = build_simulation(
         trace,
@@ -216,6 +218,9 @@ def run_scenario(
         scenario.output.timeline_interval,
         check,
         scenario.cache.link_sharing,
+    )
+    simulation.cluster.limited_by_memory = (
+        scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len
     )
     managers = [replica.manager for replica in simulation.replicas]
     brought = None
@@ -240,18 +245,6 @@ def _named(key: str, find: Callable[[S], T], name: S) -> T:
         raise ScenarioError(f"{key}: {error}") from None
 
 
-def _engine(scenario: Scenario, max_model_len: int) -> tuple[EngineSpec, EngineTerms]:
-    return load_engine(
-        scenario.profile_path(scenario.engine.profile),
-        max_num_seqs=scenario.engine.max_num_seqs,
-        max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
-        max_model_len=max_model_len,
-        async_scheduling=scenario.engine.async_scheduling,
-        gpu=build_gpu(scenario).name,
-        model=build_model(scenario).name,
-    )
-
-
 def check_parts(scenario: Scenario) -> None:
     """Manager, eviction policies, router, engine and links are there and go together: what a look at a scenario cannot
     tell and its run would, without the trace and whether the model fits.
@@ -265,7 +258,12 @@ def check_parts(scenario: Scenario) -> None:
     _check_policies(cache.eviction, [tier.eviction for tier in cache.tiers])
     if cache.tiers and not manager.uses_tiers:
         raise ScenarioError(_no_tiers(cache.manager))
-    _engine(scenario, 1)
+    load_engine(
+        scenario.profile_path(scenario.engine.profile),
+        max_num_seqs=scenario.engine.max_num_seqs,
+        max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
+        max_model_len=1,
+    )
     build_tiers(scenario)
 
 
@@ -328,8 +326,8 @@ def _outcome(
             evicted_tokens=by_tier[0],
             recomputed_tokens=sum(replica.recomputed_tokens for replica in replicas),
             evicted_tokens_by_tier=by_tier,
-            loaded_bytes_by_tier=_sums([replica.links.loaded_bytes for replica in replicas]),
-            written_bytes_by_tier=_sums([replica.links.written_bytes for replica in replicas]),
+            loaded_bytes_by_tier=_by_tier([replica.links.loaded_bytes for replica in replicas], cache),
+            written_bytes_by_tier=_by_tier([replica.links.written_bytes for replica in replicas], cache),
         ),
         links=tuple(links),
         gpu_name=gpu.name,
@@ -372,6 +370,12 @@ def _tier_usd_per_hour(tiers: Sequence[TierSpec], replicas: int) -> float:
         for which in (False, True)
     )
     return own * replicas + shared
+
+
+def _by_tier(columns: Sequence[Sequence[int]], cache: CacheConfig) -> tuple[int, ...]:
+    """Sums over replicas; zeros where no tier has room, so that there are no links."""
+    sums = _sums(columns)
+    return sums + (0,) * (1 + len(cache.tiers) - len(sums))
 
 
 def _sums(columns: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ class Links:
         else:
             start, end = self.discipline.submit(path, durations, lambda: ended(transfer))
         transfer.start_ns, transfer.end_ns = start, end
-        transfer.first_layer_ns = start - (start - end) // self.num_layers
+        transfer.first_layer_ns = start - (start - end) // (transfer.num_layers or self.num_layers)
 
     def _over(self, transfer: Transfer, ended: Callable[[Transfer], None]) -> None:
         ended(transfer)
@@ -181,9 +181,13 @@ def _decoder(tier: str, spec: LinkSpec) -> Channel | None:
     return Channel(LinkSpec(f"{tier} decoding", rate, rate, 0), "read") if rate else None
 
 
-def layerwise_end_ns(start: int, compute: int, first_layer: int, load_end: int, layers: int) -> int:
+def layerwise_end_ns(
+    start: int, compute: int, first_layer: int, load_end: int, layers: int, loaded: int = 0
+) -> int:
     """End of a step that needs a load layer by layer: layer l computes once it has arrived.
 
-    Exact for equal layers at a constant rate (checked layer by layer in the tests).
+    ``first_layer``: when the first of the last ``loaded`` layers (0 = all) is there; the others were in HBM. Exact for
+    equal layers at a constant rate (checked layer by layer in the tests).
     """
-    return max(max(start, first_layer) + compute, load_end + compute // layers)
+    behind = compute * (loaded or layers) // layers
+    return max(start + compute, first_layer + behind, load_end + compute // layers)

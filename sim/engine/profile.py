@@ -94,7 +94,6 @@ def load_engine(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         max_model_len=max_model_len,
-        limited_by_memory=False,
         async_scheduling=take(data, "async_scheduling", False)
         if async_scheduling is None
         else async_scheduling,

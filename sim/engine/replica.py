@@ -698,7 +698,8 @@ class Replica(Services):
         if loads:
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
-            end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers)
+            loaded = max(t.num_layers or self.links.num_layers for t in loads)
+            end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers, loaded)
             load_ns = load_end - min(t.start_ns for t in loads)
             self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
         else:

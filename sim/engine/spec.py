@@ -55,7 +55,6 @@ class EngineSpec:
     sustained_after_ns: int = 0  # back-to-back prefill after which the clocks are down; 0 = never
     front_in_ns: int = 0
     front_out_ns: int = 0
-    limited_by_memory: bool = False  # max_model_len is what the KV memory holds, not what anybody asked for
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
 
     def taken_in_ns(self, tokens: Any) -> Any:

@@ -119,6 +119,28 @@ EvictionChoice = Annotated[
 """A policy's name, or a mapping of ``policy`` and the policy's options: see docs/eviction.md."""
 
 
+class Holds(Part):
+    """What of each block a tier holds; the rest stays in HBM."""
+
+    keys: bool = True
+    values: bool = True
+    layers: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the layers, the last ones; rounded to whole layers."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Holds:
+        if not (self.keys or self.values):
+            raise ValueError("neither keys nor values: such a tier holds nothing; leave it out")
+        return self
+
+    def num_layers(self, all_layers: int) -> int:
+        return max(1, round(self.layers * all_layers))
+
+    def share(self, all_layers: int) -> float:
+        """Of a block's bytes; K and V are alike."""
+        return (self.keys + self.values) / 2 * self.num_layers(all_layers) / all_layers
+
+
 class Tier(Part):
     """A place for KV below HBM; docs/tiers.md has the meaning of every mode and who has it."""
 
@@ -142,6 +164,9 @@ class Tier(Part):
     """cluster: one store, over one link, that all replicas read and write."""
     capacity: ByteSize
     """Of one replica, or of the cluster's store."""
+    holds: Holds = Holds()
+    """{keys, values, layers}: part of each block that goes to the tier. HBM for the rest of as many blocks as the tier can
+    hold is set aside."""
     load: Literal["before", "layerwise"] = "before"
     """before: a request waits for its load (vLLM's connector); layerwise: its first step overlaps it."""
     write: Literal["through", "back", "on_eviction"] = "through"
@@ -172,6 +197,10 @@ class Tier(Part):
             raise ValueError("decode: 0 B/s never ends a load; leave it out where decoding takes no time")
         if self.exclusive and self.write != "on_eviction":
             raise ValueError(f"an exclusive tier cannot be written '{self.write}'; set write: on_eviction")
+        if self.scope == "cluster" and self.holds != Holds():
+            raise ValueError(
+                "a cluster's store holds whole blocks, as the rest would lie in one replica's HBM; drop holds"
+            )
         return self
 
 
@@ -216,6 +245,10 @@ class Cache(Part):
                 raise ValueError(
                     f"tier '{tier.name}' is behind '{tier.behind}', which is none of {', '.join(before)}"
                 )
+        if any(tier.holds != self.tiers[0].holds for tier in self.tiers):
+            raise ValueError(
+                "all tiers have to hold the same part of a block, as it goes from one to another; set holds alike"
+            )
         if self.tiers and self.tiers[0].prefetch:
             raise ValueError(
                 f"tier '{self.tiers[0].name}' is the nearest one, there is nowhere to prefetch to; "

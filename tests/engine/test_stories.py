@@ -220,8 +220,10 @@ def test_ddr_demotes_to_disk_and_disk_promotes() -> None:
     assert manager.evicted_tokens()[1] > 0
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_layerwise_join_equals_layer_by_layer(seed: int) -> None:
+@pytest.mark.parametrize("loaded", [32, 20, 1])
+@pytest.mark.parametrize("seed", range(70))
+def test_layerwise_join_equals_layer_by_layer(seed: int, loaded: int) -> None:
+    """The first of 32 layers are in HBM, the last ``loaded`` come one by one."""
     import random
 
     rng = random.Random(seed)
@@ -229,8 +231,10 @@ def test_layerwise_join_equals_layer_by_layer(seed: int) -> None:
     start, compute, first, gap = (rng.randrange(1000) for _ in range(4))
     at = start
     for layer in range(layers):
-        at = max(at, first + (layer + 1) * gap) + compute
-    assert at == layerwise_end_ns(start, compute * layers, first + gap, first + layers * gap, layers)
+        missing = layer - (layers - loaded)
+        at = max(at, first + (missing + 1) * gap if missing >= 0 else 0) + compute
+    end = first + loaded * gap
+    assert at == layerwise_end_ns(start, compute * layers, first + gap, end, layers, loaded)
 
 
 def test_equal_times_transfers_then_arrivals_then_decisions() -> None:

@@ -8,9 +8,10 @@ import pytest
 import simpy
 from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
-from kvsim.cache.tiers import TierConfig
+from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.run import Simulation
 from kvsim.engine.channel import Channel, Fair
+from kvsim.errors import CapacityError
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.recorder import RequestRow
 
@@ -307,3 +308,36 @@ def test_a_link_that_a_table_prices(sharing: str, loads: list[int], busy: int) -
     came, went = simulation.replicas[0].links.use(0)
     assert (came.busy_ns, came.ns_by_provenance) == (busy, {"measured": 140})
     assert went.ns_by_provenance == {"extrapolated": 10}
+
+
+def test_what_a_tier_does_not_hold_is_charged_in_hbm() -> None:
+    """Values only: 2 of a block's 4 bytes. 132 bytes hold 66 blocks, whose keys take 132 bytes of HBM: 33 of 97 blocks."""
+    ddr = tier(capacity=132, share=0.5)
+    cache = charge_rest(toy_cache(97, tiers=(ddr,)))
+    assert cache.num_blocks == 64
+    simulation = play([*range(22), 0], [ddr])  # in HBM of 64 blocks
+    last = rows(simulation)[-1]
+    assert (last.hits_by_tier, last.load_ns) == ((0, 12), 10 + 6)
+    assert simulation.replicas[0].manager.used_bytes[1] == 22 * 6
+    assert written(simulation) == [22 * 6]
+    assert charge_rest(toy_cache(97, tiers=(tier(),))) == toy_cache(97, tiers=(tier(),))
+    with pytest.raises(CapacityError, match="what the tiers do not hold of their blocks takes"):
+        charge_rest(toy_cache(33, tiers=(ddr,)))
+
+
+@pytest.mark.parametrize(
+    ("modes", "end"),
+    [
+        ({}, 250 + 27),  # 10 + 12 x 20 ns, then a fourth of 110 for the last layer
+        ({"share": 0.5}, 130 + 27),  # half the bytes of each layer
+        (
+            {"share": 0.5, "num_layers": 2},
+            130 + 27,
+        ),  # the last two layers, with half of 110 to compute from 65 on
+        ({"share": 0.25, "num_layers": 1}, 110),  # 10 + 60: the last layer is there before its turn at 82
+    ],
+)
+def test_layers_that_stay_in_hbm_are_computed_while_others_come(modes: dict[str, float], end: int) -> None:
+    simulation = play([*range(22), 0], [tier(load="layerwise", **modes)], [SLOW], load_policy="always")
+    last = rows(simulation)[-1]
+    assert (last.hits_by_tier, last.e2e_ns) == ((0, 12), end)

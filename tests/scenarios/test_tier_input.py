@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ DDR = "{name: ddr, capacity: 1 GB}"
         (
             "[{name: ddr, capacity: 1 GB, link: {table: disk, memory: pinned}}]",
             "--set cache.tiers.0.link: memory is a key of table host_copy; leave it out for disk",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, holds: {keys: false, values: false}}]",
+            "--set cache.tiers.0.holds: neither keys nor values: such a tier holds nothing; leave it out",
+        ),
+        (
+            "[{name: ddr, capacity: 1 GB, scope: cluster, holds: {keys: false}}]",
+            "--set cache.tiers.0: a cluster's store holds whole blocks, as the rest would lie in one replica's HBM; drop holds",
+        ),
+        (
+            f"[{DDR}, {{name: disk, capacity: 1 GB, holds: {{layers: 0.5}}}}]",
+            "small.yaml.cache: all tiers have to hold the same part of a block, as it goes from one to another; "
+            "set holds alike",
         ),
         (
             "[{name: ddr, capacity: 1 GB, gpus_per_link: 3}]",
@@ -114,3 +128,30 @@ def test_a_profile_without_the_table() -> None:
             },
             base=Path(),
         )
+
+
+def test_tiers_without_room_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = {"input_tokens": 900, "output_tokens": 40}
+    lines = [{**row, "arrival_s": 0.01 * i, "segments": [[f"doc-{i % 9}", 800]]} for i in range(60)]
+    Path("trace.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("small.yaml").write_text("workload: {sources: [{file: trace.jsonl}]}\n")
+    summaries = []
+    for number, tiers in enumerate(["[]", f"[{DDR.replace('1 GB', '0 GB')}]"]):
+        arguments = [
+            "--set",
+            f"cache.tiers={tiers}",
+            "--set",
+            "cache.num_gpu_blocks=117",
+            "--out",
+            str(number),
+        ]
+        assert run_command(["run", "small.yaml", "--json", "--check", *arguments]) == 0
+        summaries.append(json.loads(capsys.readouterr().out))
+    without, empty = summaries
+    assert without["preemptions"] > 0
+    assert [tier["name"] for tier in empty["tiers"]] == ["hbm", "ddr"]
+    for key in ("ttft_s", "e2e_s", "makespan_s", "preemptions"):
+        assert empty[key] == without[key]

@@ -96,6 +96,7 @@ class TierStack:
             mode=config.load,
             request=request,
             payload=load,
+            num_layers=config.num_layers,
         )
 
     def begin(self, load: Load, request: Request) -> bool:
