@@ -205,5 +205,5 @@ class SnapshotManager(PrefixTreeManager):
     def saved(self, name: Any) -> None:
         return None  # snapshots are not
 
-    def restore(self, saved: Any, ident: Any) -> None:
+    def restore(self, saved: Any, ident: Any) -> dict[str, int]:
         raise ScenarioError("cache.warm_start: manager 'snapshots' cannot start warm")
