@@ -103,7 +103,7 @@ class DecodeAttention(Pricer):
         return floor((base[i] + slope[i] * sum_context) * SCALE + 0.5) / SCALE, provenance
 
     def line(
-        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
     ) -> tuple[Line, Column] | None:
         num_seqs, sums = args["num_seqs"], args["sum_context"]
         if type(num_seqs) is not int or num_seqs <= 0:

@@ -20,7 +20,7 @@ from kvsim.cost.line import Line, Pieces, after, first_of
 from kvsim.cost.pricer import Array, Pricer
 from kvsim.cost.profile import Table
 from kvsim.cost.setting import Setting, by_row, table_dtype, worst
-from kvsim.cost.work import Column
+from kvsim.cost.work import Column, Ramp, column
 from kvsim.errors import CalibrationError
 from kvsim.model.spec import DTYPE_BYTES
 
@@ -59,39 +59,67 @@ class RooflinePricer(Pricer):
         return quantise(time_ns), "extrapolated"
 
     def line(
-        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
     ) -> tuple[Line, Column] | None:
-        """Over ``num_bytes``, or over ``rows`` of so many bytes."""
+        """Over ``num_bytes``, over ``rows`` of so many bytes, or over ``flops`` where these take longer throughout."""
         row_bytes: Any = 1
         x = args.get("num_bytes")
-        if x is None and len(args) == 2 and type(args.get("row_bytes")) is int:
-            x, row_bytes = args.get("rows"), args["row_bytes"]
-        elif len(args) > 1:
+        if x is not None and len(args) == 1:
+            pass
+        elif x is not None and len(args) == 2 and "flops" in args and lane in ("gpu", "cpu"):
+            return self._longer(x, args["flops"], lane, steps)
+        elif x is None and len(args) == 2 and "rows" in args and type(args.get("row_bytes")) is int:
+            x, row_bytes = args["rows"], args["row_bytes"]
+            if row_bytes < 1:
+                return None
+        else:
             return None
-        if x is None:
-            return None
-        pieces = self._pieces.get((lane, share, row_bytes))
-        if pieces is None:
-            pieces = self._pieces[lane, share, row_bytes] = self._lines_of(lane, share, row_bytes)
-        return pieces.at(x if type(x) is int else first_of(x)), x
+        return self._over(lane, share, row_bytes).at(x if type(x) is int else first_of(x)), x
+
+    def _longer(self, moved: Column, flops: Column, lane: str, steps: int) -> tuple[Line, Column] | None:
+        """The line of moving bytes or of computing, where one of them takes longer in all steps."""
+        reads = self._over(lane, 1.0, 1).at(first_of(moved))
+        computes = self._over(lane, 1.0, 0).at(first_of(flops))
+        slower = first_of(moved) * reads.slope >= first_of(flops) * computes.slope
+        if steps > 1:
+            ends = (
+                [0, -1]
+                if isinstance(moved, int | float | Ramp) and isinstance(flops, int | float | Ramp)
+                else slice(None)
+            )
+            some, other = (
+                column(moved, steps)[ends] * reads.slope,
+                column(flops, steps)[ends] * computes.slope,
+            )
+            if not ((some >= other) == slower).all():
+                return None
+        return (reads, moved) if slower else (computes, flops)
+
+    def _over(self, lane: str, share: float, row_bytes: int) -> Pieces:
+        """Time over rows of so many bytes; 0 = over FLOPs."""
+        found = self._pieces.get((lane, share, row_bytes))
+        if found is None:
+            found = self._pieces[lane, share, row_bytes] = self._lines_of(lane, share, row_bytes)
+        return found
 
     def _lines_of(self, lane: str, share: float, row_bytes: int) -> Pieces:
         base, key = 0.0, (self._name, "extrapolated")
-        if lane == "cpu":
-            slope = 1e9 / CPU_BYTES_PER_S
+        if not row_bytes:
+            peak = CPU_FLOPS_PER_S if lane == "cpu" else self._gpu.peak("bfloat16") * self._parts
+            slope = 1e9 / peak
+        elif lane == "cpu":
+            slope = 1e9 / CPU_BYTES_PER_S * row_bytes
         elif lane in ("h2d", "d2h"):
             base = self._operation_ns
-            slope = 1e9 / self._parts / ((self._read if lane == "h2d" else self._write) * share)
+            slope = 1e9 / self._parts / ((self._read if lane == "h2d" else self._write) * share) * row_bytes
         else:
-            slope = 1e9 / self._parts / self._gpu.hbm_bytes_per_s
+            slope = 1e9 / self._parts / self._gpu.hbm_bytes_per_s * row_bytes
 
         def make(first: float, last: float) -> Line:
-            copies = last > 0
-            return Line(
-                self.lines, key, base if copies else 0.0, slope * row_bytes if copies else 0.0, first, last
-            )
+            copies = last > 0  # nothing to move takes no time
+            return Line(self.lines, key, base if copies else 0.0, slope if copies else 0.0, first, last)
 
-        return Pieces([after(0.0) if base else 0.0], make)  # nothing to move takes no time
+        return Pieces([after(0.0) if base else 0.0], make)
 
 
 class TablePricer(Pricer):
@@ -161,7 +189,7 @@ class TablePricer(Pricer):
         return [args[axis] / self._parts if axis in _DIVIDED else args[axis] for axis in self._sizes]
 
     def line(
-        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
     ) -> tuple[Line, Column] | None:
         """Over the size that varies; where none does, over the last one."""
         over, fixed = self._sizes[-1], []
@@ -254,16 +282,16 @@ def _variant(name: str, table: Table, chosen: list[str]) -> Table:
     Raises:
         CalibrationError: a value that no column has, or several variants are left.
     """
-    for column, values in table.columns.items():
-        if values.dtype.kind != "U" or column == "backend":
+    for axis, values in table.columns.items():
+        if values.dtype.kind != "U" or axis == "backend":
             continue
-        known = table.values(column)
+        known = table.values(axis)
         picked = [value for value in chosen if value in known]
         if len(picked) == 1:
-            table = table.select(**{column: picked[0]})
+            table = table.select(**{axis: picked[0]})
         elif len(known) > 1:
             raise CalibrationError(
-                f"kernel {name}: table {table.name} has several {column}; name one as {table.name}[{known[0]}]; "
+                f"kernel {name}: table {table.name} has several {axis}; name one as {table.name}[{known[0]}]; "
                 f"known: {', '.join(known)}"
             )
     return table

@@ -25,12 +25,12 @@ class Pricer(ABC):
         """(nanoseconds of one call on all layers, provenance). ``share``: of the link, for copy lanes."""
 
     def line(
-        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0
+        self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
     ) -> tuple[Line, Column] | None:
-        """The line on which :meth:`price` lies in the first step, and the size x that it is over.
+        """The line on which :meth:`price` lies in the first of so many steps, and the size x that it is over.
 
-        The other sizes are the same in all steps; None where they are not, or the price is on no line. It depends on
-        the sizes of the first step alone. Runs of steps without lines are priced step by step.
+        No other size changes the price in these steps; None where one does, or the price is on no line. Which line it is
+        depends on the sizes of the first step alone. Runs of steps without lines are priced step by step.
         """
         return None
 

@@ -144,13 +144,25 @@ def method_runs(draw: st.DrawFn) -> StepWork:
         return draw(st.sampled_from([start, *ramps, array, array / 7]))
 
     calls = st.sampled_from([1, 0, 0.25, True, np.arange(steps) % 3, np.arange(steps) % 3 * 0.5, Ramp(0, 2)])
-    places = st.sampled_from([("main", "gpu"), ("main", "gpu"), ("main", "h2d"), ("a", "gpu"), ("a", "d2h")])
+    places = st.sampled_from(
+        [("main", "gpu"), ("main", "gpu"), ("main", "h2d"), ("a", "gpu"), ("a", "d2h"), ("a", "cpu")]
+    )
     kernels = []
-    names = ["decode_attention", "method", "copy_h2d", "gather_kv", "top_k_select", "prefill_attention"]
+    names = [
+        "decode_attention",
+        "method",
+        "on_cpu",
+        "copy_h2d",
+        "gather_kv",
+        "top_k_select",
+        "prefill_attention",
+    ]
     for name in draw(st.lists(st.sampled_from(names), max_size=4)):
         args: dict[str, object] = {"num_bytes": sizes(1 << 32)}
         if name == "decode_attention":
             args = {"num_seqs": num_seqs, "sum_context": sizes(num_seqs * 9_000)}
+        elif name == "on_cpu":
+            args = {"num_bytes": sizes(1 << 32), "flops": sizes(1 << 36)}
         elif name == "gather_kv":
             args = {"rows": sizes(1 << 16), "row_bytes": draw(st.sampled_from([128, 300, 4096]))}
         elif name == "top_k_select":

@@ -29,7 +29,6 @@ from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.files import (
     MAX_TIME_NS,
     MAX_TOKENS,
-    NS_PER_S,
     Row,
     json_rows,
     near_miss,
@@ -37,7 +36,7 @@ from kvsim.workloads.files import (
     shown,
 )
 from kvsim.workloads.readers.base import register
-from kvsim.workloads.trace import SEGMENT_KINDS, USER, Array, Trace
+from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, USER, Array, Trace
 
 REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
 OPTIONAL = (
