@@ -246,18 +246,17 @@ def _named(key: str, find: Callable[[S], T], name: S) -> T:
 
 
 def check_parts(scenario: Scenario) -> None:
-    """Manager, eviction policies, router, engine and links are there and go together: what a look at a scenario cannot
-    tell and its run would, without the trace and whether the model fits.
+    """Manager, eviction policies, router, engine and links are there: names that a look at a scenario does not check.
+
+    Whether they can run together (the model fits, the manager has a use for tiers) only a run tells.
 
     Raises:
         KvsimError: the first that is not.
     """
     cache = scenario.cache
     _named("cluster.router", routers.get, scenario.cluster.router)
-    manager = _named("cache.manager", cache_managers.get, cache.manager)
+    _named("cache.manager", cache_managers.get, cache.manager)
     _check_policies(cache.eviction, [tier.eviction for tier in cache.tiers])
-    if cache.tiers and not manager.uses_tiers:
-        raise ScenarioError(_no_tiers(cache.manager))
     load_engine(
         scenario.profile_path(scenario.engine.profile),
         max_num_seqs=scenario.engine.max_num_seqs,
@@ -273,16 +272,14 @@ def _check_policies(hbm: EvictionSpec, tiers: Sequence[EvictionSpec]) -> None:
         _named(f"cache.tiers.{number}.eviction", eviction_policy, policy)
 
 
-def _no_tiers(manager: str) -> str:
-    return f"cache.tiers: manager '{manager}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
-
-
 def _manager(name: str, config: CacheConfig) -> CacheManager:
     _named("cache.manager", cache_managers.get, name)
     _check_policies(config.eviction, [tier.eviction for tier in config.tiers])
     manager = load_manager(name, config)
     if config.tiers and not manager.uses_tiers:
-        raise ScenarioError(_no_tiers(name))
+        raise ScenarioError(
+            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
+        )
     return manager
 
 

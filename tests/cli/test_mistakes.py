@@ -46,8 +46,8 @@ Cli = Callable[..., tuple[int, str, str]]
             "cache.eviction: no eviction policy is called 'lur'; did you mean 'lru'?",
         ),
         (
-            ["sweep", "small.yaml", "--set", "cache.manager=prefix_tree,none"],
-            "cache.tiers: manager 'none' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []",
+            ["sweep", "small.yaml", "--set", "cache.manager=prefix_tree,nome"],
+            "cache.manager: no cache manager is called 'nome'; did you mean 'none'?",
         ),
         (
             ["calibrate"],
