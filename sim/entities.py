@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +65,14 @@ class Request:
         return self.input_tokens + self.output_tokens - 1
 
 
+class Watcher(Protocol):
+    """Keeps count of a batch's requests."""
+
+    def add(self, request: Request) -> None: ...
+
+    def remove(self, request: Request) -> None: ...
+
+
 class Batch:
     """The decoding requests of a replica, in the order of their admission.
 
@@ -91,7 +99,7 @@ class Batch:
         self._capped: dict[int, Capped] = {}
         self._pages: dict[int, Pages] = {}
         self._totals: dict[Callable[[Request], int], Total] = {}
-        self._sums: list[Capped | Pages | Total] = []  # all of these
+        self._sums: list[Watcher] = []  # all of these, and others who keep count
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -159,6 +167,11 @@ class Batch:
         if steps == 1:
             return phase[-self.round % self.block_tokens]
         return blocks_begun(phase, self.round, steps, len(self.requests))
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell ``watcher`` of every request that joins the empty batch or leaves it."""
+        assert not self.requests, "a batch is watched from its beginning"
+        self._sums.append(watcher)
 
     def capped(self, cap: int) -> Capped:
         """Sums over the requests of at most ``cap`` tokens each."""

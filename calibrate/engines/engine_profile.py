@@ -66,6 +66,8 @@ def _device(terms: dict[str, Any]) -> dict[str, Any]:
     }
     if terms["uneven"]:
         found["uneven"] = [[pairs, round(factor, 3)] for pairs, factor in terms["uneven"]]
+    if terms["shared"]:
+        found["shared"] = [[pairs, round(price, 3)] for pairs, price in terms["shared"]]
     return found
 
 

@@ -26,6 +26,10 @@ from kvsim.validate.teacher import compare_steps
 
 DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
 SETTLED = 3  # steps of an unchanged batch before the first that counts
+ONE_WAVE = 132
+"""(Sequence, KV head) pairs that the multiprocessors of an H100 or H200 take at once. Up to there the longest context sets
+the pace of decode attention, and a prefix that others read, too, saves what depends on the other contexts: less than
+``shared_uneven`` says in the recorded steps of workloads (docs/validation.md)."""
 SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
 
@@ -65,6 +69,13 @@ def fit_device(
     known = EngineTerms(
         step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factors=tuple(uneven)
     )
+    shared = _shared(
+        [run for run in runs if run.name.split(".", 1)[1].startswith("shared_uneven")],
+        bases,
+        slope_ns,
+        known,
+        notes,
+    )
     prefill, errors = _prefill(
         _of(steps, "inject"), _lone(runs, engine.max_num_batched_tokens), engine, known, cost
     )
@@ -76,6 +87,7 @@ def fit_device(
         "graphs": graphs,
         "kv_read_bytes_per_s": rate,
         "uneven": uneven,
+        "shared": shared,
         **prefill,
         "sustained_factor": sustained,
     }
@@ -167,6 +179,49 @@ def _uneven(
             + " of the even rate"
         )
     return [(size * kv_heads, float(np.median(found))) for size, found in sorted(ratios.items())]
+
+
+def _shared(
+    runs: Sequence[MeasuredRun],
+    bases: dict[int, float],
+    slope_ns: float,
+    terms: EngineTerms,
+    notes: list[str],
+) -> list[tuple[int, float]]:
+    """((sequence, KV head) pairs, price of KV that another sequence of the batch reads, too, in reads of its own), from
+    batches whose contexts differ behind one prefix; 1 up to ONE_WAVE."""
+    graphs = sorted(bases)
+    constants = [bases[size] for size in graphs]
+    found = defaultdict(list)
+    for run in runs:
+        kv_heads, shared = run.setup.model.num_kv_heads, _common_prefix(run)
+        for sequences, read, seconds in _steady(reconstruct(run)):
+            if sequences > 1 and shared:
+                base_ns = float(np.interp(_padded(sequences, graphs), graphs, constants))
+                token_ns = slope_ns * terms.uneven_factor(sequences, kv_heads)
+                again = (sequences - 1) * shared
+                price = 1 - (read - (seconds * 1e9 - base_ns) / token_ns) / again
+                found[2 ** round(log2(sequences)) * kv_heads].append(price)
+    if not found:
+        notes.append("not identifiable: shared (no batch of unequal contexts behind one prefix); 1")
+    for pairs, prices in sorted(found.items()):
+        notes.append(
+            f"KV read again by another sequence, about {pairs} (sequence, KV head) pairs: costs "
+            + ", ".join(f"{price:.2f}" for price in prices)
+            + " of a read"
+        )
+    return [
+        (pairs, 1.0 if pairs <= ONE_WAVE else min(1.0, max(0.0, float(np.median(prices)))))
+        for pairs, prices in sorted(found.items())
+    ]
+
+
+def _common_prefix(run: MeasuredRun) -> int:
+    """Tokens of the segment that all prompts of a run begin with; 0 = they do not."""
+    trace = run.trace
+    first = trace.segment_offsets[:-1]
+    ids, tokens = trace.segment_id[first], trace.segment_tokens[first]
+    return int(tokens[0]) if (ids == ids[0]).all() else 0
 
 
 def _prefill(

@@ -214,6 +214,18 @@ class CacheManager(ABC):
         read = Ramp(first, num) if steps > 1 else first
         return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
+    @property
+    def tokens_read_again(self) -> int:
+        """Tokens of KV that several of the decodes of a step read, counted for each but the first."""
+        return 0
+
+    def begin_decode(self, request: Request) -> None:  # noqa: B027
+        """Change. ``request`` is among the decodes from the next step on. Called by those who ask for
+        :attr:`tokens_read_again`."""
+
+    def end_decode(self, request: Request) -> None:  # noqa: B027
+        """Change. It no longer is; it still holds its blocks."""
+
     def set_future(self, future: Any) -> None:
         """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""
         raise NotImplementedError(f"{type(self).__name__} asks for the future and has no use for it")

@@ -208,6 +208,16 @@ class PrefixTreeManager(Paged):
 
     # ---- decoding and the end
 
+    @property
+    def tokens_read_again(self) -> int:
+        return self.tree.blocks_read_again * self.block_tokens
+
+    def begin_decode(self, request: Request) -> None:
+        self.tree.read(request.kv.leaf, 1)
+
+    def end_decode(self, request: Request) -> None:
+        self.tree.read(request.kv.leaf, -1)
+
     def preempt(self, request: Request, context: int) -> None:
         self._full(request, context)
         self._let_go(request)

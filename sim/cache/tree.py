@@ -31,8 +31,8 @@ class Node:
     """Blocks start .. end of one history. ``end`` moves: up while its maker computes, down as its tail is evicted."""
 
     __slots__ = (
-        "children", "copies", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "parent", "ready",
-        "ref", "start", "state", "uses", "version",
+        "children", "copies", "end", "ends", "first", "freed", "hole", "ids", "key", "live", "parent", "readers",
+        "ready", "ref", "start", "state", "uses", "version",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class Node:
         self.key: BlockKey | None = None  # of its first block, once it stands among its parent's children
         self.copies: list[Copy] = []  # further ones, oldest first
         self.ref = 0  # pins on the node's own copy
+        self.readers = 0  # decodes that read it
         self.live = False  # its maker still extends it
         self.ready = True  # False while its bytes are on their way
         self.hole = False  # only a step on the path to content that this tier does hold
@@ -121,6 +122,7 @@ class PrefixTree:
         self.root = Node(None, [], [], 0, 0, 0)
         self.root.ref = 1
         self.num_blocks = 0  # of all copies of all nodes
+        self.blocks_read_again = 0  # in one step by more than one decode: without the first time
         self.num_evictable = 0  # of those, the ones that nobody pins
         self.num_evicted = 0
         self.num_copies = 0  # :class:`Copy` objects; zero nearly always
@@ -191,6 +193,7 @@ class PrefixTree:
         """Cut ``node`` at block ``at``; the upper part is new, the lower part stays the object it was."""
         upper = Node(node.parent, node.ids, node.ends, node.first, node.start, at)
         upper.key, upper.ref, upper.freed, upper.uses = node.key, node.ref, node.freed, node.uses
+        upper.readers = node.readers
         upper.state, upper.ready, upper.hole = node.state, node.ready, node.hole
         assert node.parent is not None and node.key is not None
         node.parent.children[node.key] = upper
@@ -267,6 +270,17 @@ class PrefixTree:
                         self._push(step)
             step = parent
         self.root.ref -= 1
+
+    def read(self, leaf: Node, readers: int) -> None:
+        """Change. A decode reads the path to its ``leaf`` from now on (+1), or no longer (-1)."""
+        step = leaf
+        while step.parent is not None:
+            if not any(copy.holder is leaf for copy in step.copies):
+                both = step.readers + max(0, readers) > 1  # with another one, before or after
+                step.readers += readers
+                if both:
+                    self.blocks_read_again += readers * (step.end - step.start)
+            step = step.parent
 
     def _release_copy(self, node: Node, leaf: Node) -> bool:
         """Let go of the copy that the request of ``leaf`` holds in place of the node's own, if it does."""
@@ -380,7 +394,7 @@ class PrefixTree:
         copy = node.copies.pop(0)
         self.num_copies -= 1
         copy.version = 0
-        node.ref = 0 if copy.holder is None else 1
+        node.ref, node.readers = (0, 0) if copy.holder is None else (1, copy.holder.readers)
         node.freed, node.uses, node.state = copy.freed, copy.uses, copy.state
         node.version = 0
         if node.ref == 0:
@@ -402,7 +416,7 @@ class PrefixTree:
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""
-        blocks = evictable = copies = 0
+        blocks = evictable = copies = again = 0
         stack = [self.root]
         while stack:
             node = stack.pop()
@@ -420,7 +434,14 @@ class PrefixTree:
                 blocks += child.num_blocks * (1 + len(child.copies))
                 evictable += child.num_blocks * loose
                 copies += len(child.copies)
+                assert child.readers <= child.ref, (
+                    f"{child.readers} decodes read a node with {child.ref} pins"
+                )
+                again += child.num_blocks * max(0, child.readers - 1)
                 stack.append(child)
+        assert again == self.blocks_read_again, (
+            f"prefix tree: {again} read again, {self.blocks_read_again} counted"
+        )
         assert blocks == self.num_blocks, f"prefix tree: {blocks} blocks in nodes, {self.num_blocks} counted"
         assert evictable == self.num_evictable, (
             f"prefix tree: {evictable} evictable, {self.num_evictable} counted"

@@ -63,6 +63,7 @@ class KernelCostModel(CostModel):
         self.strict = strict
         self._linear = LinearPart(self.setting)
         self._decode = DecodeAttention(self.setting, self.terms)
+        self.spares_reads = bool(self.terms.shared_factors)
         self._graphs = bool(self.terms.graph_factors) and model.moe is None and tensor_parallel == 1
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
@@ -107,6 +108,9 @@ class KernelCostModel(CostModel):
         if steps == 1:
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return int(read_again * (1 - self.terms.shared_factor(num_seqs, self.setting.kv_heads)))
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         plan = self._plain_plans.get(num_seqs)

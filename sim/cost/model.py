@@ -19,6 +19,8 @@ class Priced(ABC):
 class CostModel(ABC):
     """Prices kernels. Pure but for :meth:`account`, which only counts what was used."""
 
+    spares_reads = False  # :meth:`spared_tokens` may find some
+
     @abstractmethod
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         """Device time of every step of ``work``, each rounded to an integer nanosecond once.
@@ -52,6 +54,11 @@ class CostModel(ABC):
             kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
         tokens = num_seqs + sum(new for new, _ in chunks)
         return self.price(StepWork(1, tokens, sampled, tuple(kernels), sustained))
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing,
+        in reads of their own."""
+        return 0
 
     @abstractmethod
     def account(self, priced: Priced, start: int, stop: int) -> int:

@@ -33,6 +33,9 @@ class EngineTerms:
     uneven_factors: tuple[tuple[int, float], ...] = ()
     """((sequence, KV head) pairs on a GPU, factor on decode attention of two sequences and more): contexts of real
     batches differ, those of the table do not. Straight between the points, the nearest beyond them; () = 1."""
+    shared_factors: tuple[tuple[int, float], ...] = ()
+    """((sequence, KV head) pairs on a GPU, price of KV that another sequence of the decode step reads, too, in reads of
+    its own): the GPU's L2 cache serves it. As above; () = 1."""
     graph_sizes: tuple[int, ...] = ()
     """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
@@ -56,12 +59,22 @@ class EngineTerms:
             return 1.0
         return _between(self.uneven_factors, num_seqs * kv_heads)
 
+    def shared_factor(self, num_seqs: int, kv_heads: int) -> float:
+        """Price of reading KV that another of ``num_seqs`` decodes reads, too, in reads of its own."""
+        if num_seqs <= 1 or not self.shared_factors:
+            return 1.0
+        return _between(self.shared_factors, num_seqs * kv_heads)
+
     def __post_init__(self) -> None:
         if self.provenance not in PROVENANCES:
             raise CalibrationError(
                 f"engine terms: provenance '{self.provenance}' is not one of {', '.join(PROVENANCES)}"
             )
-        for name, points in (("graph_factors", self.graph_factors), ("uneven_factors", self.uneven_factors)):
+        for name, points in (
+            ("graph_factors", self.graph_factors),
+            ("uneven_factors", self.uneven_factors),
+            ("shared_factors", self.shared_factors),
+        ):
             if list(points) != sorted(points):
                 raise CalibrationError(
                     f"engine terms: {name} must rise in their first number, found {points}"
@@ -72,6 +85,8 @@ class EngineTerms:
             self.mixed_attention_factor,
         ]
         factors += [factor for _, factor in (*self.graph_factors, *self.uneven_factors)]
+        if any(factor < 0 for _, factor in self.shared_factors):
+            raise CalibrationError(f"engine terms: shared_factors must be >= 0, found {self.shared_factors}")
         if min(self.step_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")
 

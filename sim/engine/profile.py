@@ -114,6 +114,7 @@ def load_engine(
         **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
         graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in graphs) if at_home else (),
         uneven_factors=tuple((int(pairs), float(factor)) for pairs, factor in take(device, "uneven", [])),
+        shared_factors=tuple((int(pairs), float(factor)) for pairs, factor in take(device, "shared", [])),
         graph_sizes=tuple(map(int, take(device, "graph_sizes", []))),
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
         if at_home and own and rate

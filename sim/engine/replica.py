@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Protocol
 
 import simpy
@@ -123,6 +124,9 @@ class Replica(Services):
         self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
+        self._spares_reads = cost.spares_reads and type(manager).begin_decode is not CacheManager.begin_decode
+        if self._spares_reads:
+            self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
@@ -494,7 +498,10 @@ class Replica(Services):
             steps = 1  # only this one waits for them
         if self._plain_decodes:
             self._shares = None
-            priced = self.cost.price_decodes(num, batch.sum_base + num * (batch.round + 1), steps)
+            reads = batch.sum_base + num * (batch.round + 1)
+            if self._spares_reads:
+                reads -= self.cost.spared_tokens(num, self.manager.tokens_read_again)
+            priced = self.cost.price_decodes(num, reads, steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
             share = self._note_links(kernels)
@@ -525,6 +532,8 @@ class Replica(Services):
         inputs = self._loads_end  # loads that this step starts come behind its inputs
         decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
+        if self._spares_reads:
+            sum_context -= self.cost.spared_tokens(decodes, manager.tokens_read_again)
         kernels: list[Kernel] = []  # unless they are the plain ones
         if decodes:
             if not plain:

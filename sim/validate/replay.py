@@ -50,6 +50,7 @@ class Slower(CostModel):
 
     def __init__(self, inner: CostModel, factor: float) -> None:
         self.inner, self.factor = inner, factor
+        self.spares_reads, self.spared_tokens = inner.spares_reads, inner.spared_tokens  # type: ignore[method-assign]
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         priced = self.inner.price(work, link_share)

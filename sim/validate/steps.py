@@ -11,6 +11,7 @@ request's first and last token lie output_tokens - 1 apart. Not in the tables, a
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,9 @@ class Step:
     started: int = 0  # requests whose first chunk is in it
     started_tokens: int = 0  # of their prompts
     attached_tokens: int = 0  # of those, from the cache
+    read_again: int = (
+        0  # of the decodes' prompt tokens, those that another decode reads, too, but for the first
+    )
     is_sure: bool = True
     ends_busy: bool = False  # the engine ran empty after it
 
@@ -69,11 +73,60 @@ def reconstruct(run: MeasuredRun) -> list[Step]:
     for step, is_sure, ends in zip(steps, sure.tolist(), idle.tolist(), strict=True):
         step.is_sure, step.ends_busy = is_sure, ends
     _spread_prefills(steps, run, first)
+    for step, tokens in zip(steps, _read_again(run, first, last, len(rows)), strict=True):
+        step.read_again = tokens
     recorded = iterations.batch_tokens[rows]
     for step, tokens in zip(steps, recorded.tolist(), strict=True):
         if tokens == tokens and tokens != step.tokens:  # not NaN
             step.is_sure = False
     return steps
+
+
+def _read_again(run: MeasuredRun, first: Ints, last: Ints, num_rows: int) -> list[int]:
+    """Tokens of whole prompt blocks that several decodes of a row read, counted for each but the first."""
+    trace, block = run.trace, run.setup.meta.block_size
+    joins: dict[int, list[int]] = defaultdict(list)
+    leaves: dict[int, list[int]] = defaultdict(list)
+    for i in np.flatnonzero(last > first).tolist():
+        joins[int(first[i]) + 1].append(i)
+        leaves[int(last[i]) + 1].append(i)
+    readers: Counter[int] = Counter()
+    blocks: dict[int, list[int]] = {}
+    again, found = 0, []
+    for row in range(num_rows):
+        for i in leaves[row]:
+            for key in blocks.pop(i):
+                readers[key] -= 1
+                again -= block * (readers[key] > 0)
+        for i in joins[row]:
+            segments = slice(trace.segment_offsets[i], trace.segment_offsets[i + 1])
+            blocks[i] = _blocks(
+                trace.segment_id[segments].tolist(), trace.segment_tokens[segments].tolist(), block
+            )
+            for key in blocks[i]:
+                again += block * (readers[key] > 0)
+                readers[key] += 1
+        found.append(again)
+    return found
+
+
+def _blocks(ids: list[int], tokens: list[int], block: int) -> list[int]:
+    """Whole blocks of a prompt: equal number = equal content from the prompt's beginning on."""
+    found: list[int] = []
+    chain = at = 0
+    parts: list[tuple[int, int]] = []  # (id, tokens of it so far) of the block that is not full yet
+    for content, length in zip(ids, tokens, strict=True):
+        end = at + length
+        while at // block < end // block:
+            full = (at // block + 1) * block
+            parts.append((content, length - (end - full)))
+            chain = hash((chain, tuple(parts)))
+            found.append(chain)
+            parts, at = [], full
+        if at < end:
+            parts.append((content, length))
+            at = end
+    return found
 
 
 def _row_of(t_s: Floats, token_s: Floats) -> Ints:

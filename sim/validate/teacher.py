@@ -109,7 +109,8 @@ def price_ns(step: Step, cost: CostModel) -> int:
     """Device time of one recorded step."""
     kernels = []
     if step.decodes:
-        sizes = {"num_seqs": step.decodes, "sum_context": step.sum_context}
+        spared = cost.spared_tokens(step.decodes, step.read_again)
+        sizes = {"num_seqs": step.decodes, "sum_context": step.sum_context - spared}
         kernels.append(Kernel("decode_attention", sizes))
     kernels += [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in step.prefills]
     if not kernels:

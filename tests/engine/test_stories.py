@@ -269,3 +269,17 @@ def test_gaps_between_tokens_of_lone_requests() -> None:
     simulation = toy_simulation(trace, "paged", toy_engine(async_scheduling=True))
     gaps, counts = simulation.recorder.inter_token.values()
     assert list(zip(gaps.tolist(), counts.tolist(), strict=True)) == [(121, 2), (122, 2), (123, 2)]
+
+
+@pytest.mark.parametrize("spares", [False, True])
+def test_a_prefix_that_two_decodes_read_costs_less_if_the_gpu_says_so(spares: bool) -> None:
+    """Content of 13 tokens: the first three blocks (12 tokens) of the second prompt are the first one's."""
+    trace = toy_trace([(0, 13, 5), (300, 13, 2)], [[(1, 13)], [(1, 13)]])
+    simulation = toy_simulation(trace, spares=spares)
+    # step 1: 100 + 130 + 1.69 = 232. step 2 decodes over 14: 124 -> 356
+    # step 3, decided there: a decode over 15 and the 13th token over 12: 100 + 20 + 15 + 12/50 + .01 = 135 -> 491
+    # step 4: two decodes over 16 and 14: 100 + 20 + 30 = 150, or 6 less: 12 tokens are read twice -> 641 or 635
+    # step 5: one decode over 17: 127 -> 768 or 762
+    end = 635 if spares else 641
+    assert times(simulation) == {0: (232, end + 127), 1: (491, end)}
+    assert simulation.replicas[0].manager.tokens_read_again == 0

@@ -68,7 +68,7 @@ def test_tiers_under_churn(session, setup, stack, policy, router, num_replicas, 
         route = routers.get(router)()
         return toy_simulation(
             trace, "prefix_tree", engine, cache, links,
-            router=route, num_replicas=num_replicas, link_sharing=sharing,
+            router=route, num_replicas=num_replicas, link_sharing=sharing, spares=extra % 2,
         )  # fmt: skip
 
     fused, unfused = fused_and_unfused(run)

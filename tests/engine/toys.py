@@ -29,8 +29,13 @@ class ToyCost(CostModel):
     Any other kernel costs ``calls`` x the sum of its arguments, on its lane.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spares: bool = False) -> None:
+        """``spares``: of the tokens that several decodes read every second reading costs nothing, but for the first."""
         self.accounted = 0
+        self.spares_reads = spares
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return read_again // 2
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> ToyPriced:
         steps = work.steps
@@ -125,6 +130,7 @@ def toy_simulation(
     **more: object,
 ) -> Simulation:
     make_manager = more.pop("make_manager", None) or (lambda config: load_manager(manager, config))
+    cost = ToyCost(bool(more.pop("spares", False)))
     options = {"router": RoundRobin(), "check": True, **more}
     simulation = build_simulation(
         trace,
@@ -132,7 +138,7 @@ def toy_simulation(
         cache or toy_cache(1000),
         links,
         make_manager,  # type: ignore[arg-type]
-        ToyCost(),
+        cost,
         **options,  # type: ignore[arg-type]
     )
     play(simulation)
