@@ -108,7 +108,9 @@ def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
         except CalibrationError:  # copies were all that was measured
             notes.append(f"only copies: {len(runs)} runs of another set-up ({label})")
             continue
-        residuals += [(f"{setup[1]} KV: {part}", *figures) for part, *figures in found]
+        residuals += [
+            (f"{setup[1]} KV: {part}", points, median, bias) for part, points, median, bias in found
+        ]
     notes.append(
         "not identifiable: how the front end's latency divides into in and out (halved), and launch, which a busy "
         "device hides (kept)"

@@ -14,6 +14,7 @@ import csv
 import gzip
 import json
 import random
+from collections.abc import Sequence
 from datetime import datetime
 from math import log
 from pathlib import Path
@@ -270,7 +271,7 @@ def build_batches(out: Path, models: str) -> None:
     warm_up = micro.solo((128, 512, 2048, 8192), 2)
     plan.phase("batches", "llama-3.1-8b", 33_000)
     plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
-    sizes = (2, 6, 12, 14, 20, 24, 28, 40, 48, 56, 72, 80, 88, 96, 112, 144, 160, 192, 224)
+    sizes: Sequence[int] = (2, 6, 12, 14, 20, 24, 28, 40, 48, 56, 72, 80, 88, 96, 112, 144, 160, 192, 224)
     plan.workload("decode_sizes", micro.steady_decode(1024, sizes, 40, 28_000_000), "groups", 60)
     talk, agent = log_normal(128, 700, 1.0, seed=30), log_normal(48, 4000, 1.0, seed=31)
     sizes = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 128)
