@@ -124,7 +124,9 @@ class Replica(Services):
         self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
-        self._spares_reads = cost.spares_reads and type(manager).begin_decode is not CacheManager.begin_decode
+        # what a manager that says itself what decodes read makes of this is its own business
+        watches = self._plain_decodes and type(manager).begin_decode is not CacheManager.begin_decode
+        self._spares_reads = cost.spares_reads and watches
         if self._spares_reads:
             self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
