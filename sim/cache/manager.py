@@ -73,6 +73,10 @@ class Services:
         """Device time of computing ``tokens`` prompt tokens over ``past`` cached ones."""
         raise NotImplementedError
 
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
@@ -211,17 +215,19 @@ class CacheManager(ABC):
         """
         num = len(batch)
         first = batch.sum_context + num  # each request reads its past and its new token
+        if again := self.tokens_read_again:
+            first -= self.services.spared_tokens(num, again)
         read = Ramp(first, num) if steps > 1 else first
         return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
     @property
     def tokens_read_again(self) -> int:
-        """Tokens of KV that several of the decodes of a step read, counted for each but the first."""
+        """Tokens of KV that several of the decodes of a step read, counted for each but the first. 0 where nobody has told
+        of decodes (:meth:`begin_decode`): on GPUs where it would change nothing."""
         return 0
 
     def begin_decode(self, request: Request) -> None:  # noqa: B027
-        """Change. ``request`` is among the decodes from the next step on. Called by those who ask for
-        :attr:`tokens_read_again`."""
+        """Change. ``request`` is among the decodes from the next step on."""
 
     def end_decode(self, request: Request) -> None:  # noqa: B027
         """Change. It no longer is; it still holds its blocks."""

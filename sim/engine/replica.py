@@ -124,8 +124,7 @@ class Replica(Services):
         self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
-        # what a manager that says itself what decodes read makes of this is its own business
-        watches = self._plain_decodes and type(manager).begin_decode is not CacheManager.begin_decode
+        watches = type(manager).begin_decode is not CacheManager.begin_decode
         self._spares_reads = cost.spares_reads and watches
         if self._spares_reads:
             self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
@@ -199,6 +198,9 @@ class Replica(Services):
     def prefill_ns(self, tokens: int, past: int) -> int:
         kernel = Kernel("prefill_attention", {"new": tokens, "past": past})
         return int(self.cost.price(StepWork(1, tokens, 0, (kernel,))).step_ns[0])
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return self.cost.spared_tokens(num_seqs, read_again)
 
     @property
     def outstanding_tokens(self) -> int:
@@ -502,7 +504,7 @@ class Replica(Services):
             self._shares = None
             reads = batch.sum_base + num * (batch.round + 1)
             if self._spares_reads:
-                reads -= self.cost.spared_tokens(num, self.manager.tokens_read_again)
+                reads -= self.spared_tokens(num, self.manager.tokens_read_again)
             priced = self.cost.price_decodes(num, reads, steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
@@ -535,7 +537,7 @@ class Replica(Services):
         decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
         if self._spares_reads:
-            sum_context -= self.cost.spared_tokens(decodes, manager.tokens_read_again)
+            sum_context -= self.spared_tokens(decodes, manager.tokens_read_again)
         kernels: list[Kernel] = []  # unless they are the plain ones
         if decodes:
             if not plain:

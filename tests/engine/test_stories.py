@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
+from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.run import Simulation
+from kvsim.cost.work import Kernel
 from kvsim.engine.link import layerwise_end_ns
+from kvsim.entities import Batch
 from kvsim.hardware.spec import LinkSpec
 
 
@@ -271,11 +274,21 @@ def test_gaps_between_tokens_of_lone_requests() -> None:
     assert list(zip(gaps.tolist(), counts.tolist(), strict=True)) == [(121, 2), (122, 2), (123, 2)]
 
 
+class Asked(PrefixTreeManager):
+    """Says its decode work itself, as methods do."""
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        return super().decode_work(batch, steps)
+
+
+@pytest.mark.parametrize("manager", [PrefixTreeManager, Asked])
 @pytest.mark.parametrize("spares", [False, True])
-def test_a_prefix_that_two_decodes_read_costs_less_if_the_gpu_says_so(spares: bool) -> None:
+def test_a_prefix_that_two_decodes_read_costs_less_if_the_gpu_says_so(
+    spares: bool, manager: type[PrefixTreeManager]
+) -> None:
     """Content of 13 tokens: the first three blocks (12 tokens) of the second prompt are the first one's."""
     trace = toy_trace([(0, 13, 5), (300, 13, 2)], [[(1, 13)], [(1, 13)]])
-    simulation = toy_simulation(trace, spares=spares)
+    simulation = toy_simulation(trace, spares=spares, make_manager=manager)
     # step 1: 100 + 130 + 1.69 = 232. step 2 decodes over 14: 124 -> 356
     # step 3, decided there: a decode over 15 and the 13th token over 12: 100 + 20 + 15 + 12/50 + .01 = 135 -> 491
     # step 4: two decodes over 16 and 14: 100 + 20 + 30 = 150, or 6 less: 12 tokens are read twice -> 641 or 635
