@@ -32,8 +32,15 @@ def summary_row(summary: dict[str, Any]) -> Row:
     row |= {
         f"requests_{which}": summary[f"requests_{which}"] for which in ("submitted", "completed", "rejected")
     }
-    row |= {"makespan_s": summary["makespan_s"], "hit_token_ratio": summary["cache"]["hit_token_ratio"]}
-    for tier, ratio in summary["cache"]["hit_token_ratio_by_tier"].items():
+    cache = summary["cache"]
+    hits, approximate = cache["hit_token_ratio"], cache["approximate_token_ratio"]
+    row |= {
+        "makespan_s": summary["makespan_s"],
+        "hit_token_ratio": hits,
+        "approximate_token_ratio": approximate,
+    }
+    row["computed_token_ratio"] = None if hits is None or approximate is None else 1 - hits - approximate
+    for tier, ratio in cache["hit_token_ratio_by_tier"].items():
         row[f"hit_token_ratio_{tier}"] = ratio
     for tier in summary["tiers"]:
         name, capacity_bytes = tier["name"], tier["capacity_bytes_per_replica"]
@@ -42,7 +49,7 @@ def summary_row(summary: dict[str, Any]) -> Row:
     for metric, statistics in (
         ("ttft_s", ("mean", "p50", "p95", "p99")),
         ("tpot_s", ("mean", "p95")),
-        ("e2e_s", ("p95",)),
+        ("e2e_s", ("mean", "p95")),
     ):
         row |= {f"{metric}_{statistic}": summary[metric][statistic] for statistic in statistics}
     row |= {key: summary["throughput"][key] for key in ("requests_per_s", "output_tokens_per_s")}

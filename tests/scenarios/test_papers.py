@@ -24,7 +24,7 @@ ROWS = {
         re.MULTILINE,
     )
 }
-NEAR = 0.03  # of figures in the docs
+NEAR = 0.1  # of figures in the docs, which move a little with every change of a price
 
 
 def test_the_page_has_every_claim_and_the_three_counts() -> None:

@@ -84,6 +84,27 @@ def test_rag():
     assert trace.sources[0]["generator"] == "rag" and trace.sources[0]["seed"] == "3"
 
 
+def test_edits_replace_one_piece_and_stay():
+    trace = generate(
+        "edits",
+        seed=2,
+        requests=40,
+        arrivals={"process": "constant", "rate_per_s": 1},
+        texts=2,
+        pieces=10,
+        piece_tokens=100,
+        edit_tokens={"distribution": "uniform", "low": 1, "high": 200},
+        output_tokens=5,
+    )
+    prompts = trace.segment_id.reshape(40, 10)
+    assert not set(prompts[0]) & set(prompts[1])
+    for row in range(2, 40):
+        changed = np.flatnonzero(prompts[row] != prompts[row - 2])
+        assert len(changed) == 1 and prompts[row][changed[0]] not in prompts[:row]
+    assert trace.input_tokens[0] == 1000
+    assert trace.input_tokens.tolist() == trace.segment_tokens.reshape(40, 10).sum(axis=1).tolist()
+
+
 def test_shared_prefixes_reuse_all_but_the_first_of_each_group():
     trace = generate(
         "shared_prefixes",
@@ -152,5 +173,5 @@ def test_equal_seeds_write_equal_bytes(tmp_path):
 
 
 def test_names():
-    assert set(generators) == {"lengths", "resampled", "shared_prefixes", "chat", "rag"}
+    assert set(generators) == {"lengths", "resampled", "shared_prefixes", "chat", "rag", "edits"}
     assert set(processes) == {"constant", "poisson", "gamma", "diurnal"}
