@@ -1,5 +1,6 @@
 """Plain data of the simulator from a scenario."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_cuts(rag_mix: Path) -> None:
     assert rows("workload.duration=2 s") == [0, 1, 2, 3]  # arrivals at 0, 0.5, 1 and 1.5 s
     assert rows("workload.sources.0.slice={start: 2 s, end: 4 s}") == [4, 5, 6, 7]
     assert rows("workload.sources.0.slice={start: 2 s, max_requests: 1}") == [4]
+
+
+def test_a_batch_in_the_order_of_its_prefixes(rag_mix: Path) -> None:
+    """Two prefixes in turn, a request every half second: the times stay, the prefixes come one after the other."""
+    lines = [
+        {"arrival_s": i / 2, "input_tokens": 100 + i, "output_tokens": 5, "segments": [["ab"[i % 2], 100]]}
+        for i in range(6)
+    ]
+    (rag_mix.parent / "data" / "requests.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
+    overrides = ["workload.requests_per_s=null", "workload.order=prefix"]
+    trace = build_trace(load_scenario(rag_mix, overrides))
+    assert trace.arrival_ns.tolist() == [i * S // 2 for i in range(6)]
+    assert trace.input_tokens.tolist() == [100, 102, 104, 101, 103, 105]
 
 
 def test_mix_by_share(rag_mix: Path) -> None:
