@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from kvsim.workloads.trace import USER, Array, Trace
+from kvsim.workloads.trace import USER, Array, Queries, Trace
 
 COLUMNS = (
     "arrival_ns",
@@ -42,6 +42,8 @@ class TraceBuilder:
         self.scope = self.new_scope()
         self.sessions = IdScope(count())
         self.tenants = IdScope(count())
+        self.queries = IdScope(count())
+        self._similar: dict[int, tuple[int, int, float, bool]] = {}  # by row: as the columns of Queries
         self._columns = {name: array("q") for name in COLUMNS}
         self._offsets = array("q", [0])
         self._segment_id = array("q")
@@ -102,6 +104,38 @@ class TraceBuilder:
             values.frombytes(column.tobytes())
         self._offsets.frombytes(np.full(len(arrival_ns), len(self._segment_id)).tobytes())
 
+    def add_query(
+        self,
+        row: int,
+        query: str | None,
+        similar_to: str | None = None,
+        similarity: float = 0.0,
+        correct: bool = False,
+    ) -> None:
+        """Say what an added request asks, and which other query is most like it."""
+        names = (-1 if name is None else self.queries[name] for name in (query, similar_to))
+        self._similar[row] = (*names, similarity, correct)  # type: ignore[assignment]
+
+    def unknown_query(self) -> tuple[int, str] | None:
+        """A row and the query that it is said to be similar to, which no row asks; None = there is no such."""
+        asked = {query for query, *_ in self._similar.values()}
+        names = list(self.queries)
+        for row, (_, other, *_) in self._similar.items():
+            if other >= 0 and other not in asked:
+                return row, str(names[other])
+        return None
+
+    def _queries(self) -> Queries | None:
+        if not self._similar:
+            return None
+        rows = np.array(list(self._similar), dtype=np.int64)
+        values = list(zip(*self._similar.values(), strict=True))
+        n = len(self)
+        found = Queries(np.full(n, -1), np.full(n, -1), np.zeros(n), np.zeros(n, dtype=bool))
+        for name, column in zip(("query", "similar_to", "similarity", "correct"), values, strict=True):
+            getattr(found, name)[rows] = column
+        return found
+
     def build(self, name: str, source: dict[str, str]) -> Trace:
         """The trace of all rows, in order of arrival; the builder is used up."""
         columns = {key: _as_array(values) for key, values in self._columns.items()}
@@ -115,6 +149,7 @@ class TraceBuilder:
             tenant_names=tuple(str(name) for name in self.tenants),
             sources=(source,),
             id_starts=(),
+            queries=self._queries(),
             **columns,
         ).in_order()
 

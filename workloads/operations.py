@@ -5,14 +5,14 @@ Closed-loop chains stay whole: a chain is kept, or left out, with its first requ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
 from kvsim.errors import TraceError, did_you_mean
-from kvsim.workloads.trace import NS_PER_S, Array, Trace
+from kvsim.workloads.trace import NS_PER_S, Array, Queries, Trace
 
 
 def slice_rows(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:
@@ -198,7 +198,26 @@ def concatenate(traces: Mapping[str, Trace], *, name: str, same_content: bool = 
         tenant_names=tuple(f"{source}/{own}" for source, part in traces.items() for own in part.tenant_names),
         sources=tuple(own for part in parts for own in part.sources),
         id_starts=() if same_content else tuple(zip(traces, first_ids, strict=True)),
+        queries=_queries(parts, same_content),
     ).in_order()
+
+
+def _queries(parts: Sequence[Trace], same_content: bool) -> Queries | None:
+    """Those of all parts; queries of different parts are different unless ``same_content``."""
+    if all(part.queries is None for part in parts):
+        return None
+    columns: list[Queries] = []
+    first = 0
+    for part in parts:
+        n, own = len(part), part.queries
+        if own is None:
+            own = Queries(np.full(n, -1), np.full(n, -1), np.zeros(n), np.zeros(n, dtype=bool))
+        shift = 0 if same_content else first
+        query, similar_to = (np.where(c < 0, c, c + shift) for c in (own.query, own.similar_to))
+        columns.append(Queries(query, similar_to, own.similarity, own.correct))
+        first += 1 + int(max(own.query.max(initial=-1), own.similar_to.max(initial=-1)))
+    names = ("query", "similar_to", "similarity", "correct")
+    return Queries(*(np.concatenate([getattr(part, name) for part in columns]) for name in names))
 
 
 def _checked(what: str, traces: Mapping[str, Trace], values: Mapping[str, float]) -> dict[str, float]:

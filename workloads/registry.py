@@ -24,6 +24,7 @@ EXAMPLES = {
     "chunk_tokens": "400",
     "chunks_per_query": "5",
     "query_tokens": "60",
+    "queries": "500",
     "trace": "my_trace.jsonl",
     "rate_per_s": "1",
     "cv": "2",

@@ -28,6 +28,19 @@ def private_ids(row: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
+class Queries:
+    """What a trace says of requests that ask the same, or nearly: one entry a request, queries numbered from 0."""
+
+    query: Array  # int64 (n,), -1 = unnamed
+    similar_to: Array  # int64 (n,): the earlier query that is most like this one, -1 = none
+    similarity: Array  # float64 (n,), of these two, 0 to 1
+    correct: Array  # bool (n,): the answer to that query is right for this one, too
+
+    def take(self, rows: Array) -> Queries:
+        return Queries(self.query[rows], self.similar_to[rows], self.similarity[rows], self.correct[rows])
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """n requests sorted by arrival, with m prompt segments in all; ids and names belong to this trace alone.
 
@@ -59,6 +72,8 @@ class Trace:
 
     id_starts: tuple[tuple[str, int], ...] = ()
     """(source, first content id) of each part, ascending: tells the same content in another trace; () = one part."""
+    queries: Queries | None = None
+    """None = the trace names no queries."""
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
@@ -146,6 +161,7 @@ class Trace:
             output_id=self.output_id[rows],
             after=after,
             think_ns=self.think_ns[rows],
+            queries=None if self.queries is None else self.queries.take(rows),
         )
 
     def in_order(self) -> Trace:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsim.errors import TraceError
-from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, USER, Trace
+from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, USER, Queries, Trace
 
 
 def write_kvsim_jsonl(trace: Trace, path: str | Path) -> None:
@@ -99,4 +99,17 @@ def _write_rows(trace: Trace, text: io.TextIOWrapper) -> None:
         if (after := trace.after.item(row)) >= 0:
             fields["after"] = after
             fields["think_s"] = trace.think_ns.item(row) / NS_PER_S
+        if trace.queries is not None:
+            fields |= _query(trace.queries, row)
         text.write(json.dumps(fields, separators=(",", ":")) + "\n")
+
+
+def _query(queries: Queries, row: int) -> dict[str, Any]:
+    """What a request asks, and what is most like it; names are numbers now."""
+    fields: dict[str, Any] = {}
+    if (query := queries.query.item(row)) >= 0:
+        fields["query"] = query
+    if (other := queries.similar_to.item(row)) >= 0:
+        similarity, correct = queries.similarity.item(row), queries.correct.item(row)
+        fields |= {"similar_to": other, "similarity": similarity, "correct": correct}
+    return fields

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import simpy
 
 from kvsim.cluster.clock import Clock
+from kvsim.cluster.responses import ResponseFront
 from kvsim.cluster.router import Router
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
@@ -38,7 +39,8 @@ def entry_ns(arrivals: Integers, tokens: Integers, engine: EngineSpec, replicas:
 class Cluster:
     """Feeds a trace to replicas and writes down what becomes of each request.
 
-    A request meets the router when an engine has taken it in (:func:`entry_ns`). Closed-loop followers arrive
+    A request meets the router when an engine has taken it in (:func:`entry_ns`); before that it is looked up in
+    ``responses``, if there is such a cache. Closed-loop followers arrive
     ``think_ns`` after the client has the last token of the request before.
     """
 
@@ -51,6 +53,7 @@ class Cluster:
         engine: EngineSpec,
         with_kinds: bool = False,
         on_arrival: Callable[[Request], None] | None = None,
+        responses: ResponseFront | None = None,
     ) -> None:
         self.env, self.trace, self.router, self.recorder = env, trace, router, recorder
         self.engine = engine
@@ -58,6 +61,7 @@ class Cluster:
         self.limited_by_memory = (
             False  # max_model_len is what the KV memory holds, not what anybody asked for
         )
+        self.responses = responses
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
         self.last_token_ns = 0
@@ -71,9 +75,9 @@ class Cluster:
             self._followers.setdefault(int(trace.after[row]), []).append(row)
 
     @property
-    def has_followers(self) -> bool:
-        """Some request arrives when another one is through."""
-        return bool(self._followers)
+    def awaits_answers(self) -> bool:
+        """Something happens when a request is through: another one arrives, or its answer is kept."""
+        return bool(self._followers) or self.responses is not None
 
     def start(self, replicas: Sequence[Replica]) -> None:
         """Set the run up; ``env.run()`` then plays it."""
@@ -84,13 +88,46 @@ class Cluster:
         """Open-loop requests, by the clock."""
         env, trace = self.env, self.trace
         rows = (trace.after < 0).nonzero()[0]
-        entries = entry_ns(trace.arrival_ns[rows], trace.input_tokens[rows], self.engine, len(self.replicas))
+        enter: Callable[..., None] = self._enter
+        if self.responses is not None:
+            enter, entries = self._look_up, trace.arrival_ns[rows]
+        else:
+            tokens = trace.input_tokens[rows]
+            entries = entry_ns(trace.arrival_ns[rows], tokens, self.engine, len(self.replicas))
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
             for at, row in zip(entries[some].tolist(), self._lengths(rows[some]), strict=True):
                 if at > env.now and not env.skip_to(at):
                     yield env.timeout(at - env.now)
-                self._enter(*row)
+                enter(*row)
+
+    def _look_up(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
+        """A request reaches the cache of responses."""
+        responses, env = self.responses, self.env
+        assert responses is not None
+
+        def looked_up(is_hit: bool) -> None:
+            if is_hit:
+                self._answer(row, arrival_ns, input_tokens, *rest)
+                return
+            alone = self.trace.after.item(row) >= 0
+            at = responses.taken_in_ns(env.now, input_tokens, self.engine, len(self.replicas), alone)
+            arrives = (row, arrival_ns, input_tokens, *rest)
+            At(env, at - env.now, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
+
+        responses.look_up(env, row, looked_up)
+
+    def _answer(self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, *names: int) -> None:
+        """The cache of responses has the whole answer."""
+        now = self.env.now
+        no_tiers = (0,) * len(self.replicas[0].manager.used_bytes)
+        lookup_ns = now - arrival_ns
+        self._add_row(
+            (row, arrival_ns, input_tokens, output_tokens, 0, 0, 0, 0, 0, lookup_ns, lookup_ns, -1, 0, *names, no_tiers)
+        )  # fmt: skip
+        self.num_finished += 1
+        self.last_token_ns = max(self.last_token_ns, now)
+        self._release_followers(row)
 
     def _lengths(self, rows: Integers) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(row, arrival, input and output tokens, session, tenant) of some rows."""
@@ -108,7 +145,7 @@ class Cluster:
         else:
             ids, ends = self.trace.content(row)
         kinds = self.trace.kinds(row) if self.with_kinds else []
-        followed = row in self._followers
+        followed = row in self._followers or self.responses is not None
         request = Request(
             row, arrival_ns, input_tokens, output_tokens, ids, ends, kinds, session, tenant, followed
         )
@@ -138,12 +175,22 @@ class Cluster:
         for follower, _, *lengths in self._lengths(np.array(self._followers[row])):
             think = max(1, self.trace.think_ns.item(follower))  # after all that is decided at this moment
             arrives = (follower, self.env.now + think, *lengths)
+            enter: Callable[..., None] = self._enter
+            wait = think + self.engine.taken_in_ns(lengths[0])
+            if self.responses is not None:
+                enter, wait = self._look_up, think
             At(
                 self.env,
-                think + self.engine.taken_in_ns(lengths[0]),
+                wait,
                 PRIORITY_ARRIVAL,
-                lambda _, arrives=arrives: self._enter(*arrives),  # type: ignore[misc]
+                lambda _, enter=enter, arrives=arrives: enter(*arrives),  # type: ignore[misc]
             )
+
+    def _answered(self, row: int) -> None:
+        """The client has the last token of what a replica generated."""
+        if self.responses is not None:
+            self.responses.answered(row)
+        self._release_followers(row)
 
     def finish(self, replica: Replica, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
@@ -180,10 +227,10 @@ class Cluster:
                     self.env,
                     front_out,
                     PRIORITY_ARRIVAL,
-                    lambda _: self._release_followers(request.index),
+                    lambda _: self._answered(request.index),
                 )
             else:
-                self._release_followers(request.index)
+                self._answered(request.index)
 
     def sample(self, replica: Replica, now: int) -> int:
         """Call-back of a replica: its state at a decision; when it should tell next."""

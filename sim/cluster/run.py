@@ -21,6 +21,7 @@ from kvsim.cache.paged import cache_managers
 from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
+from kvsim.cluster.responses import build_responses
 from kvsim.cluster.router import Router, routers
 from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
@@ -37,6 +38,7 @@ from kvsim.hardware.spec import LinkSpec, TierSpec
 from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
 from kvsim.results.recorder import Recorder
 from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers, profile_name
+from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload import build_trace
 from kvsim.workloads.trace import Trace
@@ -68,11 +70,19 @@ def build_simulation(
     every_ns: int = 0,
     check: bool = False,
     link_sharing: str = "fifo",
+    responses: ResponseCache | None = None,
+    seed: int = 0,
 ) -> Simulation:
-    """Put a cluster together from its parts: what a scenario file does, for tests and for other programs."""
+    """Put a cluster together from its parts: what a scenario file does, for tests and for other programs.
+
+    ``seed`` is that of the draws of ``responses``.
+    """
     env = Clock(initial_time=0)
     recorder = Recorder(every_ns)
-    cluster = Cluster(env, trace, router, recorder, engine)
+    front = None
+    if responses is not None:
+        front = build_responses(responses, trace, cache.balance_tokens, lambda: env.now, seed)
+    cluster = Cluster(env, trace, router, recorder, engine, responses=front)
     names = [tier.name for tier in cache.tiers]
     cache = dataclasses.replace(
         cache,
@@ -89,7 +99,7 @@ def build_simulation(
     for index, chain in enumerate(chains):
         manager = make_manager(cache)
         batch = Batch(manager.block_tokens)
-        rings = bool(links) or cluster.has_followers or manager.needs_future
+        rings = bool(links) or cluster.awaits_answers or manager.needs_future
         replica = Replica(env, index, engine, manager, cost, chain, batch, cluster, check, rings)
         replicas.append(replica)
     if any(tier.shared for tier in cache.tiers):
@@ -218,6 +228,8 @@ def run_scenario(
         scenario.output.timeline_interval,
         check,
         scenario.cache.link_sharing,
+        scenario.cluster.response_cache,
+        scenario.seed,
     )
     simulation.cluster.limited_by_memory = (
         scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len
@@ -357,6 +369,7 @@ def _outcome(
         seed=scenario.seed,
         loop_wall_s=loop_wall_s,
         joins=tuple(join for replica in replicas for join in replica.joins),
+        responses=None if simulation.cluster.responses is None else simulation.cluster.responses.use(),
     )
 
 

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kvsim.results.recorder import Recorder
 
 
@@ -31,6 +34,22 @@ class LinkUse:
     num_bytes: int
     num_transfers: int
     ns_by_provenance: Mapping[str, int] = field(default_factory=dict)  # of a link that is priced by a table
+
+
+VERDICTS = ("miss", "hit", "wrong")
+"""Of a cache of responses on a request; wrong = a hit whose answer is not right."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseUse:
+    """What a cache of responses did."""
+
+    hits_from: str  # exact, similarity, curve
+    source: str  # of the similarities or the curve
+    verdict: npt.NDArray[np.int8]  # of every request of the trace; -1 = not looked up, or index into VERDICTS
+    lookup_ns: npt.NDArray[np.int64]
+    num_entries: int  # in the end
+    num_evicted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +93,4 @@ class Outcome:
     """Of each step that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added."""
     turns_at_once: bool = False  # closed loops without any think time
     warm_start: Mapping[str, Any] | None = None  # what the caches began with
+    responses: ResponseUse | None = None

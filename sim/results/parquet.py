@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvsim.results.columns import Ints, RequestColumns
-from kvsim.results.outcome import Outcome
+from kvsim.results.outcome import VERDICTS, Outcome
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,7 +42,9 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
     """One row a completed request, in the order of request numbers; written a row group at a time.
 
     ``tpot_s`` is null at one output token; ``session`` and ``tenant`` are names, null if there are none;
-    ``hit_tokens_TIER`` splits the tokens found in cache by the tier that held them.
+    ``hit_tokens_TIER`` splits the tokens found in cache by the tier that held them. With a cache of responses
+    ``lookup_s`` is the part of ``host_s`` that the look-up took, ``response`` miss, hit or wrong; ``replica`` is -1 for
+    a request that the cache has answered.
     """
 
     def part(rows: slice) -> dict[str, Any]:
@@ -54,6 +56,10 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
         table["approximate_tokens"] = _numbers(columns.approximate_tokens[rows])
         for i, tier in enumerate(outcome.tier_names):
             table[f"hit_tokens_{tier}"] = _numbers(columns.hits_by_tier[rows, i])
+        if (use := outcome.responses) is not None:
+            requests = columns.request[rows]
+            table["lookup_s"] = _numbers(use.lookup_ns[requests] / 1e9)
+            table["response"] = _names(use.verdict[requests].astype(np.int64), VERDICTS)
         return table
 
     starts = range(0, max(1, len(columns.request)), ROWS_AT_ONCE)

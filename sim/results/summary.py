@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvsim.cost.model import PROVENANCES
 from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, arrived_from, request_columns
 from kvsim.results.histogram import DurationHistogram
-from kvsim.results.outcome import LinkUse, Outcome
+from kvsim.results.outcome import VERDICTS, LinkUse, Outcome
 from kvsim.version import __version__
 
 PERCENTILES = (50, 90, 95, 99)
@@ -73,6 +73,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         ],
         "cache": _cache(outcome, done),
         **({} if outcome.warm_start is None else {"warm_start": dict(outcome.warm_start)}),
+        "responses": _responses(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
         "cost": _cost(outcome, all_output_tokens),
@@ -137,8 +138,31 @@ def _ttft_parts(done: RequestColumns) -> dict[str, dict[str, float | None]]:
     return {"mean": means(everyone), "slowest_5_percent": means(slowest)}
 
 
+def _responses(outcome: Outcome, done: RequestColumns) -> dict[str, Any] | None:
+    """Of completed requests; null without a cache of responses. ``wrong_response_ratio`` is of all of them, hits or not."""
+    use = outcome.responses
+    if use is None:
+        return None
+    verdict, lookup_s = use.verdict[done.request], use.lookup_ns[done.request] / 1e9
+    wrong = int((verdict == VERDICTS.index("wrong")).sum())
+    hits = wrong + int((verdict == VERDICTS.index("hit")).sum())
+    return {
+        "lookups": len(verdict),
+        "hits": hits,
+        "wrong_hits": wrong,
+        "hit_ratio": _ratio(hits, len(verdict)),
+        "wrong_response_ratio": _ratio(wrong, len(verdict)),
+        "hits_from": use.hits_from,
+        "source": use.source,
+        "lookup_s": statistics(lookup_s),
+        "miss_ttft_s": statistics(done.ttft_s[verdict == VERDICTS.index("miss")]),
+        "entries": use.num_entries,
+        "evicted": use.num_evicted,
+    }
+
+
 def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
-    input_tokens = int(done.input_tokens.sum())
+    input_tokens = int(done.input_tokens[done.replica >= 0].sum())  # of prompts that reached a replica
     hits = done.hits_by_tier.sum(axis=0).tolist()
     return {
         "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),

@@ -81,6 +81,13 @@ def _facts(summary: Summary) -> Table:
         shares = reading.ttft_shares(summary, which)
         if shares:
             row(name, (f"{PART_NAMES[part]} {percent(share)}" for part, share in shares.items()))
+    if (responses := summary["responses"]) is not None:
+        parts = [
+            f"{percent(responses['hit_ratio'])} of requests",
+            f"wrong {percent(responses['wrong_response_ratio'])}",
+        ]
+        source = [f"[{responses['source']}]"] if responses["source"] else []
+        row("responses reused", [*parts, f"look-up {duration(responses['lookup_s']['mean'])}", *source])
     hits = [f"{percent(cache['hit_token_ratio'])} of prompt tokens"]
     hits += [f"{tier} {percent(ratio)}" for tier, ratio in cache["hit_token_ratio_by_tier"].items()]
     if cache["approximate_token_ratio"]:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
 from kvsim.scenario.workload_schema import Workload
 
@@ -45,6 +46,8 @@ class Cluster(Part):
     """round_robin, least_outstanding_tokens, prefix_aware, or any that a plug-in registers."""
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """What one GPU-hour costs; null = the list price in the GPU's preset."""
+    response_cache: ResponseCache | None = None
+    """Answers reused in front of the router: docs/responses.md."""
 
 
 class Engine(Part):

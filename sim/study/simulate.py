@@ -40,6 +40,11 @@ def summary_row(summary: dict[str, Any]) -> Row:
         "approximate_token_ratio": approximate,
     }
     row["computed_token_ratio"] = None if hits is None or approximate is None else 1 - hits - approximate
+    if (responses := summary["responses"]) is not None:
+        row |= {
+            "response_hit_ratio": responses["hit_ratio"],
+            "wrong_response_ratio": responses["wrong_response_ratio"],
+        }
     for tier, ratio in cache["hit_token_ratio_by_tier"].items():
         row[f"hit_token_ratio_{tier}"] = ratio
     for tier in summary["tiers"]:

@@ -15,7 +15,7 @@ from kvsim.workloads.trace import Trace
 
 BLOCK = 2  # tokens
 BUILT_IN: tuple[EvictionSpec, ...] = (
-    "lru", "fifo", "lfu", "sieve", "s3fifo", "arc", "gdsf", "prefix_gdsf", "flops_per_byte",
+    "lru", "fifo", "lfu", "sieve", "s3fifo", "arc", "gdsf", "lec", "prefix_gdsf", "flops_per_byte",
     {"policy": "ttl", "seconds": 2e-8}, "pinned", "explicit_free", "belady", {"policy": "belady", "noise": 1},
     {"policy": "one_bit_oracle", "error": 0.2}, {"policy": "sparse_oracle", "every": 3},
 )  # fmt: skip

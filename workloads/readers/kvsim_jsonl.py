@@ -11,6 +11,9 @@ Required: ``arrival_s``, ``input_tokens``, ``output_tokens``. Optional, null cou
 - ``after``, ``think_s``: closed loop. The request arrives ``think_s`` (default 0) after the completion of
   request number ``after``, counted from 0 in the order of the file; its ``arrival_s`` then only says where it
   stands.
+- ``query``: name of what is asked; equal names are the same query. ``similar_to`` (name of the earlier query that is most
+  like it), ``similarity`` (0 to 1) and ``correct`` (its answer is right here, too), all three together: what a cache of
+  responses may reuse.
 
 Ids are whole numbers or strings. Further fields are not used, but one that looks like a misspelt optional field
 is refused.
@@ -24,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvsim.errors import TraceError
 from kvsim.workloads.blocks import block_segments
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.files import (
@@ -49,7 +53,12 @@ OPTIONAL = (
     "output_id",
     "after",
     "think_s",
+    "query",
+    "similar_to",
+    "similarity",
+    "correct",
 )
+SIMILAR = ("similar_to", "similarity", "correct")
 KNOWN = frozenset({*REQUIRED, *OPTIONAL})
 LINES_AT_ONCE = 4096
 KIND_NUMBER = {kind: number for number, kind in enumerate(SEGMENT_KINDS)}
@@ -87,6 +96,11 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
             raise row.error(
                 f"after is {after}, which does not arrive before this request; give an earlier one"
             )
+    if (unknown := builder.unknown_query()) is not None:
+        number, name = unknown
+        raise TraceError(
+            f"{path}: request {number}, counted from 0, is similar_to '{name}', which no request has as its query"
+        )
     return builder.build(path.name, source)
 
 
@@ -101,7 +115,7 @@ def _add(row: Row, builder: TraceBuilder, arrival_ns: int, after: int) -> None:
     else:
         ids, tokens = [], []
     thinks = after >= 0 and row.fields.get("think_s") is not None
-    builder.add(
+    number = builder.add(
         arrival_ns,
         input_tokens,
         output_tokens,
@@ -114,6 +128,26 @@ def _add(row: Row, builder: TraceBuilder, arrival_ns: int, after: int) -> None:
         after=after,
         think_ns=row.time_ns("think_s") if thinks else 0,
     )
+    if row.fields.get("query") is not None or any(row.fields.get(name) is not None for name in SIMILAR):
+        _add_query(row, builder, number)
+
+
+def _add_query(row: Row, builder: TraceBuilder, number: int) -> None:
+    """What the request asks, and what is most like it."""
+    query, other = row.name("query"), row.name("similar_to")
+    given = [name for name in SIMILAR if row.fields.get(name) is not None]
+    if len(given) not in (0, len(SIMILAR)):
+        missing = next(name for name in SIMILAR if name not in given)
+        raise row.error(f"'{given[0]}' without '{missing}'; give {', '.join(SIMILAR)} together")
+    if not given:
+        builder.add_query(number, query)
+        return
+    similarity, correct = row.fields["similarity"], row.fields["correct"]
+    if type(similarity) not in (int, float) or not 0 <= similarity <= 1:
+        raise row.error(f"similarity is {shown(similarity)}; it has to be a number from 0 to 1")
+    if type(correct) is not bool:
+        raise row.error(f"correct is {shown(correct)}; it has to be true or false")
+    builder.add_query(number, query, other, similarity, correct)
 
 
 def _lengths(lines: list[str]) -> tuple[Array, Array, Array] | None:

@@ -45,6 +45,14 @@ class Setting:
         """FLOPs of computing ``new_tokens`` over ``past_tokens``, per new token, in units of its matrix products."""
         return 1 + (past_tokens + new_tokens / 2) / self.balance_tokens
 
+    def cost_per_size(self, item: Evictable) -> float:
+        """What making ``item`` again takes, for each unit of its size: a run of blocks as a prompt of its own, per token."""
+        return self.cost_per_token(0, (item.end - item.start) * self.block_tokens)
+
+    def frequency(self, item: Evictable) -> int:
+        """How often ``item`` was used, as far as the cache remembers."""
+        return item.uses
+
 
 class EvictionPolicy(ABC):
     """Ranks runs; the tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
@@ -129,6 +137,7 @@ def load_builtin() -> None:
         fifo,
         flops_per_byte,
         gdsf,
+        lec,
         lfu,
         lru,
         one_bit_oracle,

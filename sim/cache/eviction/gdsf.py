@@ -26,7 +26,7 @@ class GDSF(EvictionPolicy):
         return (item.state[1], item.freed)
 
     def _rank(self, item: Evictable) -> None:
-        cost = self.setting.cost_per_token(0, (item.end - item.start) * self.setting.block_tokens)
+        cost = self.setting.cost_per_size(item)
         item.state = (item.uses, self.clock + item.uses * cost)
 
     def evicted(self, item: Evictable, blocks: int, place: Hashable) -> None:

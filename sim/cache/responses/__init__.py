@@ -1,0 +1,1 @@
+"""Whole answers, reused in front of the router."""
