@@ -173,5 +173,5 @@ def test_equal_seeds_write_equal_bytes(tmp_path):
 
 
 def test_names():
-    assert set(generators) == {"lengths", "resampled", "shared_prefixes", "chat", "rag", "edits"}
+    assert set(generators) == {"lengths", "resampled", "shared_prefixes", "chat", "rag", "edits", "queries"}
     assert set(processes) == {"constant", "poisson", "gamma", "diurnal"}
