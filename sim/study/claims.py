@@ -23,7 +23,7 @@ class Axis(Part):
     """Something that the abstract leaves open: every value is tried, none is chosen."""
 
     key: Text
-    """A key of the scenario; of a claim on kernels, a variable of their sizes, ``model`` or ``gpu``."""
+    """A key of the scenario or of ``queries``; of a claim on kernels, a variable of their sizes, ``model`` or ``gpu``."""
     values: Values
     of: Literal["both", "baseline", "method"] = "both"
     """Whose runs it changes."""
@@ -56,7 +56,7 @@ class ClaimFile(Part):
     claimed: Annotated[tuple[float, float], Field(strict=False)]
     """[least, most] of the published ratio; a single figure is both."""
     metric: Text
-    """What is compared: a column of sweep.parquet, or ``time`` of kernels."""
+    """What is compared: a column of sweep.parquet, ``time`` of kernels, or ``cost`` of queries."""
     ratio: Literal["method/baseline", "baseline/method"]
     """method/baseline where more is better."""
     axes: Annotated[tuple[Axis, ...], Field(strict=False, min_length=1)]
@@ -69,11 +69,14 @@ class ClaimFile(Part):
     """Overlays on ``scenario``; ``method: NAME`` in one lays a card over it."""
     method: dict[str, Any] = Field(default={})
     kernels: Kernels | None = None
+    queries: dict[str, Any] | None = None
+    """Queries to a cache of answers and two models (:class:`kvsim.study.multiplexing.Multiplexing`), with ``baseline``
+    and ``method`` laid over."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ClaimFile:
-        if (self.scenario is None) == (self.kernels is None):
-            raise ValueError("a claim needs either 'scenario' or 'kernels', and not both")
+        if sum(part is not None for part in (self.scenario, self.kernels, self.queries)) != 1:
+            raise ValueError("a claim needs one of 'scenario', 'kernels' and 'queries'")
         if not 1 < self.claimed[0] <= self.claimed[1]:
             raise ValueError(
                 f"claimed: expected [least, most], both above 1 (better), found {list(self.claimed)}"

@@ -53,6 +53,8 @@ def reproduce(
     values: list[tuple[float | None, float | None]]
     if claim.kernels is not None:
         values = [_kernel_values(claim, point) for point in combinations]
+    elif claim.queries is not None:
+        values = [_query_values(claim, point) for point in combinations]
     else:
         values = _simulated(claim, combinations, folder, jobs, progress)
     points = [
@@ -171,6 +173,26 @@ def _point(claim: ClaimFile, point: Mapping[str, Any], side: str, folder: Path) 
     except ScenarioError as error:
         raise ScenarioError(f"{claim.name}, {side}: {error}") from None
     return point_of({"side": side, **settings}, scenario)
+
+
+# ---- queries
+
+
+def _query_values(claim: ClaimFile, point: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean cost of both sides' queries."""
+    from kvsim.study.multiplexing import mean_cost, multiplexing
+
+    assert claim.queries is not None
+    base, method = (
+        mean_cost(
+            multiplexing(
+                {**claim.queries, **getattr(claim, side), **claim.settings(point, side)},
+                f"{claim.name}.queries ({side})",
+            )
+        )
+        for side in SIDES
+    )
+    return base, method
 
 
 # ---- kernels
