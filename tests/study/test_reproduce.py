@@ -130,7 +130,7 @@ def test_bad_formulas(formula: str) -> None:
         ({"claimd": 1}, "mine.yaml.claimd: unknown key; did you mean 'claimed'?"),
         ({"claimed": [0.5, 2]}, "mine.yaml: claimed: expected [least, most], both above 1 (better), found [0.5, 2.0]"),
         ({"ratio": "method/base"}, "mine.yaml.ratio: unknown value 'method/base'; did you mean 'method/baseline'?"),
-        ({"scenario": None}, "mine.yaml: a claim needs either 'scenario' or 'kernels', and not both"),
+        ({"scenario": None}, "mine.yaml: a claim needs one of 'scenario', 'kernels' and 'queries'"),
         ({"solve_for": "x"}, "mine.yaml: solve_for: no axis is called 'x'"),
         ({"metric": "ttft"}, "mine.metric: no figure is called 'ttft'"),
         ({"method": {"method": "marconni"}}, "mine, method: --set method: no method is called 'marconni'; did you mean"),
