@@ -31,7 +31,7 @@ from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
-from kvsim.entities import Batch
+from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import LinkSpec, TierSpec
@@ -111,7 +111,13 @@ def build_simulation(
         from kvsim.cache.future import Future
 
         future = Future(trace, cache.block_tokens)
-        cluster.on_arrival = future.arrived
+
+        def on_arrival(request: Request) -> None:
+            for replica in replicas:
+                replica.sync()  # what was let go before is ranked by the future as it was then
+            future.arrived(request)
+
+        cluster.on_arrival = on_arrival
         for replica in replicas:
             replica.manager.set_future(future)
     cluster.start(replicas)

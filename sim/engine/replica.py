@@ -106,7 +106,7 @@ class Replica(Services):
         )  # of replicas that decide at the same moment the first goes first
         self._rings = rings
         self._next = NEVER  # the next boundary; NEVER = idle
-        self._at = -1  # the decision that is made later than its time; -1 = none
+        self._at = -1  # of the decision that is made, or the output that is taken, late; -1 = none
         self._alarm: At | None = None  # rings there
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
@@ -286,7 +286,9 @@ class Replica(Services):
             self.batch.round += 1
             run.done = 1
         at = int(run.boundaries[0])
+        known, self._at = self._at, at
         self._apply(output, at)
+        self._at = known
         if self.check:
             self.manager.check_integrity()
         if run.steps > 1 and self.sample_at <= at:

@@ -1,9 +1,9 @@
-"""How many events a story takes, and what a manager has to say before its steps are fused."""
+"""How many events a story takes, what a manager has to say before its steps are fused, and what they must not see."""
 
 from __future__ import annotations
 
 import pytest
-from toys import toy_engine, toy_simulation, toy_trace
+from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.none import NoReuse
 from kvsim.cache.paged import Paged
@@ -32,3 +32,30 @@ def test_a_run_goes_on_through_the_output_before_it(manager: type[Paged], events
     replica = simulation.replicas[0]
     assert replica.num_steps == 1 + 4 + 10
     assert replica.num_events == events
+
+
+def test_what_a_run_lets_go_is_ranked_by_the_future_as_it_was_then() -> None:
+    """Belady; requests go to two replicas in turn. Replica 0 lets A go at 1655, in the middle of a run of request 4.
+    Row 5 needs A next, so B goes, which row 6 needs. Row 5 comes at 2500, to replica 1, before the run ends: then only
+    row 8 would need A."""
+    a, b = (1, 8), (2, 8)
+    rows = [(0, 9, 1), (0, 5, 1), (1000, 9, 4), (1000, 5, 1), (1000, 5, 24), (2500, 9, 1)]
+    rows += [(20_000, 9, 1), (20_000, 5, 1), (30_000, 9, 1)]
+    trace = toy_trace(rows, [[b], [], [a], [], [], [a], [b], [], [a]])
+    engine, cache = toy_engine(async_scheduling=True), toy_cache(9, eviction="belady")
+    fused, _ = fused_and_unfused(lambda: toy_simulation(trace, engine=engine, cache=cache, num_replicas=2))
+    found = {row.request: row for row in fused.recorder.requests}
+    assert 1000 + found[2].e2e_ns == 1655 < 2500 < 1000 + found[4].e2e_ns
+    assert [found[row].cached_tokens for row in (6, 8)] == [0, 8]
+
+
+@pytest.mark.parametrize(("lives_ns", "hit"), [(3344, 0), (3345, 0), (3346, 8)])
+def test_what_a_run_lets_go_ages_from_then_on(lives_ns: int, hit: int) -> None:
+    """A is let go at 655, in the middle of a run that ends at 3225, and asked for again at 4000."""
+    trace = toy_trace([(0, 9, 4), (0, 5, 24), (4000, 9, 1)], [[(1, 8)], [], [(1, 8)]])
+    cache = toy_cache(100, eviction={"policy": "ttl", "seconds": lives_ns / 1e9})
+    engine = toy_engine(async_scheduling=True)
+    fused, _ = fused_and_unfused(lambda: toy_simulation(trace, engine=engine, cache=cache))
+    found = {row.request: row for row in fused.recorder.requests}
+    assert (found[0].e2e_ns, found[1].e2e_ns) == (655, 3225)
+    assert found[2].cached_tokens == hit

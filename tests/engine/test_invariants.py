@@ -141,7 +141,7 @@ def check_tiers(replicas: list[Replica]) -> None:
     sessions(),
     setups(),
     tier_stacks(),
-    st.sampled_from(["lru", "lfu", "belady"]),
+    st.sampled_from(["lru", "lfu", "belady", {"policy": "ttl", "seconds": 2e-6}]),
     st.sampled_from(["always", "if_faster"]),
     st.sampled_from(["round_robin", "least_outstanding_tokens", "prefix_aware"]),
     st.integers(1, 3),
