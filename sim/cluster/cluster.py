@@ -12,6 +12,7 @@ import simpy
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.responses import ResponseFront
 from kvsim.cluster.router import Router
+from kvsim.cluster.small_model import SmallPool
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
@@ -40,7 +41,7 @@ class Cluster:
     """Feeds a trace to replicas and writes down what becomes of each request.
 
     A request meets the router when an engine has taken it in (:func:`entry_ns`); before that it is looked up in
-    ``responses``, if there is such a cache. Closed-loop followers arrive
+    ``responses`` and may go to the ``small`` model's servers, if there are such. Closed-loop followers arrive
     ``think_ns`` after the client has the last token of the request before.
     """
 
@@ -54,6 +55,7 @@ class Cluster:
         with_kinds: bool = False,
         on_arrival: Callable[[Request], None] | None = None,
         responses: ResponseFront | None = None,
+        small: SmallPool | None = None,
     ) -> None:
         self.env, self.trace, self.router, self.recorder = env, trace, router, recorder
         self.engine = engine
@@ -61,7 +63,8 @@ class Cluster:
         self.limited_by_memory = (
             False  # max_model_len is what the KV memory holds, not what anybody asked for
         )
-        self.responses = responses
+        self.responses, self.small = responses, small
+        self._taken_in_ns = 0  # when the front end has all prompts that were sent on to it
         self.replicas: Sequence[Replica] = ()
         self.num_finished = 0
         self.last_token_ns = 0
@@ -89,8 +92,8 @@ class Cluster:
         env, trace = self.env, self.trace
         rows = (trace.after < 0).nonzero()[0]
         enter: Callable[..., None] = self._enter
-        if self.responses is not None:
-            enter, entries = self._look_up, trace.arrival_ns[rows]
+        if self._has_front:
+            enter, entries = self._arrive, trace.arrival_ns[rows]
         else:
             tokens = trace.input_tokens[rows]
             entries = entry_ns(trace.arrival_ns[rows], tokens, self.engine, len(self.replicas))
@@ -101,33 +104,65 @@ class Cluster:
                     yield env.timeout(at - env.now)
                 enter(*row)
 
-    def _look_up(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
-        """A request reaches the cache of responses."""
-        responses, env = self.responses, self.env
-        assert responses is not None
+    @property
+    def _has_front(self) -> bool:
+        """Something stands between the clients and the engine's front end."""
+        return self.responses is not None or self.small is not None
+
+    def _arrive(self, *request: int) -> None:
+        """A request (row, arrival, input and output tokens, session, tenant) is looked up, if there is a cache of responses."""
+        if self.responses is None:
+            self._choose(*request)
+            return
 
         def looked_up(is_hit: bool) -> None:
             if is_hit:
-                self._answer(row, arrival_ns, input_tokens, *rest)
-                return
-            alone = self.trace.after.item(row) >= 0
-            at = responses.taken_in_ns(env.now, input_tokens, self.engine, len(self.replicas), alone)
-            arrives = (row, arrival_ns, input_tokens, *rest)
-            At(env, at - env.now, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
+                now = self.env.now
+                self._answer(request, now, now, now)
+                self._release_followers(request[0])
+            else:
+                self._choose(*request)
 
-        responses.look_up(env, row, looked_up)
+        self.responses.look_up(self.env, request[0], looked_up)
 
-    def _answer(self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, *names: int) -> None:
-        """The cache of responses has the whole answer."""
+    def _choose(self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, *names: int) -> None:
+        """A request goes to one of two models, if there are two."""
+        request = (row, arrival_ns, input_tokens, output_tokens, *names)
+        small, reached_ns = self.small, self.env.now
+        if small is None or not small.takes(row):
+            self._take_in(*request)
+            return
+
+        def served(suffices: bool, start_ns: int, first_ns: int) -> None:
+            if suffices:
+                self._answer(request, reached_ns, start_ns, first_ns)
+                self._answered(row, small.setting.cost)
+            else:
+                self._take_in(*request)
+
+        small.serve(self.env, row, input_tokens, output_tokens, served)
+
+    def _take_in(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
+        """A prompt is sent on to the engine's front end: :func:`entry_ns`, one by one."""
+        now, engine = self.env.now, self.engine
+        at = now + engine.taken_in_ns(input_tokens)
+        if self.trace.after.item(row) < 0:
+            before = self._taken_in_ns + input_tokens * engine.intake_token_ns // len(self.replicas)
+            at = self._taken_in_ns = max(at, before)
+        arrives = (row, arrival_ns, input_tokens, *rest)
+        At(self.env, at - now, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
+
+    def _answer(self, request: Sequence[int], reached_ns: int, start_ns: int, first_ns: int) -> None:
+        """A request has its whole answer without the replicas: who gave it, was reached, began and had the first token then."""
         now = self.env.now
+        row, arrival_ns, input_tokens, output_tokens, session, tenant = request
+        times = (start_ns - reached_ns, 0, first_ns - start_ns, reached_ns - arrival_ns, now - arrival_ns)
         no_tiers = (0,) * len(self.replicas[0].manager.used_bytes)
-        lookup_ns = now - arrival_ns
         self._add_row(
-            (row, arrival_ns, input_tokens, output_tokens, 0, 0, 0, 0, 0, lookup_ns, lookup_ns, -1, 0, *names, no_tiers)
-        )  # fmt: skip
+            (row, arrival_ns, input_tokens, output_tokens, 0, 0, *times, -1, 0, session, tenant, no_tiers)
+        )
         self.num_finished += 1
         self.last_token_ns = max(self.last_token_ns, now)
-        self._release_followers(row)
 
     def _lengths(self, rows: Integers) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(row, arrival, input and output tokens, session, tenant) of some rows."""
@@ -177,8 +212,8 @@ class Cluster:
             arrives = (follower, self.env.now + think, *lengths)
             enter: Callable[..., None] = self._enter
             wait = think + self.engine.taken_in_ns(lengths[0])
-            if self.responses is not None:
-                enter, wait = self._look_up, think
+            if self._has_front:
+                enter, wait = self._arrive, think
             At(
                 self.env,
                 wait,
@@ -186,10 +221,10 @@ class Cluster:
                 lambda _, enter=enter, arrives=arrives: enter(*arrives),  # type: ignore[misc]
             )
 
-    def _answered(self, row: int) -> None:
-        """The client has the last token of what a replica generated."""
+    def _answered(self, row: int, cost: float = 1.0) -> None:
+        """The client has the last token of what a model generated; ``cost``: of that model, where the replicas' is 1."""
         if self.responses is not None:
-            self.responses.answered(row)
+            self.responses.answered(row, cost)
         self._release_followers(row)
 
     def finish(self, replica: Replica, request: Request, now: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import simpy
@@ -22,9 +22,6 @@ from kvsim.errors import ScenarioError
 from kvsim.results.outcome import ResponseUse
 from kvsim.scenario.response_cache import LookupPoint, ResponseCache
 from kvsim.workloads.trace import Trace
-
-if TYPE_CHECKING:
-    from kvsim.engine.spec import EngineSpec
 
 
 @dataclass(slots=True)
@@ -39,7 +36,6 @@ class ResponseFront:
     verdict: np.ndarray[Any, Any]  # int8 (n,): -1 = not looked up, or as kvsim.cache.responses.hits has it
     lookup_ns: np.ndarray[Any, Any]  # int64 (n,)
     answers: int = 0  # of the model so far: entries of the cache that a curve was measured on
-    free_ns: int = 0  # when the front end has taken in the prompts that were sent on
 
     def look_up(self, env: simpy.Environment, row: int, then: Callable[[bool], None]) -> None:
         """Start now; ``then`` is called at the end, with whether the cache has answered."""
@@ -56,8 +52,8 @@ class ResponseFront:
             self.store.use(response)
         return verdict != MISS
 
-    def answered(self, row: int) -> None:
-        """Change. The client has the model's answer to request ``row``."""
+    def answered(self, row: int, cost: float = 1.0) -> None:
+        """Change. The client has a model's answer to request ``row``; ``cost``: of the model, where the replicas' is 1."""
         self.answers += 1
         self.lookup.answered(row, self.store)
         if self.setting.hits == "curve":
@@ -67,14 +63,7 @@ class ResponseFront:
         size = 1
         if self.setting.capacity is not None:
             size = self.setting.bytes_per_response + self.setting.bytes_per_token * output
-        self.store.insert(self.lookup.key(row), size, tokens * self.cost.cost_per_token(0, tokens))
-
-    def taken_in_ns(self, now: int, tokens: int, engine: EngineSpec, replicas: int, alone: bool) -> int:
-        """Change. When the front end has a prompt that is sent on now: :func:`kvsim.cluster.cluster.entry_ns`, one by one."""
-        at: int = now + engine.taken_in_ns(tokens)
-        if not alone:
-            at = self.free_ns = max(at, self.free_ns + tokens * engine.intake_token_ns // replicas)
-        return at
+        self.store.insert(self.lookup.key(row), size, cost * tokens * self.cost.cost_per_token(0, tokens))
 
     def use(self) -> ResponseUse:
         return ResponseUse(

@@ -23,6 +23,7 @@ from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.responses import build_responses
 from kvsim.cluster.router import Router, routers
+from kvsim.cluster.small_model import SmallPool
 from kvsim.cluster.warm_start import restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
@@ -40,6 +41,7 @@ from kvsim.results.recorder import Recorder
 from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers, profile_name
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.schema import Scenario
+from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.workload import build_trace
 from kvsim.workloads.trace import Trace
 
@@ -71,18 +73,20 @@ def build_simulation(
     check: bool = False,
     link_sharing: str = "fifo",
     responses: ResponseCache | None = None,
+    small_model: SmallModel | None = None,
     seed: int = 0,
 ) -> Simulation:
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs.
 
-    ``seed`` is that of the draws of ``responses``.
+    ``seed`` is that of the draws of ``responses`` and ``small_model``.
     """
     env = Clock(initial_time=0)
     recorder = Recorder(every_ns)
     front = None
     if responses is not None:
         front = build_responses(responses, trace, cache.balance_tokens, lambda: env.now, seed)
-    cluster = Cluster(env, trace, router, recorder, engine, responses=front)
+    small = None if small_model is None else SmallPool(small_model, trace, seed)
+    cluster = Cluster(env, trace, router, recorder, engine, responses=front, small=small)
     names = [tier.name for tier in cache.tiers]
     cache = dataclasses.replace(
         cache,
@@ -235,6 +239,7 @@ def run_scenario(
         check,
         scenario.cache.link_sharing,
         scenario.cluster.response_cache,
+        scenario.cluster.small_model,
         scenario.seed,
     )
     simulation.cluster.limited_by_memory = (
@@ -376,6 +381,7 @@ def _outcome(
         loop_wall_s=loop_wall_s,
         joins=tuple(join for replica in replicas for join in replica.joins),
         responses=None if simulation.cluster.responses is None else simulation.cluster.responses.use(),
+        small_model=None if simulation.cluster.small is None else simulation.cluster.small.use(),
     )
 
 

@@ -52,6 +52,24 @@ class ResponseUse:
     num_evicted: int
 
 
+MODELS = ("large", "small", "both")
+"""Who answered a request; both = the small one's answer would not do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallModelUse:
+    """What a second pool with a small model did."""
+
+    source: str
+    model: npt.NDArray[
+        np.int8
+    ]  # of every request of the trace; -1 = no model was asked, or index into MODELS
+    num_needless: int  # sent to the replicas though the small model's answer would do
+    busy_ns: int  # of all servers together
+    num_servers: int
+    usd_per_hour: float
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A finished run."""
@@ -94,3 +112,4 @@ class Outcome:
     turns_at_once: bool = False  # closed loops without any think time
     warm_start: Mapping[str, Any] | None = None  # what the caches began with
     responses: ResponseUse | None = None
+    small_model: SmallModelUse | None = None

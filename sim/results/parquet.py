@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvsim.results.columns import Ints, RequestColumns
-from kvsim.results.outcome import VERDICTS, Outcome
+from kvsim.results.outcome import MODELS, VERDICTS, Outcome
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,7 +44,7 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
     ``tpot_s`` is null at one output token; ``session`` and ``tenant`` are names, null if there are none;
     ``hit_tokens_TIER`` splits the tokens found in cache by the tier that held them. With a cache of responses
     ``lookup_s`` is the part of ``host_s`` that the look-up took, ``response`` miss, hit or wrong; ``replica`` is -1 for
-    a request that the cache has answered.
+    a request that the cache has answered. With two models ``model`` is large, small or both, and null after a hit.
     """
 
     def part(rows: slice) -> dict[str, Any]:
@@ -60,6 +60,8 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
             requests = columns.request[rows]
             table["lookup_s"] = _numbers(use.lookup_ns[requests] / 1e9)
             table["response"] = _names(use.verdict[requests].astype(np.int64), VERDICTS)
+        if (small := outcome.small_model) is not None:
+            table["model"] = _names(small.model[columns.request[rows]].astype(np.int64), MODELS)
         return table
 
     starts = range(0, max(1, len(columns.request)), ROWS_AT_ONCE)

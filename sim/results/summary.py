@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kvsim.cost.model import PROVENANCES
 from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, arrived_from, request_columns
 from kvsim.results.histogram import DurationHistogram
-from kvsim.results.outcome import VERDICTS, LinkUse, Outcome
+from kvsim.results.outcome import MODELS, VERDICTS, LinkUse, Outcome
 from kvsim.version import __version__
 
 PERCENTILES = (50, 90, 95, 99)
@@ -74,6 +74,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "cache": _cache(outcome, done),
         **({} if outcome.warm_start is None else {"warm_start": dict(outcome.warm_start)}),
         "responses": _responses(outcome, done),
+        "small_model": _small_model(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
         "cost": _cost(outcome, all_output_tokens),
@@ -161,6 +162,23 @@ def _responses(outcome: Outcome, done: RequestColumns) -> dict[str, Any] | None:
     }
 
 
+def _small_model(outcome: Outcome, done: RequestColumns) -> dict[str, Any] | None:
+    """Of completed requests; null without a second pool. ``both``: its answer would not do, and the replicas gave another."""
+    use = outcome.small_model
+    if use is None:
+        return None
+    model = use.model[done.request]
+    counts = {name: int((model == number).sum()) for number, name in enumerate(MODELS)}
+    return {
+        **counts,
+        "needless_large": use.num_needless,
+        "answered_ratio": _ratio(counts["small"], len(model)),
+        "busy_ratio": _ratio(use.busy_ns, outcome.makespan_ns * use.num_servers),
+        "usd": outcome.makespan_ns / 3.6e12 * use.usd_per_hour,
+        "source": use.source,
+    }
+
+
 def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
     input_tokens = int(done.input_tokens[done.replica >= 0].sum())  # of prompts that reached a replica
     hits = done.hits_by_tier.sum(axis=0).tolist()
@@ -234,6 +252,8 @@ def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
     gpu_hours = outcome.num_replicas * outcome.gpus_per_replica * outcome.makespan_ns / 3.6e12
     tiers_usd = outcome.makespan_ns / 3.6e12 * outcome.tier_usd_per_hour
     usd = gpu_hours * outcome.usd_per_gpu_hour + tiers_usd
+    if outcome.small_model is not None:
+        usd += outcome.makespan_ns / 3.6e12 * outcome.small_model.usd_per_hour
     return {
         "gpu_hours": gpu_hours,
         "usd": usd,

@@ -88,6 +88,17 @@ def _facts(summary: Summary) -> Table:
         ]
         source = [f"[{responses['source']}]"] if responses["source"] else []
         row("responses reused", [*parts, f"look-up {duration(responses['lookup_s']['mean'])}", *source])
+    if (small := summary["small_model"]) is not None:
+        answered = f"{percent(small['answered_ratio'])} of requests"
+        row(
+            "small model",
+            (
+                answered,
+                f"asked in vain {number(small['both'])}",
+                f"busy {percent(small['busy_ratio'])}",
+                f"[{small['source']}]",
+            ),
+        )
     hits = [f"{percent(cache['hit_token_ratio'])} of prompt tokens"]
     hits += [f"{tier} {percent(ratio)}" for tier, ratio in cache["hit_token_ratio_by_tier"].items()]
     if cache["approximate_token_ratio"]:

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from kvsim.scenario.response_cache import ResponseCache
+from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
 from kvsim.scenario.workload_schema import Workload
 
@@ -48,6 +49,8 @@ class Cluster(Part):
     """What one GPU-hour costs; null = the list price in the GPU's preset."""
     response_cache: ResponseCache | None = None
     """Answers reused in front of the router: docs/responses.md."""
+    small_model: SmallModel | None = None
+    """A second pool for what a cheaper model can answer: docs/responses.md."""
 
 
 class Engine(Part):
