@@ -113,7 +113,8 @@ def _facts(summary: Summary) -> Table:
                 f"hidden above {number(above['p50'])}B/s (p50), {number(above['p99'])}B/s (p99)",
             ),
         )
-    for quality in cache["published_quality"] if cache["approximate_token_ratio"] else []:
+    similar = responses is not None and responses["hits_from"] != "exact"
+    for quality in cache["published_quality"] if cache["approximate_token_ratio"] or similar else []:
         row(
             "published",
             (f"{quality['method']}: {quality['metric']} {quality['value']} [{quality['source']}]",),
