@@ -1,10 +1,10 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
-Writes OUT_DIR/plan.json, OUT_DIR/sustained/plan.json and the workloads beside them. Without TRACES_DIR it writes three
-small plans into OUT_DIR/loads, OUT_DIR/shared and OUT_DIR/batches. The small ones and ``sustained`` stand in ``plans``.
-TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``, ``lmcache_miniswe.jsonl.gz``, ``azure2023_conv.csv.gz``,
-``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz`` (docs/measurements.md names their sources). Same traces,
-same files.
+Writes OUT_DIR/plan.json, OUT_DIR/sustained/plan.json, OUT_DIR/checks/plan.json and the workloads beside them. Without
+TRACES_DIR it writes three small plans into OUT_DIR/loads, OUT_DIR/shared and OUT_DIR/batches. The small ones, ``sustained``
+and ``checks`` stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``, ``lmcache_miniswe.jsonl.gz``,
+``azure2023_conv.csv.gz``, ``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz`` (docs/measurements.md names their
+sources). Same traces, same files.
 """
 
 from __future__ import annotations
@@ -329,6 +329,24 @@ def build_sustained(out: Path, traces: Path, models: str) -> None:
     plan.write()
 
 
+def build_checks(out: Path, traces: Path, models: str) -> None:
+    """Write the plan of four workloads that nothing is fitted on or chosen by, two of them with fp8 KV."""
+    plan = Plan(out, models)
+    warm_up = micro.solo((128, 512, 2048, 8192), 2)
+    conversation = azure(traces / "azure2023_conv.csv.gz", 6000, 300, 7.0, 32_000)
+    plan.phase("checks", "llama-3.1-8b", 33_000)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("azure_conv_q7", conversation, "open", 70, "check")
+    dense = {**AGENTS, "start_gap_s": 1.0, "scale": 1.5, "seed": 6}
+    plan.workload("miniswe_x15", agents(traces / "lmcache_miniswe.jsonl.gz", **dense), "open", 90, "check")
+    plan.phase("checks_fp8kv", "llama-3.1-8b", 33_000, engine={"kv_cache_dtype": "fp8"})
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    plan.workload("azure_conv_q7", conversation, "open", 70, "check")
+    rows = ragpulse(traces / "ragpulse_days0-2.jsonl.gz", first=2200, requests=300, requests_per_s=5.0)
+    plan.workload("ragpulse_q5", rows, "open", 90, "check")
+    plan.write()
+
+
 def chats(
     path: Path, sessions: int, start_gap_s: float, think_s: float, until_s: float, seed: int
 ) -> list[micro.Row]:
@@ -374,6 +392,7 @@ if __name__ == "__main__":
     if arguments.traces:
         build(arguments.out, arguments.traces, arguments.models)
         build_sustained(arguments.out / "sustained", arguments.traces, arguments.models)
+        build_checks(arguments.out / "checks", arguments.traces, arguments.models)
     else:
         build_loads(arguments.out / "loads", arguments.models)
         build_shared(arguments.out / "shared", arguments.models)
