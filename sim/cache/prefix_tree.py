@@ -81,7 +81,7 @@ class PrefixTreeManager(Paged):
         """Give blocks to requests: empty ones first, then evicted ones."""
         short = blocks - self.free_blocks
         if short > 0:
-            self.tree.evict(short)
+            self.tiers.evicted(0, self.tree.evict(short))
             self.free_blocks += short
         self.free_blocks -= blocks
         self.private_blocks += blocks

@@ -212,11 +212,11 @@ def test_ddr_demotes_to_disk_and_disk_promotes() -> None:
     simulation = toy_simulation(
         toy_trace(prompts, parts), cache=toy_cache(7, tiers=(ddr, disk)), links=(DDR, DDR)
     )
-    # each content is 6 full blocks; DDR holds 12 after two, the third needs 18 > 16: 4 fit in, 2 are dropped;
-    # then DDR is full and demotes one block, the tail of content 1, to disk
+    # each content is 6 full blocks; DDR holds 12 after two, the third needs 18 > 16: two of content 1 go to disk at once;
+    # then DDR is full and demotes one more of it
     rows = {row.request: row for row in simulation.recorder.requests}
-    assert rows[3].hits_by_tier == (0, 20, 4)
-    # both loads run side by side on the way to HBM: DDR 10 + 20 ns; disk 10 + 4 on its own link, then 14 on the bus
+    assert rows[3].hits_by_tier == (0, 12, 12)
+    # both loads run side by side on the way to HBM: DDR 10 + 12 ns; disk as long on its own link, then on the bus
     assert rows[3].load_ns == 44
     manager = simulation.replicas[0].manager
     manager.check_integrity()

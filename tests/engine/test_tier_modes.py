@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import simpy
-from toys import toy_cache, toy_engine, toy_simulation, toy_trace
+from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.run import Simulation
@@ -80,16 +80,30 @@ def test_exclusive_content_is_written_again_inclusive_is_not() -> None:
     assert inclusive.replicas[0].manager.tiers.used_bytes() == (11 * 12 + 4,)  # type: ignore[attr-defined]
 
 
-def test_what_has_to_make_room_at_once_is_lost() -> None:
-    """A prompt of 40 blocks meets 4 free ones: it gets its room at the start of its step, before anything is copied."""
-    trace = toy_trace(
-        [*((i * 1000, 13, 1) for i in range(20)), (20_000, 64, 1), (22_000, 13, 1)],
-        [*([(i, 13)] for i in range(20)), [(99, 64)], [(0, 13)]],
-    )
-    simulation = toy_simulation(trace, cache=toy_cache(64, tiers=(tier(write="on_eviction"),)), links=(BUS,))
-    # 64 tokens: 16 blocks; 4 are free, 12 are taken from contents 0 to 3, whose bytes go nowhere
-    assert rows(simulation)[-1].hits_by_tier == (0, 0)
-    assert simulation.replicas[0].manager.evicted_tokens()[0] > 12 * 4
+def test_what_has_to_make_room_at_once_is_written_after_the_step() -> None:
+    """A prompt of 16 blocks meets 5 free ones: it gets its room at the start of its step, the rest of content 0 and
+    contents 1 to 3 are written at its end. Then 4 blocks have to be free: content 4 goes and the tail of content 5."""
+    arrivals = [*((i * 1000, 13, 1) for i in range(20)), (20_000, 64, 1)]
+    parts = [*([(i, 13)] for i in range(20)), [(99, 64)]]
+    cache = toy_cache(64, tiers=(tier(write="on_eviction"),))
+    before = toy_simulation(toy_trace(arrivals, parts), cache=cache, links=(BUS,))
+    assert [held(before, content) for content in range(6)] == [3, 3, 3, 3, 3, 0]
+    # the step: 100 + 640 + 40.96; then copies of 2, 3, 3, 3, 3 and 1 blocks
+    assert before.replicas[0].links.write[0].free_ns == 20_781 + (10 + 8) + 4 * (10 + 12) + (10 + 4)
+    assert before.replicas[0].manager.evicted_tokens()[0] == written(before)[0] == 4 + 8 + 4 * 12 + 4
+    trace = toy_trace([*arrivals, (22_000, 13, 1)], [*parts, [(3, 13)]])
+    after = rows(toy_simulation(trace, cache=cache, links=(BUS,)))[-1]
+    assert (after.hits_by_tier, after.load_ns) == ((0, 12), 22)
+
+
+def test_what_makes_room_at_once_goes_as_one_run_however_steps_are_fused() -> None:
+    """Decodes take blocks one by one in the middle of a run; what they push out is written in one piece."""
+    trace = toy_trace([(0, 13, 1), (1000, 5, 24)], [[(0, 13)], []])
+    cache = toy_cache(8, tiers=(tier(write="on_eviction"),))  # a 16th of it is no block
+    fused, _ = fused_and_unfused(lambda: toy_simulation(trace, cache=cache, links=(BUS,)))
+    # 28 tokens take 7 blocks: two of content 0 have to go; they are written when the request ends
+    assert fused.replicas[0].num_events < fused.replicas[0].num_steps
+    assert fused.replicas[0].links.write[0].num_transfers == 1 and written(fused) == [8]
 
 
 def test_admission_at_the_second_use() -> None:
@@ -128,8 +142,10 @@ def test_write_back_waits_for_the_link_to_be_idle() -> None:
         # 9 blocks for 33 tokens: 4 are free
         row = rows(simulation)[-1]
         assert row.arrival_ns + row.queue_ns == start, write
-    # back: content 2's tail had to go and content 1's, so of them only what is left was written
-    assert written(simulation)[0] < 36 + 32
+    # back: content 1 had to go and content 2's tail; both are written, then what is left of content 2, without a pause
+    channel = simulation.replicas[0].links.write[0]
+    assert written(simulation) == [36 + 32]
+    assert (channel.num_transfers, channel.free_ns) == (5, 495 + 68 * 100)
 
 
 def test_write_back_writes_what_is_dirty_when_it_is_evicted() -> None:

@@ -19,6 +19,7 @@ from kvsim.entities import Request
 
 Transfers = tuple[Transfer, ...]
 Content = tuple[list[int], list[int]]  # ids and ends of a content's segments
+Piece = tuple[Node, int, int]  # (node, from block, to block)
 
 
 class TierStack:
@@ -45,6 +46,8 @@ class TierStack:
         self.only_if_faster = config.load_policy == "if_faster"
         self._waiting: list[deque[tuple[Content, int, int]]] = [deque() for _ in configs]  # of write-back
         self._writing = [0] * len(configs)  # transfers into the tier that are under way
+        # evicted above the tier where room was needed at once, to be written as soon as the engine tells of something
+        self._evicted: list[list[Piece]] = [[] for _ in configs]
 
     def __bool__(self) -> bool:
         return bool(self.tiers)
@@ -233,8 +236,8 @@ class TierStack:
         path = tier.tree.pin_path(ids, ends, end)
         missing = tier.tree.missing(ids, ends, start, end)
         short = missing - tier.free_blocks
-        if short > 0 and not tier.reserve_blocks:
-            tier.tree.evict(min(short, tier.tree.num_evictable))
+        if short > 0:
+            self.evicted(index + 1, tier.tree.evict(min(short, tier.tree.num_evictable)))
         room = tier.free_blocks if missing else 0
         runs = tier.tree.insert(ids, ends, start, end, room) if room > 0 else []
         tier.tree.release(path)
@@ -287,24 +290,41 @@ class TierStack:
                 return (self._write(name, Write(index, runs, pinned, level.tree)),)
         return ()
 
+    def evicted(self, index: int, pieces: list[Piece]) -> None:
+        """Change. Room was needed at once above tier ``index``: what went for it is written with the next demotion.
+
+        The bytes wait outside the level that they leave. Pieces of one run that went block by block are one again.
+        """
+        if index >= len(self.tiers) or not self._demotes[index]:
+            return
+        waiting = self._evicted[index]
+        for node, start, end in pieces:
+            if waiting and waiting[-1][0] is node and waiting[-1][1] == end:
+                end = waiting.pop()[2]
+            waiting.append((node, start, end))
+
     def demote(self, index: int) -> Transfers:
         """Change. Copy evicted runs of the level above a tier into it until enough is free or leaving up there."""
         if index >= len(self.tiers) or not self._demotes[index]:
             return ()
-        level, name = self._above(index)
+        gone, self._evicted[index] = self._evicted[index], []
+        transfers = [self._write_piece(index, piece, leaves=False) for piece in gone]
+        level, _ = self._above(index)
         short = level.to_demote()
-        if short <= 0:
-            return ()
-        transfers = []
-        leaving = 0
-        for node, start, end in level.tree.evict(short):
-            runs = self._insert(index, (node.ids, node.ends), start, self._accepted(index, start, end, node))
-            if runs:
-                blocks = sum(run.num_blocks for run in runs)
-                leaving += blocks
-                transfers.append(self._write(name, Write(index, runs, leaving_blocks=blocks)))
-        level.leave(short, leaving)
-        return tuple(transfers)
+        if short > 0:
+            leaving = [self._write_piece(index, piece, leaves=True) for piece in level.tree.evict(short)]
+            level.leave(short, sum(each.payload.leaving_blocks for each in leaving if each))
+            transfers += leaving
+        return tuple(each for each in transfers if each)
+
+    def _write_piece(self, index: int, piece: Piece, leaves: bool) -> Transfer | None:
+        """Change. Copy into a tier what of an evicted piece it accepts; ``leaves``: from the place where it was."""
+        node, start, end = piece
+        runs = self._insert(index, (node.ids, node.ends), start, self._accepted(index, start, end, node))
+        if not runs:
+            return None
+        blocks = sum(run.num_blocks for run in runs)
+        return self._write(self._above(index)[1], Write(index, runs, leaving_blocks=blocks if leaves else 0))
 
     # ---- counts
 

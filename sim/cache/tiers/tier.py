@@ -48,7 +48,8 @@ class Level(Protocol):
     """HBM or a tier, as the place from which evicted content goes further down.
 
     The bytes of an evicted run stay where they were until the copy has ended. To have room for new content
-    nonetheless, a level that demotes keeps one 16th of its blocks free or on the way out.
+    nonetheless, a level that demotes keeps one 16th of its blocks free or on the way out; what is needed beyond that is
+    taken at once (:meth:`TierStack.evicted`).
     """
 
     @property
