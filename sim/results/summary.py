@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvsim.cost.model import PROVENANCES
-from kvsim.results.columns import TTFT_PARTS, Floats, Ints, RequestColumns, arrived_from, request_columns
+from kvsim.results.columns import TTFT_PARTS, Ints, RequestColumns, arrived_from, request_columns
+from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
-from kvsim.results.outcome import MODELS, VERDICTS, LinkUse, Outcome
+from kvsim.results.outcome import LinkUse, Outcome
+from kvsim.results.statistics import PERCENTILES, ratio, statistics
 from kvsim.version import __version__
 
-PERCENTILES = (50, 90, 95, 99)
 NUM_REASONS = 20
 NUMBER = re.compile(r"\d[\d,.]*\b")
 
@@ -63,9 +64,9 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "e2e_s": statistics(done.e2e_s),
         "ttft_parts_s": _ttft_parts(done),
         "throughput": {
-            "requests_per_s": _ratio(len(done.request), window_s),
-            "output_tokens_per_s": _ratio(int(done.output_tokens.sum()), window_s),
-            "input_tokens_per_s": _ratio(int(done.input_tokens.sum()), window_s),
+            "requests_per_s": ratio(len(done.request), window_s),
+            "output_tokens_per_s": ratio(int(done.output_tokens.sum()), window_s),
+            "input_tokens_per_s": ratio(int(done.input_tokens.sum()), window_s),
         },
         "methods": [
             {key: method[key] for key in ("name", "title", "paper", "overridden")}
@@ -73,8 +74,8 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         ],
         "cache": _cache(outcome, done),
         **({} if outcome.warm_start is None else {"warm_start": dict(outcome.warm_start)}),
-        "responses": _responses(outcome, done),
-        "small_model": _small_model(outcome, done),
+        "responses": responses(outcome, done),
+        "small_model": small_model(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
         "cost": _cost(outcome, all_output_tokens),
@@ -98,13 +99,6 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
     }
 
 
-def statistics(values: Floats) -> dict[str, float | None]:
-    """{mean, p50, p90, p95, p99} with numpy's linear percentiles; all None when there are no values."""
-    names = ["mean", *(f"p{p}" for p in PERCENTILES)]
-    found = [values.mean(), *np.percentile(values, PERCENTILES)] if len(values) else [None] * len(names)
-    return {name: None if x is None else float(x) for name, x in zip(names, found, strict=True)}
-
-
 def _histogram_statistics(gaps: DurationHistogram) -> dict[str, float | None]:
     found = {"mean": gaps.mean_ns()} | {f"p{p}": gaps.percentile_ns(p) for p in PERCENTILES}
     return {name: None if ns is None else ns / 1e9 for name, ns in found.items()}
@@ -122,10 +116,6 @@ def _reasons(reasons: Iterable[str]) -> dict[str, int]:
     return dict(counts.most_common(NUM_REASONS))
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
-
-
 def _ttft_parts(done: RequestColumns) -> dict[str, dict[str, float | None]]:
     """Mean parts of TTFT: of all requests, and of the slowest (TTFT at or above its 95th percentile)."""
 
@@ -139,61 +129,21 @@ def _ttft_parts(done: RequestColumns) -> dict[str, dict[str, float | None]]:
     return {"mean": means(everyone), "slowest_5_percent": means(slowest)}
 
 
-def _responses(outcome: Outcome, done: RequestColumns) -> dict[str, Any] | None:
-    """Of completed requests; null without a cache of responses. ``wrong_response_ratio`` is of all of them, hits or not."""
-    use = outcome.responses
-    if use is None:
-        return None
-    verdict, lookup_s = use.verdict[done.request], use.lookup_ns[done.request] / 1e9
-    wrong = int((verdict == VERDICTS.index("wrong")).sum())
-    hits = wrong + int((verdict == VERDICTS.index("hit")).sum())
-    return {
-        "lookups": len(verdict),
-        "hits": hits,
-        "wrong_hits": wrong,
-        "hit_ratio": _ratio(hits, len(verdict)),
-        "wrong_response_ratio": _ratio(wrong, len(verdict)),
-        "hits_from": use.hits_from,
-        "source": use.source,
-        "lookup_s": statistics(lookup_s),
-        "miss_ttft_s": statistics(done.ttft_s[verdict == VERDICTS.index("miss")]),
-        "entries": use.num_entries,
-        "evicted": use.num_evicted,
-    }
-
-
-def _small_model(outcome: Outcome, done: RequestColumns) -> dict[str, Any] | None:
-    """Of completed requests; null without a second pool. ``both``: its answer would not do, and the replicas gave another."""
-    use = outcome.small_model
-    if use is None:
-        return None
-    model = use.model[done.request]
-    counts = {name: int((model == number).sum()) for number, name in enumerate(MODELS)}
-    return {
-        **counts,
-        "needless_large": use.num_needless,
-        "answered_ratio": _ratio(counts["small"], len(model)),
-        "busy_ratio": _ratio(use.busy_ns, outcome.makespan_ns * use.num_servers),
-        "usd": outcome.makespan_ns / 3.6e12 * use.usd_per_hour,
-        "source": use.source,
-    }
-
-
 def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
     input_tokens = int(done.input_tokens[done.replica >= 0].sum())  # of prompts that reached a replica
     hits = done.hits_by_tier.sum(axis=0).tolist()
     return {
-        "hit_token_ratio": _ratio(int(done.cached_tokens.sum()), input_tokens),
+        "hit_token_ratio": ratio(int(done.cached_tokens.sum()), input_tokens),
         "prompts_name_content": outcome.names_content,
         "turns_follow_at_once": outcome.turns_at_once,
-        "approximate_token_ratio": _ratio(int(done.approximate_tokens.sum()), input_tokens),
+        "approximate_token_ratio": ratio(int(done.approximate_tokens.sum()), input_tokens),
         "published_quality": [
             {"method": method["name"], **quality}
             for method in outcome.methods
             for quality in method["quality"]
         ],
         "hit_token_ratio_by_tier": {
-            name: _ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
+            name: ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
         },
         "layerwise_loads": _layerwise_loads(outcome),
         "evicted_tokens": outcome.cache.evicted_tokens,
@@ -219,16 +169,16 @@ def _layerwise_loads(outcome: Outcome) -> dict[str, Any] | None:
 
 def _utilisation(outcome: Outcome) -> dict[str, Any]:
     """Busy shares of the makespan."""
-    replicas = [_ratio(busy_ns, outcome.makespan_ns) for busy_ns in outcome.busy_ns]
+    replicas = [ratio(busy_ns, outcome.makespan_ns) for busy_ns in outcome.busy_ns]
     return {
-        "mean": _ratio(sum(outcome.busy_ns), outcome.makespan_ns * len(outcome.busy_ns)),
+        "mean": ratio(sum(outcome.busy_ns), outcome.makespan_ns * len(outcome.busy_ns)),
         "replicas": replicas,
         "links": [
             {
                 "replica": link.replica,
                 "name": link.name,
                 "direction": link.direction,
-                "busy_ratio": _ratio(link.busy_ns, outcome.makespan_ns),
+                "busy_ratio": ratio(link.busy_ns, outcome.makespan_ns),
                 "bytes": link.num_bytes,
                 "transfers": link.num_transfers,
                 **_link_provenance(link),
@@ -258,7 +208,7 @@ def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
         "gpu_hours": gpu_hours,
         "usd": usd,
         "tiers_usd": tiers_usd,
-        "usd_per_million_output_tokens": _ratio(usd * 1e6, output_tokens),
+        "usd_per_million_output_tokens": ratio(usd * 1e6, output_tokens),
         "usd_per_gpu_hour": outcome.usd_per_gpu_hour,
         "price_source": outcome.price_source,
     }
@@ -319,7 +269,7 @@ def _group(done: RequestColumns, members: Ints) -> dict[str, Any]:
         "requests": len(members),
         "input_tokens": input_tokens,
         "output_tokens": int(done.output_tokens[members].sum()),
-        "hit_token_ratio": _ratio(int(done.cached_tokens[members].sum()), input_tokens),
+        "hit_token_ratio": ratio(int(done.cached_tokens[members].sum()), input_tokens),
         "ttft_s": statistics(done.ttft_s[members]),
         "tpot_s": statistics(tpot_s[~np.isnan(tpot_s)]),
         "e2e_s": statistics(done.e2e_s[members]),
@@ -329,7 +279,7 @@ def _group(done: RequestColumns, members: Ints) -> dict[str, Any]:
 def _by_replica(outcome: Outcome, done: RequestColumns) -> list[dict[str, Any]]:
     _, *members = _members(done.replica, outcome.num_replicas)
     return [
-        {"replica": i, "busy_ratio": _ratio(busy_ns, outcome.makespan_ns)} | _group(done, members[i])
+        {"replica": i, "busy_ratio": ratio(busy_ns, outcome.makespan_ns)} | _group(done, members[i])
         for i, busy_ns in enumerate(outcome.busy_ns)
     ]
 
