@@ -7,9 +7,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Iterator
 from itertools import accumulate
 
-from kvsim.cache.tree import NEVER, Node
+from kvsim.cache.node import Node
 from kvsim.entities import Request
 from kvsim.workloads.trace import Trace
+
+NEVER = float("inf")  # when something is needed again that no later request needs
 
 
 class Future:

@@ -15,10 +15,11 @@ from kvsim.cache.eviction import eviction_policy
 from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.node import Node
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
 from kvsim.cache.saved import SavedRun, dump_tree, load_tree
 from kvsim.cache.tiers import Load, Prefetch, TierStack, Write
-from kvsim.cache.tree import Node, PrefixTree
+from kvsim.cache.tree import PrefixTree
 from kvsim.entities import Request
 
 

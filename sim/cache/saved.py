@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable
 
-from kvsim.cache.tree import Node, PrefixTree
+from kvsim.cache.node import Node
+from kvsim.cache.tree import PrefixTree
 
 SavedRun = tuple[int, int, int, bool, list[tuple[str, int]], int, int, bool]
 

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.node import Node
 from kvsim.cache.paged import blocks_for, cache_managers
 from kvsim.cache.prefix_tree import Found, Held, PrefixTreeManager
-from kvsim.cache.tree import Node
 from kvsim.cost.work import Kernel
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError

@@ -183,13 +183,16 @@ def engine(
         list[str] | None,
         typer.Option(help="Only these runs (PHASE.WORKLOAD); may be repeated.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit host overhead, CUDA graph bases and mixed and sustained factors to microbenchmarks of an engine."""
     from kvsim.calibrate.engines.engine_profile import profile_text, report_lines, write_profile
     from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
     from kvsim.engine.profile import load_engine
+    from kvsim.workloads.writer import check_output_file
 
+    check_output_file(out, force)
     folders = [read_microbenchmarks(folder, run or ()) for folder in runs]
     setup = folders[0][0].setup
     spec, _ = load_engine(

@@ -24,7 +24,7 @@ from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.responses import build_responses
 from kvsim.cluster.router import Router, routers
 from kvsim.cluster.small_model import SmallPool
-from kvsim.cluster.warm_start import restore_cache, save_cache
+from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
@@ -246,6 +246,8 @@ def run_scenario(
         scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len
     )
     managers = [replica.manager for replica in simulation.replicas]
+    if save_cache_to is not None:
+        check_can_save(managers)
     brought = None
     if scenario.cache.warm_start is not None:
         brought = restore_cache(scenario.path(scenario.cache.warm_start), managers, trace)

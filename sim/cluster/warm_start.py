@@ -24,19 +24,14 @@ def save_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> No
     """Write what every replica's manager holds after a run: JSON, compressed.
 
     Raises:
-        ScenarioError: the manager keeps nothing that can be saved, or the file cannot be written.
+        ScenarioError: the file cannot be written.
     """
-    saved = [manager.saved(_names(trace)) for manager in managers]
-    if None in saved:
-        raise ScenarioError(
-            "--save-cache: this cache manager keeps nothing between requests; take prefix_tree"
-        )
     data = {
         "format": FORMAT,
         "kvsim_version": __version__,
         "block_tokens": managers[0].block_tokens,
         "sources": _sources(trace),
-        "replicas": saved,
+        "replicas": [manager.saved(_names(trace)) for manager in managers],
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,6 +42,19 @@ def save_cache(path: Path, managers: Sequence[CacheManager], trace: Trace) -> No
             file.write(json.dumps(data, separators=(",", ":")).encode())
     except OSError as error:
         raise ScenarioError(f"--save-cache {path}: cannot be written: {error.strerror}") from None
+
+
+def check_can_save(managers: Sequence[CacheManager]) -> None:
+    """Say before a run whether anything could be saved after it.
+
+    Raises:
+        ScenarioError: the manager keeps nothing that can be saved.
+    """
+    if any(manager.saved(str) is None for manager in managers):
+        raise ScenarioError(
+            "--save-cache: this cache manager keeps nothing that can be saved; set cache.manager=prefix_tree, or leave "
+            "--save-cache out"
+        )
 
 
 def check_save_to(path: Path, force: bool) -> None:

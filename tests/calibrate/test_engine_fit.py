@@ -417,6 +417,16 @@ def test_a_workload_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_what_is_there_is_replaced_only_if_asked(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "engine.yaml"
+    out.write_text("mine")
+    code, printed, error = cli("calibrate", "engine", "--from", SHIPPED[0], "--out", out)
+    assert (code, printed, out.read_text()) == (2, "", "mine")
+    assert error == f"{out}: already there; give --force to replace it, or another name\n"
+    code, _, error = cli("calibrate", "engine", "--from", SHIPPED[0], "--out", out, "--force")
+    assert code == 0 and out.read_text() != "mine", error
+
+
 def test_workloads_of_a_folder_are_passed_over() -> None:
     for folder in SHIPPED:
         runs = read_microbenchmarks(folder)

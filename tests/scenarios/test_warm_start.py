@@ -73,10 +73,13 @@ def test_what_cannot_be_loaded(setting: str, line: str, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_manager_that_keeps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manager_that_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvsim.cluster.run.play", lambda *_: pytest.fail("it was simulated first"))
     code = run_command(["run", "small.yaml", "--save-cache", "x.gz", "--set", "cache.manager=paged"])
     assert (code, Path("x.gz").exists()) == (2, False)
-    assert "keeps nothing between requests" in capsys.readouterr().err
+    assert "keeps nothing that can be saved; set cache.manager=prefix_tree" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")

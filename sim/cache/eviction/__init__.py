@@ -20,7 +20,7 @@ from kvsim.registry import Registry
 
 if TYPE_CHECKING:
     from kvsim.cache.future import Future
-    from kvsim.cache.tree import Evictable, Node
+    from kvsim.cache.node import Evictable, Node
     from kvsim.entities import Request
 
 API_VERSION = 2

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
 from kvsim.cache.eviction.ghost import Ghosts
-from kvsim.cache.tree import Evictable, Node
+from kvsim.cache.node import Evictable, Node
 
 ONCE, OFTEN = 0, 1  # T1, T2
 REMEMBERED = "remembered"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
 from kvsim.cache.future import Future
-from kvsim.cache.tree import Evictable, Node
+from kvsim.cache.node import Evictable, Node
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError
 

@@ -8,7 +8,7 @@ without its clock. A response that has just come is weighed as the others are, a
 from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 
 @eviction_policies.register("lec")

@@ -6,7 +6,7 @@ A run is used whenever one below it is, so an ancestor is never rarer than its d
 from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 
 @eviction_policies.register("lfu")

@@ -12,7 +12,7 @@ import random
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies, number_option
 from kvsim.cache.future import Future
-from kvsim.cache.tree import Evictable, Node
+from kvsim.cache.node import Evictable, Node
 
 
 @eviction_policies.register("one_bit_oracle")

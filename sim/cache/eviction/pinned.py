@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Evictable, Node
+from kvsim.cache.node import Evictable, Node
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.workloads.trace import SEGMENT_KINDS

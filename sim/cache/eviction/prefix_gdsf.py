@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kvsim.cache.eviction import eviction_policies
 from kvsim.cache.eviction.gdsf import GDSF
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 
 @eviction_policies.register("prefix_gdsf")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvsim.cache.eviction import EvictionPolicy, Key
 
 if TYPE_CHECKING:
-    from kvsim.cache.tree import Evictable, Node
+    from kvsim.cache.node import Evictable, Node
 
 
 class EvictionQueue:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Sequence
 
 from kvsim.cache.eviction import EvictionPolicy, Key, Setting, eviction_policies, number_option
 from kvsim.cache.eviction.ghost import Ghosts
-from kvsim.cache.tree import Evictable, Node
+from kvsim.cache.node import Evictable, Node
 
 SMALL, MAIN = 0, 1
 REMEMBERED = "remembered"

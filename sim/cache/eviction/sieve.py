@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 
 @eviction_policies.register("sieve")

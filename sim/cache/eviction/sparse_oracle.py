@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kvsim.cache.eviction import Key, eviction_policies, number_option
 from kvsim.cache.eviction.belady import Belady
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 BY_AGE, BY_ORACLE = 0, 1
 

@@ -7,7 +7,7 @@ with a lifetime. A prefix that is in use does not age. O(log n); a look also pop
 from __future__ import annotations
 
 from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies, number_option
-from kvsim.cache.tree import Evictable
+from kvsim.cache.node import Evictable
 
 
 @eviction_policies.register("ttl")

@@ -12,7 +12,7 @@ from kvsim.cache.eviction.queue import EvictionQueue
 from kvsim.errors import ScenarioError
 
 if TYPE_CHECKING:
-    from kvsim.cache.tree import Evictable
+    from kvsim.cache.node import Evictable
 
 POLICIES = ("lru", "fifo", "lfu", "gdsf", "lec", "ttl")
 """Those that mean something for single entries of unequal size and cost."""

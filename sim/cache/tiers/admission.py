@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvsim.cache.tree import Node
+from kvsim.cache.node import Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvsim.cache.manager import CacheConfig, Services, Transfer
+from kvsim.cache.node import Node
 from kvsim.cache.tiers.admission import ADMISSIONS, Offer
 from kvsim.cache.tiers.config import HBM, TierConfig
 from kvsim.cache.tiers.tier import Hbm, Level, Load, Prefetch, Tier, Write
 from kvsim.cache.tiers.tree import Filling
-from kvsim.cache.tree import Node
 from kvsim.entities import Request
 
 Transfers = tuple[Transfer, ...]

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from kvsim.cache.eviction import eviction_policy
 from kvsim.cache.manager import Services
+from kvsim.cache.node import Node
 from kvsim.cache.tiers.config import TierConfig
 from kvsim.cache.tiers.tree import Filling, TierTree
-from kvsim.cache.tree import Node, PrefixTree
+from kvsim.cache.tree import PrefixTree
 
 
 @dataclass(slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from kvsim.cache.tree import Node, PrefixTree
+from kvsim.cache.node import Node
+from kvsim.cache.tree import PrefixTree
 
 
 class Filling(NamedTuple):
