@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvsim.cache.eviction import EvictionPolicy, EvictionSpec, Setting, eviction_policy
+from kvsim.cache.eviction import EvictionSpec, QueuesPolicy, Setting, eviction_policy
 from kvsim.cache.future import Future
 from kvsim.cache.tree import PrefixTree
 from kvsim.entities import Request
@@ -32,7 +32,7 @@ class ReplayResult:
 
 def replay(
     trace: Trace,
-    eviction: EvictionSpec | EvictionPolicy,
+    eviction: EvictionSpec | QueuesPolicy,
     capacity_blocks: int,
     block_tokens: int = 16,
     *,
@@ -48,7 +48,7 @@ def replay(
     Raises:
         ScenarioError: no policy has this name, or it cannot use its options or this trace.
     """
-    policy = eviction if isinstance(eviction, EvictionPolicy) else eviction_policy(eviction)
+    policy = eviction if isinstance(eviction, QueuesPolicy) else eviction_policy(eviction)
     clock = [0]
     policy.start(Setting(capacity_blocks, block_tokens, balance_tokens, lambda: clock[0]))
     tree = PrefixTree(block_tokens, policy)

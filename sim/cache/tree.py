@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable
 
-from kvsim.cache.eviction import EvictionPolicy
+from kvsim.cache.eviction import QueuesPolicy
 from kvsim.cache.eviction.queue import EvictionQueue
 from kvsim.cache.node import BlockKey, Copy, Evictable, Node, shared_tokens
 
@@ -21,7 +21,7 @@ from kvsim.cache.node import BlockKey, Copy, Evictable, Node, shared_tokens
 class PrefixTree:
     """Cached and held runs of one tier. Counts blocks only; who pays for them is the manager's business."""
 
-    def __init__(self, block_tokens: int, policy: EvictionPolicy) -> None:
+    def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
         self.block_tokens = block_tokens
         self.policy = policy
         self.root = Node(None, [], [], 0, 0, 0)

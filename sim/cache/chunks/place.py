@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvsim.cache.chunks.entry import Content, Entry, Key, public
-from kvsim.cache.eviction import EvictionPolicy
+from kvsim.cache.eviction import QueuesPolicy
 from kvsim.cache.eviction.queue import EvictionQueue
 
 
@@ -11,7 +11,7 @@ class Place:
     """Pages used + free == capacity. Entries that a transfer reads or fills are pinned, the others evictable."""
 
     def __init__(
-        self, name: str, capacity_pages: int, page_bytes: int, page_tokens: int, policy: EvictionPolicy
+        self, name: str, capacity_pages: int, page_bytes: int, page_tokens: int, policy: QueuesPolicy
     ) -> None:
         self.name, self.capacity_pages = name, capacity_pages
         self.page_bytes, self.page_tokens = page_bytes, page_tokens

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvsim.cache.chunks.entry import Content, Entry, Key, public
 from kvsim.cache.chunks.options import ReuseOptions
 from kvsim.cache.chunks.place import Place
-from kvsim.cache.eviction import EvictionPolicy, EvictionSpec, eviction_policy
+from kvsim.cache.eviction import EvictionSpec, QueuesPolicy, eviction_policy
 from kvsim.cache.manager import CacheConfig, Services, Transfer
 from kvsim.cache.paged import blocks_for
 from kvsim.cache.tiers import HBM, TierConfig
@@ -62,7 +62,7 @@ class EntryStore:
         return self._place(tier.name, tier.capacity_bytes, stored, tier.eviction, f"{key}.eviction")
 
     def _place(self, name: str, capacity: int, page_bytes: int, eviction: EvictionSpec, key: str) -> Place:
-        policy: EvictionPolicy = eviction_policy(eviction)
+        policy: QueuesPolicy = eviction_policy(eviction)
         if policy.needs_future or policy.needs_kinds:
             raise ScenarioError(
                 f"{key}: this policy ranks prefixes; manager 'chunks' cannot use it for entries"

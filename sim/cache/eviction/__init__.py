@@ -54,8 +54,10 @@ class Setting:
         return item.uses
 
 
-class EvictionPolicy(ABC):
-    """Ranks runs; the tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
+class QueuesPolicy(ABC):
+    """Ranks runs in one queue or several; what has one is an :class:`EvictionPolicy`.
+
+    The tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
 
     A run (``item``) has ``freed``, which counts up with every path that is let go, ``uses``, 1 for the request that
     made it and 1 for each further one, and ``state``, the policy's own: None at first, and a value that is never
@@ -83,14 +85,11 @@ class EvictionPolicy(ABC):
         self.future = future
 
     @abstractmethod
-    def key(self, item: Evictable) -> Key:
-        """Key of a run that nobody holds any more; called again each time it is let go. May set ``item.state``."""
+    def keys(self, item: Evictable) -> Sequence[Key | None]:
+        """Keys of a run that nobody holds any more, one for each queue, None = it does not stand in that one; called
+        again each time it is let go. May set ``item.state``."""
 
     # ---- optional: the tree calls these only where a policy has them
-
-    def keys(self, item: Evictable) -> Sequence[Key | None]:
-        """With several queues, in place of :meth:`key`: one for each, None = it does not stand in that queue."""
-        raise NotImplementedError
 
     def next_queue(self) -> int:
         """The queue from which the next run goes; where it has none that can go, the others are tried."""
@@ -104,7 +103,7 @@ class EvictionPolicy(ABC):
         """A request begins a run of new content, before room is made for it. ``place`` names its first block."""
 
     def spared(self, item: Evictable) -> bool:
-        """The turn of ``item`` has come. True = it stays, and :meth:`key` is asked again (a second chance).
+        """The turn of ``item`` has come. True = it stays, and :meth:`keys` is asked again (a second chance).
 
         In the end this has to be False, and the number of times it is True to be bounded by the uses of runs.
         """
@@ -125,7 +124,18 @@ class EvictionPolicy(ABC):
         return False
 
 
-eviction_policies: Registry[type[EvictionPolicy]] = Registry("eviction policy", API_VERSION)
+class EvictionPolicy(QueuesPolicy):
+    """One queue, which is what nearly every policy is: a key."""
+
+    @abstractmethod
+    def key(self, item: Evictable) -> Key:
+        """Key of a run that nobody holds any more; called again each time it is let go. May set ``item.state``."""
+
+    def keys(self, item: Evictable) -> Sequence[Key | None]:
+        return (self.key(item),)
+
+
+eviction_policies: Registry[type[QueuesPolicy]] = Registry("eviction policy", API_VERSION)
 
 
 def load_builtin() -> None:
@@ -150,7 +160,7 @@ def load_builtin() -> None:
     )  # fmt: skip
 
 
-def eviction_policy(spec: EvictionSpec) -> EvictionPolicy:
+def eviction_policy(spec: EvictionSpec) -> QueuesPolicy:
     """A new policy object.
 
     Raises:
@@ -187,5 +197,6 @@ def number_option(name: str, value: object, low: float, high: float = float("inf
 
 
 __all__: Sequence[str] = (
-    "EvictionPolicy", "EvictionSpec", "Key", "Setting", "eviction_policies", "eviction_policy", "number_option",
+    "EvictionPolicy", "EvictionSpec", "Key", "QueuesPolicy", "Setting", "eviction_policies", "eviction_policy",
+    "number_option",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from kvsim.cache.eviction import EvictionPolicy, Key, eviction_policies
+from kvsim.cache.eviction import Key, QueuesPolicy, eviction_policies
 from kvsim.cache.eviction.ghost import Ghosts
 from kvsim.cache.node import Evictable, Node
 
@@ -17,7 +17,7 @@ REMEMBERED = "remembered"
 
 
 @eviction_policies.register("arc")
-class ARC(EvictionPolicy):
+class ARC(QueuesPolicy):
     """``item.state``: its list, :data:`REMEMBERED` before it is in one. Sizes count blocks."""
 
     num_queues = 2
@@ -41,9 +41,6 @@ class ARC(EvictionPolicy):
             self.from_often = True
         if blocks:
             node.state = REMEMBERED
-
-    def key(self, item: Evictable) -> Key:
-        raise NotImplementedError("ARC has two queues")
 
     def keys(self, item: Evictable) -> Sequence[Key | None]:
         wanted = ONCE if item.state in (None, ONCE) and item.uses == 1 else OFTEN

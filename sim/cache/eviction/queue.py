@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
-from kvsim.cache.eviction import EvictionPolicy, Key
+from kvsim.cache.eviction import EvictionPolicy, Key, QueuesPolicy
 
 if TYPE_CHECKING:
     from kvsim.cache.node import Evictable, Node
@@ -18,10 +18,13 @@ class EvictionQueue:
     A hook is None where the policy has no method of its own, so that it costs nothing.
     """
 
-    __slots__ = ("_heaps", "_serial", "_tidy_at", "cut", "evicted", "expired", "inserted", "policy", "spared")
+    __slots__ = (
+        "_heaps", "_key", "_serial", "_tidy_at", "cut", "evicted", "expired", "inserted", "policy", "spared",
+    )  # fmt: skip
 
-    def __init__(self, policy: EvictionPolicy) -> None:
+    def __init__(self, policy: QueuesPolicy) -> None:
         self.policy = policy
+        self._key = policy.key if isinstance(policy, EvictionPolicy) and policy.num_queues == 1 else None
         self.cut: Callable[[Node], int] | None = own(policy, "cut")
         self.inserted: Callable[[Node, Hashable], None] | None = own(policy, "inserted")
         self.spared: Callable[[Evictable], bool] | None = own(policy, "spared")
@@ -36,11 +39,11 @@ class EvictionQueue:
         self._serial += 1
         item.version = serial = self._serial
         heaps = self._heaps
-        if len(heaps) == 1:
+        if self._key is not None:
             heap = heaps[0]
             if len(heap) > self._tidy_at:
                 self._tidy()
-            heapq.heappush(heap, (self.policy.key(item), -item.start, serial, item))
+            heapq.heappush(heap, (self._key(item), -item.start, serial, item))
             return
         if sum(map(len, heaps)) > self._tidy_at:
             self._tidy()
@@ -89,6 +92,6 @@ class EvictionQueue:
         return None
 
 
-def own(policy: EvictionPolicy, name: str) -> Any:
+def own(policy: QueuesPolicy, name: str) -> Any:
     """The policy's method called ``name`` if it has one of its own, else None."""
-    return None if getattr(type(policy), name) is getattr(EvictionPolicy, name) else getattr(policy, name)
+    return None if getattr(type(policy), name) is getattr(QueuesPolicy, name) else getattr(policy, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from kvsim.cache.eviction import EvictionPolicy, Key, Setting, eviction_policies, number_option
+from kvsim.cache.eviction import Key, QueuesPolicy, Setting, eviction_policies, number_option
 from kvsim.cache.eviction.ghost import Ghosts
 from kvsim.cache.node import Evictable, Node
 
@@ -19,7 +19,7 @@ REMEMBERED = "remembered"
 
 
 @eviction_policies.register("s3fifo")
-class S3FIFO(EvictionPolicy):
+class S3FIFO(QueuesPolicy):
     """``item.state``: (queue, place in it, uses seen, frequency then), :data:`REMEMBERED` before it is queued.
 
     ``small``: share of the capacity for the small queue. ``ghost``: of the content remembered.
@@ -43,9 +43,6 @@ class S3FIFO(EvictionPolicy):
     def inserted(self, node: Node, place: Hashable) -> None:
         if self.ghosts.take(place):
             node.state = REMEMBERED
-
-    def key(self, item: Evictable) -> Key:
-        raise NotImplementedError("S3-FIFO has two queues")
 
     def keys(self, item: Evictable) -> Sequence[Key | None]:
         if item.state is None or item.state is REMEMBERED:
