@@ -17,9 +17,6 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
         ScenarioError: no manager has this name, or the configuration does not suit it.
     """
     found = cache_managers.get(name)
-    only_counts = (
-        not config.names_content and config.eviction in ("lru", {"policy": "lru"}) and not config.tiers
-    )
-    if found is PrefixTreeManager and only_counts:
+    if found is PrefixTreeManager and config.only_counts:
         return PrivatePrefixes(config)
     return found(config)  # type: ignore[call-arg]

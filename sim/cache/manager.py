@@ -104,6 +104,11 @@ class CacheConfig:
         """Usable blocks in HBM."""
         return self.capacity_bytes // (self.bytes_per_token * self.block_tokens) - self.reserved_blocks
 
+    @property
+    def only_counts(self) -> bool:
+        """Nothing can be shared, and what is let go first is evicted first: there is no need for a tree."""
+        return not self.names_content and self.eviction in ("lru", {"policy": "lru"}) and not self.tiers
+
     def eviction_setting(self, capacity_blocks: int, now_ns: Callable[[], int]) -> Setting:
         """What the eviction policy of a tier of so many blocks may know."""
         return Setting(capacity_blocks, self.block_tokens, self.balance_tokens, now_ns)

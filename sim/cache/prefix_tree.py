@@ -17,6 +17,7 @@ from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.node import Node
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
+from kvsim.cache.private_tree import PrivateTree
 from kvsim.cache.saved import SavedRun, dump_tree, load_tree
 from kvsim.cache.tiers import Load, Prefetch, TierStack, Write
 from kvsim.cache.tree import PrefixTree
@@ -48,13 +49,17 @@ class Found:
 
 @cache_managers.register("prefix_tree")
 class PrefixTreeManager(Paged):
+    """``keeps_nodes``: a subclass that looks at the tree's nodes wants them even where no prompt says what it contains."""
+
+    keeps_nodes = False
     uses_tiers = True
     steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         policy = eviction_policy(config.eviction)
-        self.tree = PrefixTree(config.block_tokens, policy)
+        counts = config.only_counts and not self.keeps_nodes
+        self.tree = (PrivateTree if counts else PrefixTree)(config.block_tokens, policy)
         self.tiers = TierStack(config, self.block_bytes, self)
         policies = [tree.policy for tree in self._trees()]
         capacities = [self.capacity_blocks, *(tier.capacity_blocks for tier in self.tiers.tiers)]
@@ -98,13 +103,15 @@ class PrefixTreeManager(Paged):
             if tree is self.tree:
                 self.free_blocks += dropped
         node, blocks = self.tree.match(request.ids, request.ends, limit)
-        loads = self.tiers.find(request, blocks, limit, self.services) if self.tiers else []
-        hits = [blocks * size] + [0] * len(self.config.tiers)
-        reach = blocks
-        for load in loads:
-            hits[self.tiers.places[load.tier] + 1] += (load.end - load.start) * size
-            reach = load.end
-        transfers = tuple(self.tiers.transfer(load, request) for load in loads)
+        loads: list[Load] = []
+        transfers: tuple[Transfer, ...] = ()
+        hits, reach = [blocks * size] + [0] * len(self.config.tiers), blocks
+        if self.tiers:
+            loads = self.tiers.find(request, blocks, limit, self.services)
+            for load in loads:
+                hits[self.tiers.places[load.tier] + 1] += (load.end - load.start) * size
+                reach = load.end
+            transfers = tuple(self.tiers.transfer(load, request) for load in loads)
         return Plan(
             compute_tokens=tokens - reach * size,
             cached_tokens=reach * size,
@@ -180,10 +187,12 @@ class PrefixTreeManager(Paged):
 
     def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
         """Offer full blocks to the tiers."""
+        if not self.tiers:
+            return ()
         if not self.config.store_answers:
             tokens = min(tokens, request.input_tokens)
         full_blocks = tokens // self.block_tokens
-        if not self.tiers or full_blocks <= held.written:
+        if full_blocks <= held.written:
             return ()
         written, held.written = held.written, full_blocks
         return self.tiers.store((request.ids, request.ends), written, full_blocks, held.leaf, held.passed)
@@ -298,6 +307,8 @@ class PrefixTreeManager(Paged):
     # ---- caches that outlive a run
 
     def saved(self, name: Callable[[int], str]) -> dict[str, list[SavedRun]] | None:
+        if isinstance(self.tree, PrivateTree):
+            return None  # nobody could ever find it
         return {tier: dump_tree(tree, name) for tier, tree, _ in self._stores()}
 
     def restore(self, saved: Mapping[str, list[SavedRun]], ident: Callable[[str], int]) -> dict[str, int]:

@@ -505,8 +505,8 @@ class Replica(Services):
         if self._plain_decodes:
             self._shares = None
             reads = batch.sum_base + num * (batch.round + 1)
-            if self._spares_reads:
-                reads -= self.spared_tokens(num, self.manager.tokens_read_again)
+            if self._spares_reads and (again := self.manager.tokens_read_again):
+                reads -= self.spared_tokens(num, again)
             priced = self.cost.price_decodes(num, reads, steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
@@ -538,8 +538,8 @@ class Replica(Services):
         inputs = self._loads_end  # loads that this step starts come behind its inputs
         decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
-        if self._spares_reads:
-            sum_context -= self.spared_tokens(decodes, manager.tokens_read_again)
+        if self._spares_reads and (again := manager.tokens_read_again):
+            sum_context -= self.spared_tokens(decodes, again)
         kernels: list[Kernel] = []  # unless they are the plain ones
         if decodes:
             if not plain:
