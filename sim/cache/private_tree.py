@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from kvsim.cache.eviction import EvictionPolicy
+from kvsim.cache.eviction import QueuesPolicy
 from kvsim.cache.node import Node
 from kvsim.cache.tree import PrefixTree
 
@@ -18,7 +18,7 @@ from kvsim.cache.tree import PrefixTree
 class PrivateTree(PrefixTree):
     """Its runs are not linked to the root: a held one is known to its request alone, ``_freed`` has the others."""
 
-    def __init__(self, block_tokens: int, policy: EvictionPolicy) -> None:
+    def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
         super().__init__(block_tokens, policy)
         self._freed: OrderedDict[int, Node] = (
             OrderedDict()
