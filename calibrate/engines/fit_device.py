@@ -157,18 +157,22 @@ def _padded(sequences: int, graph_sizes: Sequence[int]) -> int:
     return next((size for size in graph_sizes if size >= sequences), sequences)
 
 
+def _constant_ns(bases: dict[int, float], sequences: int) -> float:
+    """A decode step's constant, straight between the graphs that were measured."""
+    graphs = sorted(bases)
+    return float(np.interp(_padded(sequences, graphs), graphs, [bases[size] for size in graphs]))
+
+
 def _uneven(
     runs: list[list[Step]], bases: dict[int, float], slope_ns: float, kv_heads: int, notes: list[str]
 ) -> list[tuple[int, float]]:
     """((sequence, KV head) pairs, how much slower KV is read where contexts differ): medians over the batches nearest
     to each power of two. The number of pairs decides how the attention kernel spreads its work over the GPU."""
-    graphs = sorted(bases)
-    constants = [bases[size] for size in graphs]
     ratios = defaultdict(list)
     for run in runs:
         for sequences, read, seconds in _steady(run):
             if sequences > 1:
-                base_ns = float(np.interp(_padded(sequences, graphs), graphs, constants))
+                base_ns = _constant_ns(bases, sequences)
                 ratios[2 ** round(log2(sequences))].append((seconds * 1e9 - base_ns) / (slope_ns * read))
     if not ratios:
         notes.append("not identifiable: uneven (no batch of uneven contexts); 1")
@@ -190,14 +194,12 @@ def _shared(
 ) -> list[tuple[int, float]]:
     """((sequence, KV head) pairs, price of KV that another sequence of the batch reads, too, in reads of its own), from
     batches whose contexts differ behind one prefix; 1 up to ONE_WAVE."""
-    graphs = sorted(bases)
-    constants = [bases[size] for size in graphs]
     found = defaultdict(list)
     for run in runs:
         kv_heads, shared = run.setup.model.num_kv_heads, _common_prefix(run)
         for sequences, read, seconds in _steady(reconstruct(run)):
             if sequences > 1 and shared:
-                base_ns = float(np.interp(_padded(sequences, graphs), graphs, constants))
+                base_ns = _constant_ns(bases, sequences)
                 token_ns = slope_ns * terms.uneven_factor(sequences, kv_heads)
                 again = (sequences - 1) * shared
                 price = 1 - (read - (seconds * 1e9 - base_ns) / token_ns) / again

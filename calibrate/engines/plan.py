@@ -225,12 +225,7 @@ def build_loads(out: Path, models: str) -> None:
     """
     plan = Plan(out, models)
     warm_up = micro.solo((128, 512, 2048, 8192), 2)
-    tier = {
-        "num_gpu_blocks_override": LOAD_GPU_BLOCKS,
-        "kv_offloading_size": LOAD_HOST_GIB,
-        "kv_offloading_backend": "native",
-    }
-    plan.phase("loads", "llama-3.1-8b", 33_000, engine=tier)
+    plan.phase("loads", "llama-3.1-8b", 33_000, engine=LOAD_TIER)
     plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
     plan.workload("load_alone", micro.loads([[n] for n in LOADED], 8, 26_000_000), "groups", 40)
     batches = [[n] * together for n in (1024, 4096, 8192) for together in (2, 4)]
@@ -241,7 +236,7 @@ def build_loads(out: Path, models: str) -> None:
     plan.workload("store_8192_o1", micro.queue(10, 8192, 1), "open", 20)
 
     # pieces of half the size: the cost of a piece apart from that of its bytes
-    plan.phase("loads_fp8kv", "llama-3.1-8b", 33_000, engine={**tier, "kv_cache_dtype": "fp8"})
+    plan.phase("loads_fp8kv", "llama-3.1-8b", 33_000, engine={**LOAD_TIER, "kv_cache_dtype": "fp8"})
     plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
     plan.workload("load_alone_x3", micro.loads([[n] for n in LOADED], 3, 26_003_000), "groups", 30)
     plan.write()
@@ -285,12 +280,7 @@ def build_batches(out: Path, models: str) -> None:
     rows = micro.mixed_injections(talk[:80], INJECTED, 4, 28_006_000, seed=33)
     plan.workload("inject_uneven_b80", rows, "groups", 30)
 
-    tier = {
-        "num_gpu_blocks_override": LOAD_GPU_BLOCKS,
-        "kv_offloading_size": LOAD_HOST_GIB,
-        "kv_offloading_backend": "native",
-    }
-    plan.phase("stores", "llama-3.1-8b", 33_000, engine=tier)
+    plan.phase("stores", "llama-3.1-8b", 33_000, engine=LOAD_TIER)
     plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
     lengths = (256, 512, 1024, 2048, 4096, 8192)
     plan.workload("store_over_b8", micro.injections(8, 512, lengths, 6, 28_007_000, seed=34), "groups", 30)
@@ -376,8 +366,7 @@ def log_normal(count: int, median: int, sigma: float, seed: int) -> list[int]:
 
 
 LOADED = (256, 6144, 512, 16384, 1024, 3072, 2048, 24576, 384, 4096, 12288, 768, 32768, 1536, 8192)
-LOAD_GPU_BLOCKS = 2200
-LOAD_HOST_GIB = 24.0
+LOAD_TIER = {"num_gpu_blocks_override": 2200, "kv_offloading_size": 24.0, "kv_offloading_backend": "native"}
 RAG_FIRST = 1400
 AGENT_GPU_BLOCKS = 3000
 AGENT_HOST_GIB = 8.0

@@ -28,7 +28,7 @@ from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
 from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Usage
+from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Part, Usage
 from kvsim.cost.work import Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
@@ -142,7 +142,7 @@ class KernelCostModel(CostModel):
         layers = layers_of.get(tokens) or self.layers(tokens, factor)
         head = head_of.get(sampled) or self.head(sampled, factor)
         total = layers.total_ns + head.total_ns + self._engine_ns
-        parts: list[tuple[Key, float]] = []
+        parts: list[tuple[Part, float]] = []
         shared_ns = 0.0
         if num_seqs:
             time_ns, provenance = self._decode.at(num_seqs, sum_context)

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.line import Line, first_of
-from kvsim.cost.linear import Key
-from kvsim.cost.linear import Priced as LinearPriced
-from kvsim.cost.model import Priced
-from kvsim.cost.usage import Usage
+from kvsim.cost.usage import OneStep, Part
 from kvsim.cost.work import Column, Kernel, StepWork
 
 if TYPE_CHECKING:
@@ -19,46 +16,9 @@ if TYPE_CHECKING:
 
 Place = tuple[str, str]  # group, lane
 MAIN: Place = ("main", "gpu")
-Part = Key | tuple[Line, float, int]  # of a kernel on no line; of another: the line, its x, calls
 
 
-class KernelStep(Priced):
-    """A single step, kernel by kernel."""
-
-    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
-
-    def __init__(
-        self,
-        step_ns: list[int],
-        linear: tuple[LinearPriced, ...],
-        parts: list[tuple[Part, float]],
-        engine_ns: float,
-    ) -> None:
-        """``parts``, nanoseconds: without what hides behind a longer lane."""
-        self.step_ns = step_ns
-        self.linear = linear
-        self.parts = parts
-        self.engine_ns = engine_ns
-
-    def count(self, usage: Usage, start: int, stop: int) -> int:
-        time_ns = self.step_ns[0]
-        usage.steps_ns += time_ns
-        for priced in self.linear:
-            priced.uses += 1
-        parts_ns = usage.parts_ns
-        for part, part_ns in self.parts:
-            if len(part) == 3:
-                line, x, calls = part
-                line.rows += calls
-                line.units += calls * x
-            else:
-                parts_ns[part] += part_ns
-        if self.engine_ns:
-            parts_ns[usage.engine] += self.engine_ns
-        return time_ns
-
-
-def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> KernelStep:
+def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> OneStep:
     """Kernels side by side in their lanes, groups in turn; ``work`` is one step."""
     _, tokens, sampled, kernels, sustained = work
     prefills, launched = _prefills(kernels)
@@ -113,13 +73,13 @@ def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, 
         else:
             lanes[group, lane] = lanes.get((group, lane), 0.0) + time_ns
     if not lanes:
-        return KernelStep([int(main_ns + engine_ns + 0.5)], (layers, head), parts, engine_ns)
+        return OneStep([int(main_ns + engine_ns + 0.5)], (layers, head), parts, engine_ns)
     total_ns, hidden = _join({MAIN: main_ns, **lanes})
     seen = [
         part for part, (*_, group, lane) in zip(parts, kernels, strict=True) if (group, lane) not in hidden
     ]
     linear = () if MAIN in hidden else (layers, head)
-    return KernelStep([int(total_ns + engine_ns + 0.5)], linear, seen, engine_ns)
+    return OneStep([int(total_ns + engine_ns + 0.5)], linear, seen, engine_ns)
 
 
 def _prefills(kernels: tuple[Kernel, ...]) -> tuple[bool, bool]:

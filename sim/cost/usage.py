@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from kvsim.cost.decode import DecodeCurve
+from kvsim.cost.line import Line
 from kvsim.cost.linear import Key, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.model import Priced
 from kvsim.cost.pricer import Pricer
 
 Array = np.ndarray[Any, Any]
+Part = Key | tuple[Line, float, int]  # of a kernel on no line; of another: the line, its x, calls
 
 
 class Usage:
@@ -163,9 +165,10 @@ class OneStep(Priced):
         self,
         step_ns: list[int],
         linear: tuple[LinearPriced, ...],
-        parts: list[tuple[Key, float]],
+        parts: list[tuple[Part, float]],
         engine_ns: float,
     ) -> None:
+        """``parts``, nanoseconds: without what hides behind a longer lane."""
         self.step_ns = step_ns
         self.linear = linear
         self.parts = parts
@@ -177,8 +180,13 @@ class OneStep(Priced):
         for priced in self.linear:
             priced.uses += 1
         parts_ns = usage.parts_ns
-        for key, part_ns in self.parts:
-            parts_ns[key] += part_ns
+        for part, part_ns in self.parts:
+            if len(part) == 3:
+                line, x, calls = part
+                line.rows += calls
+                line.units += calls * x
+            else:
+                parts_ns[part] += part_ns
         if self.engine_ns:
             parts_ns[usage.engine] += self.engine_ns
         return time_ns

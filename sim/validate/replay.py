@@ -50,7 +50,10 @@ class Slower(CostModel):
 
     def __init__(self, inner: CostModel, factor: float) -> None:
         self.inner, self.factor = inner, factor
-        self.spares_reads, self.spared_tokens = inner.spares_reads, inner.spared_tokens  # type: ignore[method-assign]
+        self.spares_reads = inner.spares_reads
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return self.inner.spared_tokens(num_seqs, read_again)
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         priced = self.inner.price(work, link_share)
