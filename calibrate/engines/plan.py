@@ -1,10 +1,10 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
 Writes OUT_DIR/plan.json, OUT_DIR/sustained/plan.json, OUT_DIR/checks/plan.json and the workloads beside them. Without
-TRACES_DIR it writes three small plans into OUT_DIR/loads, OUT_DIR/shared and OUT_DIR/batches. The small ones, ``sustained``
-and ``checks`` stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``, ``lmcache_miniswe.jsonl.gz``,
-``azure2023_conv.csv.gz``, ``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz`` (docs/measurements.md names their
-sources). Same traces, same files.
+TRACES_DIR it writes four small plans into OUT_DIR/loads, OUT_DIR/shared, OUT_DIR/batches and OUT_DIR/fp8. The small ones,
+``sustained`` and ``checks`` stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
+``lmcache_miniswe.jsonl.gz``, ``azure2023_conv.csv.gz``, ``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz``
+(docs/measurements.md names their sources). Same traces, same files.
 """
 
 from __future__ import annotations
@@ -266,6 +266,30 @@ def build_batches(out: Path, models: str) -> None:
     warm_up = micro.solo((128, 512, 2048, 8192), 2)
     plan.phase("batches", "llama-3.1-8b", 33_000)
     plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    spread(plan)
+
+    plan.phase("stores", "llama-3.1-8b", 33_000, engine=LOAD_TIER)
+    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
+    lengths = (256, 512, 1024, 2048, 4096, 8192)
+    plan.workload("store_over_b8", micro.injections(8, 512, lengths, 6, 28_007_000, seed=34), "groups", 30)
+    rows = micro.loads_over_decodes(8, 512, (24576, 2048, 8192, 16384, 4096, 512), 4, 28_008_000)
+    plan.workload("load_over_b8", rows, "groups", 40)
+    rows = micro.injections(8, 512, (448, 2048, 4096), 4, 28_009_000, seed=35)
+    plan.workload("store_over_b8_again", rows, "groups", 30)
+    plan.write()
+
+
+def build_fp8(out: Path, models: str) -> None:
+    """Write the plan that has :func:`build_batches`' decode batches with fp8 KV: about 90 s beside the engine start."""
+    plan = Plan(out, models)
+    plan.phase("fp8_batches", "llama-3.1-8b", 33_000, engine={"kv_cache_dtype": "fp8"})
+    plan.workload("warm_up", micro.solo((128, 512, 2048, 8192), 2), "sequential", 20, "warm_up")
+    spread(plan)
+    plan.write()
+
+
+def spread(plan: Plan) -> None:
+    """Add decode batches of many sizes, and of contexts that differ."""
     sizes: Sequence[int] = (2, 6, 12, 14, 20, 24, 28, 40, 48, 56, 72, 80, 88, 96, 112, 144, 160, 192, 224)
     plan.workload("decode_sizes", micro.steady_decode(1024, sizes, 40, 28_000_000), "groups", 60)
     talk, agent = log_normal(128, 700, 1.0, seed=30), log_normal(48, 4000, 1.0, seed=31)
@@ -279,16 +303,6 @@ def build_batches(out: Path, models: str) -> None:
         plan.workload(f"shared_uneven_s{shared}", rows, "groups", 30)
     rows = micro.mixed_injections(talk[:80], INJECTED, 4, 28_006_000, seed=33)
     plan.workload("inject_uneven_b80", rows, "groups", 30)
-
-    plan.phase("stores", "llama-3.1-8b", 33_000, engine=LOAD_TIER)
-    plan.workload("warm_up", warm_up, "sequential", 20, "warm_up")
-    lengths = (256, 512, 1024, 2048, 4096, 8192)
-    plan.workload("store_over_b8", micro.injections(8, 512, lengths, 6, 28_007_000, seed=34), "groups", 30)
-    rows = micro.loads_over_decodes(8, 512, (24576, 2048, 8192, 16384, 4096, 512), 4, 28_008_000)
-    plan.workload("load_over_b8", rows, "groups", 40)
-    rows = micro.injections(8, 512, (448, 2048, 4096), 4, 28_009_000, seed=35)
-    plan.workload("store_over_b8_again", rows, "groups", 30)
-    plan.write()
 
 
 def build_sustained(out: Path, traces: Path, models: str) -> None:
@@ -386,3 +400,4 @@ if __name__ == "__main__":
         build_loads(arguments.out / "loads", arguments.models)
         build_shared(arguments.out / "shared", arguments.models)
         build_batches(arguments.out / "batches", arguments.models)
+        build_fp8(arguments.out / "fp8", arguments.models)

@@ -251,9 +251,15 @@ def test_injections_are_alone_and_the_decodes_outlast_them() -> None:
 
 
 PLANS = Path(__file__).parents[2] / "calibrate" / "engines" / "plans"
+SHIPPED = [
+    ("loads", plan.build_loads),
+    ("shared", plan.build_shared),
+    ("batches", plan.build_batches),
+    ("fp8", plan.build_fp8),
+]
 
 
-@pytest.mark.parametrize(("name", "build"), [("loads", plan.build_loads), ("shared", plan.build_shared)])
+@pytest.mark.parametrize(("name", "build"), SHIPPED)
 def test_the_shipped_plan_is_what_the_program_writes(name: str, build: Any, tmp_path: Path) -> None:
     folder = PLANS / name
     build(tmp_path, "../../models")
