@@ -16,6 +16,7 @@ from kvsim.cluster.small_model import SmallPool
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
+from kvsim.engine.state import ReplicaState
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder
@@ -227,7 +228,7 @@ class Cluster:
             self.responses.answered(row, cost)
         self._release_followers(row)
 
-    def finish(self, replica: Replica, request: Request, now: int) -> None:
+    def finish(self, replica: ReplicaState, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
         admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
@@ -267,7 +268,7 @@ class Cluster:
             else:
                 self._answered(request.index)
 
-    def sample(self, replica: Replica, now: int) -> int:
+    def sample(self, replica: ReplicaState, now: int) -> int:
         """Call-back of a replica: its state at a decision; when it should tell next."""
         manager = replica.manager
         self.recorder.timeline.append(

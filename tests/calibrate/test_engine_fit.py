@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import kvsim.cluster.run as cluster_run
-import kvsim.engine.replica as replica_module
+import kvsim.engine.steps as steps_module
 from kvsim.cache.manager import Transfer
 from kvsim.calibrate.engines.engine_profile import profile_text, write_profile
 from kvsim.calibrate.engines.fit import Fit, fit_copies, fit_engine, read_microbenchmarks
@@ -228,7 +228,7 @@ def known_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sim.meta.json").write_text(json.dumps(META))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster_run, "Replica", Logged)
-        patch.setattr(replica_module, "LONGEST_RUN", 1)
+        patch.setattr(steps_module, "LONGEST_RUN", 1)
         for name, rows in microbenchmarks().items():
             record(folder, f"sim.{name}", rows, engine, 1_500_000)
         record_bursts(folder, engine)

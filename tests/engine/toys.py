@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-import kvsim.engine.replica as replica_module
+import kvsim.engine.steps as steps_module
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig
 from kvsim.cluster.router import RoundRobin
@@ -148,11 +148,11 @@ def toy_simulation(
 def fused_and_unfused(run: Callable[[], Simulation]) -> tuple[Simulation, Simulation]:
     """Two runs of one simulation, the second a step at a time; what they recorded is equal."""
     fused = run()
-    longest, replica_module.LONGEST_RUN = replica_module.LONGEST_RUN, 1
+    longest, steps_module.LONGEST_RUN = steps_module.LONGEST_RUN, 1
     try:
         unfused = run()
     finally:
-        replica_module.LONGEST_RUN = longest
+        steps_module.LONGEST_RUN = longest
     assert sorted(fused.recorder.requests) == sorted(unfused.recorder.requests)
     assert sorted(fused.recorder.timeline) == sorted(unfused.recorder.timeline)
     return fused, unfused

@@ -30,7 +30,7 @@ from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
 from kvsim.cache.tiers import TierConfig  # noqa: E402
 from kvsim.cluster.router import RoundRobin  # noqa: E402
 from kvsim.cluster.run import Simulation, build_simulation, play  # noqa: E402
-from kvsim.engine import replica as replica_module  # noqa: E402
+from kvsim.engine import steps as steps_module  # noqa: E402
 from kvsim.engine.spec import EngineSpec  # noqa: E402
 from kvsim.hardware.spec import LinkSpec  # noqa: E402
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace  # noqa: E402
@@ -122,13 +122,13 @@ def simulate(
     simulation = build_simulation(
         trace, engine or toy_engine(), cache, (link,), make, ToyCost(), RoundRobin(), check=True  # type: ignore[arg-type]
     )  # fmt: skip
-    longest = replica_module.LONGEST_RUN
+    longest = steps_module.LONGEST_RUN
     try:
         if unfused:
-            replica_module.LONGEST_RUN = simulation.replicas[0]._horizon = 1
+            steps_module.LONGEST_RUN = simulation.replicas[0]._horizon = 1
         play(simulation)
     finally:
-        replica_module.LONGEST_RUN = longest
+        steps_module.LONGEST_RUN = longest
     assert simulation.cluster.num_finished + len(simulation.recorder.rejected) == len(trace)
     manager = simulation.replicas[0].manager
     assert manager.held_bytes == 0

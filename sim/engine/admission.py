@@ -1,0 +1,101 @@
+"""Who gets into a step, and who has to give up its place."""
+
+from __future__ import annotations
+
+from kvsim.cache.manager import Plan, Transfer
+from kvsim.engine.transfers import Transfers
+from kvsim.entities import Request
+
+
+class Admission(Transfers):
+    """A replica as far as its queue goes: first come, first served; the last one in gives way first."""
+
+    def _admit(
+        self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
+    ) -> tuple[int, int]:
+        """Move requests from the queue into the step while there is budget, room and a slot.
+
+        Nanoseconds that their cached tokens put the launch off, and that all of it holds the thread.
+        """
+        manager, engine, running, attach, hold = self.manager, self.engine, self.running, 0, 0
+        while budget > 0 and (self.loaded or self.waiting) and len(running) < engine.max_num_seqs:
+            if self.loaded:
+                request = self.loaded[0]
+                if not manager.can_resume(request):
+                    self._blocked = True
+                    break
+                self.loaded.popleft()
+            else:
+                request = self.waiting[0]
+                plan = manager.match(request)
+                if not manager.admit(request, plan):
+                    self._blocked = True
+                    break
+                self.waiting.popleft()
+                self._note_plan(request, plan)
+                if plan.transfers:
+                    self._start(plan.transfers)
+                    if any(transfer.mode == "before" for transfer in plan.transfers):
+                        self.loading[request] = len(plan.transfers)  # it waits for all of them
+                        if request.load_started_ns < 0 and request.admitted_ns < 0:
+                            request.load_started_ns = now
+                        continue
+                    loads += plan.transfers
+            if request.admitted_ns < 0:
+                request.admitted_ns = now
+            tokens = min(request.to_compute, budget)
+            grown = manager.grow(request, tokens)
+            assert grown, f"request {request.index} was admitted without room for its first {tokens} tokens"
+            self._order += 1
+            request.order = self._order
+            running[request] = None
+            prefills.append((request, tokens))
+            budget -= tokens
+            attach += request.cached * engine.cached_token_ns
+            hold += engine.cpu_request_ns
+            if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
+                hold += request.input_tokens * engine.intake_token_ns
+        return attach, attach + hold
+
+    def _note_plan(self, request: Request, plan: Plan) -> None:
+        request.cached = plan.cached_tokens + plan.approximate_tokens
+        request.to_compute, request.computed = plan.compute_tokens, 0
+        if request.first_cached < 0:
+            request.first_cached = plan.cached_tokens
+            request.first_approximate = plan.approximate_tokens
+            request.hits_by_tier = plan.hits_by_tier
+        if request.preemptions:
+            self.recomputed_tokens += plan.compute_tokens
+
+    def _preempt_last(self, now: int) -> None:
+        """Give up the room of the request that was admitted last; it starts again from the front of the queue."""
+        request = next(reversed(self.running))
+        del self.running[request]
+        finished = request in self.finishing
+        if finished:  # its last step is in flight: it only loses its room early
+            del self.finishing[request]
+            context = request.kv_tokens
+        elif request is self.partial:
+            self.partial = None
+            context = request.cached + request.computed
+        else:
+            context = self.batch.context(request)
+            self.batch.remove(request)
+            request.last_token_ns = max(now, self._device_end)
+            request.generated = context - request.input_tokens + 1
+        self._to_free.append((request, context, finished))
+        if not (self._frees_late and self._in_flight):
+            self._free_preempted()
+        if not finished:
+            request.preemptions += 1
+            self.waiting.appendleft(request)
+
+    def _free_preempted(self) -> None:
+        """The blocks of preempted requests go back to the pool."""
+        self._blocked = False
+        for request, context, finished in self._to_free:
+            if finished:
+                self._start(self.manager.release(request, context))
+            else:
+                self.manager.preempt(request, context)
+        self._to_free.clear()

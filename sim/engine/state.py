@@ -1,0 +1,212 @@
+"""State of one engine, what anybody may look at, and when it next turns to a decision."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Protocol
+
+import simpy
+
+from kvsim.cache.manager import CacheManager, Services
+from kvsim.cost.model import CostModel
+from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.channel import PRIORITY_BOUNDARY, At
+from kvsim.engine.link import Links
+from kvsim.engine.run import Effects, Run, Tally
+from kvsim.engine.spec import EngineSpec
+from kvsim.engine.timing import Times
+from kvsim.entities import NEVER, Batch, Request
+
+
+class Owner(Protocol):
+    """What a replica tells whoever put requests into it."""
+
+    each_gap: Callable[[Sequence[int], Sequence[int]], None]
+    """So long (nanoseconds) after the tokens before them came so many output tokens, step by step."""
+    gaps: Callable[[Times, int], None]
+    """Between every two of some times so many output tokens came, as long after the ones before them."""
+
+    def finish(self, replica: ReplicaState, request: Request, now: int) -> None:
+        """The last token of ``request`` was taken at ``now``; its latency lacks only the front end's way out.
+
+        A request that is ``followed`` is told of at that moment, others at the latest when somebody looks.
+        """
+
+    def sample(self, replica: ReplicaState, now: int) -> int:
+        """The replica decided at ``now``; it asks again at its first decision from the time on that it is given."""
+
+
+class ReplicaState(Services):
+    """One engine; ``owner`` hears what comes of it."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        index: int,
+        engine: EngineSpec,
+        manager: CacheManager,
+        cost: CostModel,
+        links: Links,
+        batch: Batch,
+        owner: Owner,
+        check: bool = False,
+        rings: bool = True,
+    ) -> None:
+        """``rings``: somebody waits for what the replica does, so each of its decisions is an event of the clock."""
+        self.env, self.index, self.engine = env, index, engine
+        self.manager, self.cost, self.links, self.batch = manager, cost, links, batch
+        self.owner = owner
+        self.check = check
+        manager.services = self
+        links.on_share = self._share_changed
+        self.peers: list[ReplicaState] = []  # replicas with which this one shares a tier
+
+        self.waiting: deque[Request] = deque()
+        self.running: dict[
+            Request, None
+        ] = {}  # by admission; finishing requests stay until their output is taken
+        self.partial: Request | None = None  # the request whose prompt is prefilled in part
+        self.fetching: dict[Request, int] = {}  # not in the queue yet, with the number of prefetches left
+        self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
+        # whose loads have ended: (decisions until the engine knows, request)
+        self.polled: deque[tuple[int, Request]] = deque()
+        self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
+        self.finishing: dict[Request, None] = {}
+
+        self._run: Run | None = None  # None = no step was decided
+        self._deep = engine.async_scheduling  # two steps in flight
+        self._due: Effects | None = None  # deep: of the step before the one scheduled last
+        self._last: Effects | None = None  # of the step scheduled last
+        self._device_end = 0  # of the step scheduled last
+        self._decided = 0  # when the thread last turned to a decision
+        self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
+        self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
+        self._priority = (
+            PRIORITY_BOUNDARY + index
+        )  # of replicas that decide at the same moment the first goes first
+        self._rings = rings
+        self._next = NEVER  # the next boundary; NEVER = idle
+        self._at = -1  # of the decision that is made, or the output that is taken, late; -1 = none
+        self._alarm: At | None = None  # rings there
+        self._tap: At | None = None  # rings where the output of the step before the run is taken
+        self._blocked = False  # the head of the queue had no room, and nothing has been freed since
+        # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
+        self._frees_late = engine.async_scheduling and bool(links.read)
+        self._in_flight = False  # at a decision: the step scheduled last has output that is not taken
+        # of loads into HBM over the first link, if they hold up the inputs of later steps
+        self._copies_from = links.nearest if engine.inputs_after_loads else None
+        self._loads_end = 0
+        self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
+        self._order = 0
+        self._horizon = 64
+        self._arrives = NEVER  # decisions are made up to then, when a request comes
+        self._step_ns = 1  # device time of the first step of the last run
+        self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
+        self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
+        self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
+        watches = type(manager).begin_decode is not CacheManager.begin_decode
+        self._spares_reads = cost.spares_reads and watches
+        if self._spares_reads:
+            self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
+
+        self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
+        self.num_events = self.recomputed_tokens = 0
+        # of steps that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added to it
+        self.joins: list[tuple[int, int, int, int]] = []
+        self.sample_at = 0  # the owner wants to see the first decision from then on
+        self.step_tokens = 0
+        self._outstanding_tokens = 0
+
+    # ---- what the rest of it does
+
+    def sync(self) -> None:
+        """Change. Bring the state to now: steps that are scheduled by now are committed."""
+        raise NotImplementedError
+
+    def _turn(self, now: int) -> None:
+        """The engine's thread turns to its next decision."""
+        raise NotImplementedError
+
+    def _commit(self, run: Run, steps: int) -> None:
+        """Change. The first ``steps`` steps of the run are scheduled, and the boundaries between them are passed."""
+        raise NotImplementedError
+
+    def _share_changed(self) -> None:
+        """A transfer began or ended, maybe another replica's over a link that this one shares: steps whose copies get
+        another part of it than they were priced with are decided anew."""
+        raise NotImplementedError
+
+    def _tapped(self, event: simpy.Event) -> None:
+        """Somebody has to know at once what the first boundary of the run brings."""
+        raise NotImplementedError
+
+    # ---- looks
+
+    def now_ns(self) -> int:
+        return int(self.env.now) if self._at < 0 else self._at
+
+    def load_ns(self, src: str, num_bytes: int, num_extents: int, queued: bool = True) -> int:
+        return self.links.estimate_ns(src, "hbm", num_bytes, num_extents, queued)
+
+    def prefill_ns(self, tokens: int, past: int) -> int:
+        kernel = Kernel("prefill_attention", {"new": tokens, "past": past})
+        return int(self.cost.price(StepWork(1, tokens, 0, (kernel,))).step_ns[0])
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return self.cost.spared_tokens(num_seqs, read_again)
+
+    @property
+    def num_running(self) -> int:
+        """As of the last decision that was made (:meth:`sync`)."""
+        return len(self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """As of the last decision that was made (:meth:`sync`)."""
+        waiting = len(self.waiting) + len(self.fetching)
+        return waiting + len(self.loading) + len(self.polled) + len(self.loaded)
+
+    @property
+    def busy_ns(self) -> int:
+        """Time with a step on the device."""
+        self.tally.settle()
+        return self.tally.busy_ns
+
+    @property
+    def num_steps(self) -> int:
+        self.tally.settle()
+        return self.tally.num_steps
+
+    # ---- the next boundary
+
+    def _turn_at(self, at_ns: int, now: int) -> None:
+        """The next boundary is at ``at_ns``."""
+        self._next = at_ns
+        if self._rings:
+            self._alarm = At(self.env, at_ns - now, self._priority, self._alarmed)
+
+    def _alarmed(self, event: simpy.Event) -> None:
+        if event is self._alarm:  # else the run was cut: an earlier alarm has rung
+            self._turn(self.env.now)
+
+    def _cut(self, now: int) -> None:
+        """End the current run where the engine next looks at its queue."""
+        run = self._run
+        if run is not None and run.fused:
+            steps = run.decided_by(now)
+            if steps < run.steps:
+                run.steps = steps
+                self._horizon = max(8, 2 * steps)
+                self._turn_at(int(run.boundaries[steps - 1]), now)
+
+    def _sync_peers(self, at_decision: bool = False) -> None:
+        """Change. Peers sample the timeline up to now before this replica changes what they share.
+
+        ``at_decision``: of equal times the replica with the lower index decides first.
+        """
+        for peer in self.peers:
+            run = peer._run
+            if run is not None and run.fused:
+                peer._commit(run, run.decided_by(self.env.now + (at_decision and peer.index < self.index)))

@@ -1,0 +1,219 @@
+"""The scheduler: what the next step, or run of steps, is, and how long it takes."""
+
+from __future__ import annotations
+
+from kvsim.cache.manager import Transfer
+from kvsim.cost.model import Priced
+from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.admission import Admission
+from kvsim.engine.channel import At
+from kvsim.engine.link import layerwise_end_ns
+from kvsim.engine.run import Effects, Run
+from kvsim.engine.timing import lay_out
+from kvsim.entities import NEVER, Request
+
+LONGEST_RUN = 4096
+
+
+class Steps(Admission):
+    """A replica as far as its decisions go."""
+
+    def _decide(self, now: int) -> None:
+        """Schedule the next step or run of steps."""
+        batch, manager = self.batch, self.manager
+        decoding, waits = batch.requests, self.waiting or self.loaded
+        admits = bool(
+            waits
+            and not self._blocked
+            and len(self.running) < self.engine.max_num_seqs
+            and len(decoding) < self.engine.max_num_batched_tokens
+        )
+        preempted, steps = False, 0
+        if decoding:
+            if (
+                self.partial is not None
+                or admits
+                or self.polled
+                # what the first boundary takes could change the decision there
+                or (self._due is not None and (waits or not manager.steady_work))
+            ):
+                alike = 1
+            else:  # in so many steps nothing but the contexts changes, as far as scheduling goes
+                alike = min(batch.next_finish - batch.round, self._foreseen(now), LONGEST_RUN)
+            steps = manager.decode_steps(batch, alike)
+            while not steps and decoding:
+                self._preempt_last(now)
+                preempted = True
+                steps = manager.decode_steps(batch, 1) if decoding else 0
+        if self.partial is not None or (admits and not preempted):
+            self._mixed_step(now, preempted)
+        elif steps:
+            self._decode_run(now, steps)
+        else:
+            self._nothing(now, preempted)
+
+    def _foreseen(self, now: int) -> int:
+        """Steps until something is likely to end a run that is decided now: more would be priced in vain."""
+        if self._arrives == NEVER or self.waiting:
+            return self._horizon
+        ahead = self._arrives - max(now, self._device_end)  # then a request comes that finds the queue empty
+        return max(2, 2 + ahead * 9 // (8 * self._step_ns))
+
+    def _nothing(self, now: int, preempted: bool) -> None:
+        """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
+        if preempted or self.polled or self._due is not None or self._device_end > now:
+            self._turn_at(max(now, self._device_end), now)
+        else:
+            self._next, self._alarm = NEVER, None
+
+    def _decode_run(self, now: int, steps: int) -> None:
+        batch, engine = self.batch, self.engine
+        num = len(batch.requests)
+        if self._loads_end > now + engine.launch_ns:
+            steps = 1  # only this one waits for them
+        if self._plain_decodes:
+            self._shares = None
+            reads = batch.sum_base + num * (batch.round + 1)
+            if self._spares_reads and (again := self.manager.tokens_read_again):
+                reads -= self.spared_tokens(num, again)
+            priced = self.cost.price_decodes(num, reads, steps)
+        else:
+            kernels = self.manager.decode_work(batch, steps)
+            share = self._note_links(kernels)
+            priced = self.cost.price(StepWork(steps, num, num, kernels), share)
+        launch = engine.launch_ns
+        if self._loads_end > now + launch:
+            launch = self._loads_end - now
+        host = self._decode_host.get(num)
+        if host is None:
+            host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
+        boundaries, ends = lay_out(now, self._device_end, priced.step_ns, launch, *host, self._deep)
+        self.step_tokens = num
+        self._step_ns = int(priced.step_ns[0]) or 1
+        run = self._run = Run(priced, now, boundaries, ends, num, True)
+        self._next = boundary = int(boundaries[-1])
+        if self._rings:
+            self._turn_at(boundary, now)
+        output = self._due
+        if output is not None and steps > 1:
+            run.output = output
+            if self._rings and (self.links.read or any(request.followed for request in output.finished)):
+                at = int(boundaries[0])
+                self._tap = At(self.env, at - now, self._priority, self._tapped)
+
+    def _mixed_step(self, now: int, preempted: bool) -> None:
+        """One step in which prompts may be prefilled."""
+        engine, manager, batch, plain = self.engine, self.manager, self.batch, self._plain
+        inputs = self._loads_end  # loads that this step starts come behind its inputs
+        decodes = len(batch.requests)
+        sum_context = batch.sum_context + decodes
+        if self._spares_reads and (again := manager.tokens_read_again):
+            sum_context -= self.spared_tokens(decodes, again)
+        kernels: list[Kernel] = []  # unless they are the plain ones
+        if decodes:
+            if not plain:
+                kernels += manager.decode_work(batch, 1)
+            manager.commit(batch, 1)
+            batch.round += 1
+        finished = batch.finished() if batch.next_finish <= batch.round else []
+        budget = engine.max_num_batched_tokens - decodes
+        prefills: list[tuple[Request, int]] = []
+        loads: list[Transfer] = []
+
+        request = self.partial
+        if request is not None and budget > 0:
+            tokens = min(request.to_compute - request.computed, budget)
+            if manager.grow(request, tokens):
+                prefills.append((request, tokens))
+                budget -= tokens
+            else:
+                self._preempt_last(now)  # the request itself: it was admitted last
+                preempted = True
+        attach = hold = 0
+        if budget > 0 and not preempted and (self.waiting or self.loaded):
+            attach, hold = self._admit(now, budget, prefills, loads)
+
+        complete: list[Request] = []
+        chunks: list[tuple[int, int]] = []
+        step_tokens = decodes
+        for request, tokens in prefills:
+            computed = request.computed
+            chunks.append((tokens, request.cached + computed))
+            step_tokens += tokens
+            if not plain:
+                kernels += manager.prefill_work(request, computed, tokens)
+            request.computed = computed = computed + tokens
+            if computed < request.to_compute:
+                self.partial = request
+                continue
+            if self.partial is request:
+                self.partial = None
+            complete.append(request)
+            generated = request.generated
+            request.generated = generated + 1
+            if generated + 1 == request.output_tokens:
+                finished.append(request)
+            else:
+                context = request.input_tokens + generated
+                batch.add(request, context, request.output_tokens - generated - 1)
+        if complete or finished:
+            self._finish_later(complete, finished)
+        if chunks:
+            self._blocked = False  # the head of the queue may reuse what this step computes
+        if not step_tokens:
+            self._nothing(now, preempted)
+            return
+        self.step_tokens = step_tokens
+        sampled = decodes + len(chunks)
+        cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
+        launch = max(engine.launch_ns + attach, inputs - now)
+        sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
+        self._shares = None
+        if not plain:
+            share = self._note_links(kernels)
+            priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels), sustained), share)
+        elif chunks:
+            priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
+        else:
+            priced = self.cost.price_decodes(decodes, sum_context, 1)
+        end = self._one_step(now, priced, decodes, launch, cpu, engine.output_ns(sampled), loads)
+        if chunks:
+            self._prefill_end = end
+
+    # ---- time of a step
+
+    def _one_step(
+        self, now: int, priced: Priced, decodes: int, launch: int, cpu: int, tail: int, loads: list[Transfer]
+    ) -> int:
+        """Lay out a step that is committed already; when it ends on the device."""
+        before = self._device_end
+        price, free = int(priced.step_ns[0]), now + cpu
+        start = max(before, now + launch)
+        if loads:
+            first_layer = max(t.first_layer_ns for t in loads)
+            load_end = max(t.end_ns for t in loads)
+            loaded = max(t.num_layers or self.links.num_layers for t in loads)
+            end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers, loaded)
+            load_ns = load_end - min(t.start_ns for t in loads)
+            self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
+        else:
+            end = start + price
+        end = max(end, free + tail)
+        boundary = max(before if self._deep else end, free)
+        self._run = Run(priced, now, [boundary], [end], decodes, False)
+        self._next = boundary
+        if self._rings:
+            self._turn_at(boundary, now)
+        return end
+
+    def _clocks_are_down(self, launched: int) -> bool:
+        """Change. Whether the GPU has carried prefill, step by step, for so long that the next such step is slower."""
+        start = max(self._device_end, launched)
+        if self._prefill_end < self._device_end or start > self._device_end + self.engine.launch_ns:
+            self._prefill_began = start
+        return start - self._prefill_began >= self.engine.sustained_after_ns
+
+    def _finish_later(self, first_tokens: list[Request], finished: list[Request]) -> None:
+        for request in finished:
+            self.finishing[request] = None
+        self._last = Effects(first_tokens, finished)

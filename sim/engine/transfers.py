@@ -1,0 +1,90 @@
+"""How a replica starts transfers, and what it does when one has ended."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from kvsim.cache.manager import Transfer
+from kvsim.cost.work import Kernel
+from kvsim.engine.state import ReplicaState
+from kvsim.entities import NEVER, Request
+
+
+class Transfers(ReplicaState):
+    """A replica as far as its links go."""
+
+    def _start(self, transfers: tuple[Transfer, ...]) -> None:
+        holds_up = False
+        for transfer in transfers:
+            self.links.submit(transfer, self._ended)
+            if transfer.dst == "hbm" and transfer.src == self._copies_from:
+                self._loads_end = max(self._loads_end, transfer.end_ns)
+                holds_up = True
+        if holds_up:
+            self._cut(self.env.now)
+        elif transfers:
+            self._share_changed()
+
+    def _ended(self, transfer: Transfer) -> None:
+        """The link has ended a transfer."""
+        self.sync()
+        self._sync_peers()
+        self._start(self.manager.arrived(transfer))
+        self._blocked = False
+        request = transfer.request
+        if request is not None and request in self.loading:
+            self.loading[request] -= 1
+            if not self.loading[request]:
+                del self.loading[request]
+                self.polled.append((self.engine.load_decisions, request))
+        elif request is not None and request in self.fetching:
+            self.fetching[request] -= 1
+            if not self.fetching[request]:
+                del self.fetching[request]
+                self._queue_in_order(request)
+        now = self.env.now
+        if self._next == NEVER:
+            self._turn_at(now, now)
+        elif self.waiting or self.loaded or self.polled or not self.manager.steady_work:
+            self._cut(now)
+        else:
+            self._share_changed()
+
+    def _queue_in_order(self, request: Request) -> None:
+        """Into the queue, before those that arrived later."""
+        place = len(self.waiting)
+        while place and self.waiting[place - 1].arrived_after(request):
+            place -= 1
+        self.waiting.insert(place, request)
+
+    def _share_changed(self) -> None:
+        """A transfer began or ended, maybe another replica's over a link that this one shares: steps whose copies get
+        another part of it than they were priced with are decided anew."""
+        if self._shares:
+            share = self.links.share()
+            for lane, part in self._shares.items():
+                if share[lane] != part:
+                    self._cut(self.env.now)
+                    return
+
+    def _note_links(self, kernels: Sequence[Kernel]) -> dict[str, float] | None:
+        """Change. The parts of the host link that copies inside the step get; None = there are none."""
+        self._shares = None
+        for *_, lane in kernels:
+            if lane != "gpu":
+                share = self.links.share()
+                self._shares = {lane: share[lane] for *_, lane in kernels if lane in share}
+                return share
+        return None
+
+    def _poll(self, now: int) -> None:
+        """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""
+        idle = not self.batch.requests and self.partial is None and self._device_end <= now
+        polled, self.polled = self.polled, deque()
+        for decisions, request in polled:
+            if decisions == 0 or idle:
+                self.loaded.append(request)
+                self._blocked = False
+            else:
+                self.polled.append((decisions - 1, request))
