@@ -28,6 +28,7 @@ from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
+from kvsim.cost.slower import Slower
 from kvsim.engine.link import connect, reachable
 from kvsim.engine.profile import load_engine
 from kvsim.engine.replica import Replica
@@ -165,8 +166,11 @@ def run_scenario(
     check: bool = False,
     progress: Progress | None = None,
     save_cache_to: Path | None = None,
+    step_factor: float = 1.0,
 ) -> Outcome:
     """Simulate a scenario; what its caches hold in the end is written to ``save_cache_to``.
+
+    Every step takes ``step_factor`` times as long as priced; other than 1, the outcome has no time by kernel.
 
     Raises:
         KvsimError: anything in the scenario or its files that cannot be used.
@@ -224,15 +228,18 @@ def run_scenario(
     )
     cache = charge_rest(cache)
     profile = load_profile(profile_name(scenario, gpu.name))
+    cost: CostModel = KernelCostModel(
+        profile, model, gpu, tensor_parallel, terms, scenario.timings.strict_calibration, host_link
+    )
+    if step_factor != 1.0:
+        cost = Slower(cost, step_factor)
     simulation = build_simulation(
         trace,
         engine,
         cache,
         tuple(spec.link for spec in tiers),
         lambda config: _manager(scenario.cache.manager, config),
-        KernelCostModel(
-            profile, model, gpu, tensor_parallel, terms, scenario.timings.strict_calibration, host_link
-        ),
+        cost,
         _named("cluster.router", routers.get, scenario.cluster.router)(),
         scenario.cluster.replicas,
         scenario.output.timeline_interval,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +12,10 @@ from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import RoundRobin
 from kvsim.cluster.run import build_simulation, play
 from kvsim.cost.kernels import KernelCostModel
-from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
+from kvsim.cost.slower import Slower
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.work import StepWork
 from kvsim.engine.profile import load_engine
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import ScenarioError
@@ -43,30 +42,6 @@ class Replayed:
     t_s: Floats
     running: Floats
     waiting: Floats
-
-
-class Slower(CostModel):
-    """Another cost model with every step ``factor`` times as long."""
-
-    def __init__(self, inner: CostModel, factor: float) -> None:
-        self.inner, self.factor = inner, factor
-        self.spares_reads = inner.spares_reads
-
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return self.inner.spared_tokens(num_seqs, read_again)
-
-    def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
-        priced = self.inner.price(work, link_share)
-        scaled = Priced()
-        scaled.step_ns = np.rint(np.asarray(priced.step_ns) * self.factor).astype(np.int64).tolist()
-        return scaled
-
-    def account(self, priced: Priced, start: int, stop: int) -> int:
-        """Only the sum: shares of time by kernel are not asked of a slowed run."""
-        return sum(priced.step_ns[start:stop])
-
-    def used_ns(self) -> dict[tuple[str, str], int]:
-        return {}
 
 
 def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, EngineTerms]:

@@ -1,0 +1,34 @@
+"""A cost model with every step longer: what a prediction hangs on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.work import StepWork
+
+
+class Slower(CostModel):
+    """Another cost model with every step ``factor`` times as long."""
+
+    def __init__(self, inner: CostModel, factor: float) -> None:
+        self.inner, self.factor = inner, factor
+        self.spares_reads = inner.spares_reads
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return self.inner.spared_tokens(num_seqs, read_again)
+
+    def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
+        priced = self.inner.price(work, link_share)
+        scaled = Priced()
+        scaled.step_ns = np.rint(np.asarray(priced.step_ns) * self.factor).astype(np.int64).tolist()
+        return scaled
+
+    def account(self, priced: Priced, start: int, stop: int) -> int:
+        """Only the sum: shares of time by kernel are not asked of a slowed run."""
+        return sum(priced.step_ns[start:stop])
+
+    def used_ns(self) -> dict[tuple[str, str], int]:
+        return {}
