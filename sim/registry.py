@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kvsim.errors import ScenarioError, did_you_mean
 
 T = TypeVar("T")
+PolicySpec = str | Mapping[str, Any]
+"""A name, or {policy: name, option: value, ...}: options are keyword arguments of what is registered under the name."""
 GROUP = "kvsim.plugins"
 
 
@@ -65,3 +68,49 @@ class Registry(Generic[T]):
         for entry in entry_points(group=GROUP):
             if entry.name.startswith(prefix):
                 yield entry.name[len(prefix) :], entry
+
+
+def make_policy(registry: Registry[type[T]], spec: PolicySpec) -> T:
+    """A new object of the class that ``spec`` names, made with its options.
+
+    Raises:
+        ScenarioError: there is no such name, or it has no such option, needs another one or cannot use a value.
+    """
+    name, options = (spec, {}) if isinstance(spec, str) else (spec["policy"], dict(spec))
+    options.pop("policy", None)
+    found, kind = registry.get(name), registry.kind
+    parameters = inspect.signature(found).parameters
+    for key in options:
+        if key not in parameters:
+            hint = did_you_mean(key, parameters) if parameters else "; it has none"
+            raise ScenarioError(f"{kind} '{name}' has no option '{key}'{hint}")
+    for key, parameter in parameters.items():
+        if parameter.default is inspect.Parameter.empty and key not in options:
+            raise ScenarioError(f"{kind} '{name}' needs the option '{key}'")
+    try:
+        return found(**options)
+    except ScenarioError as error:
+        raise ScenarioError(f"{kind} '{name}': {error}") from None
+
+
+def number_option(name: str, value: object, low: float, high: float = float("inf")) -> float:
+    """``value`` as a number from ``low`` to ``high``.
+
+    Raises:
+        ScenarioError: it is none, or lies outside.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        what = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+        raise ScenarioError(f"{name}: expected a number {what}, found {value!r}")
+    return value
+
+
+def choice_option(name: str, value: object, choices: Sequence[str]) -> str:
+    """``value`` as one of ``choices``.
+
+    Raises:
+        ScenarioError: it is none of them.
+    """
+    if value not in choices:
+        raise ScenarioError(f"{name}: unknown value {value!r}{did_you_mean(str(value), choices)}")
+    return str(value)

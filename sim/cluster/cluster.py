@@ -74,6 +74,8 @@ class Cluster:
         self.each_gap: Callable[[Sequence[int], Sequence[int]], None] = recorder.inter_token.add_each
         self.gaps: Callable[[Times, int], None] = recorder.inter_token.add_between
         self._private = not trace.names_content
+        # what few routers ask for, so that the others pay nothing
+        self._ended = router.ended if type(router).ended is not Router.ended else None
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
@@ -255,6 +257,8 @@ class Cluster:
             )
         )
         self.num_finished += 1
+        if self._ended is not None:
+            self._ended(request, replica)
         if end > self.last_token_ns:
             self.last_token_ns = end
         if request.followed:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from simpy.core import EmptySchedule
 
 from kvsim.cache.eviction import EvictionSpec, eviction_policy
@@ -22,7 +23,7 @@ from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.responses import build_responses
-from kvsim.cluster.router import Router, routers
+from kvsim.cluster.router import Router, make_router
 from kvsim.cluster.small_model import SmallPool
 from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.cost.kernels import KernelCostModel
@@ -240,7 +241,7 @@ def run_scenario(
         tuple(spec.link for spec in tiers),
         lambda config: _manager(scenario.cache.manager, config),
         cost,
-        _named("cluster.router", routers.get, scenario.cluster.router)(),
+        _router(scenario),
         scenario.cluster.replicas,
         scenario.output.timeline_interval,
         check,
@@ -277,6 +278,12 @@ def _named(key: str, find: Callable[[S], T], name: S) -> T:
         raise ScenarioError(f"{key}: {error}") from None
 
 
+def _router(scenario: Scenario) -> Router:
+    router = _named("cluster.router", make_router, scenario.cluster.router)
+    router.rng = np.random.default_rng([scenario.seed, 0x726F])  # a stream of its own
+    return router
+
+
 def check_parts(scenario: Scenario) -> None:
     """Manager, eviction policies, router, engine and links are there: names that a look at a scenario does not check.
 
@@ -286,7 +293,7 @@ def check_parts(scenario: Scenario) -> None:
         KvsimError: the first that is not.
     """
     cache = scenario.cache
-    _named("cluster.router", routers.get, scenario.cluster.router)
+    _router(scenario)
     _named("cache.manager", cache_managers.get, cache.manager)
     _check_policies(cache.eviction, [tier.eviction for tier in cache.tiers])
     load_engine(

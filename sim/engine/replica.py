@@ -39,6 +39,7 @@ class Replica(Steps):
         if self.sample_at < now:
             self.sync()  # what the owner wants to see comes before the request
         self._outstanding_tokens += request.input_tokens
+        self._outstanding_requests += 1
         if self.manager.prefetches:
             self.sync()  # what it finds in HBM is as of now
             self._sync_peers()
@@ -72,13 +73,29 @@ class Replica(Steps):
     @property
     def outstanding_tokens(self) -> int:
         """Prompt tokens of unfinished requests, as of now."""
+        self._take_due()
+        return self._outstanding_tokens
+
+    @property
+    def outstanding_requests(self) -> int:
+        """Unfinished requests, as of now."""
+        self._take_due()
+        return self._outstanding_requests
+
+    def _take_due(self) -> None:
+        """Change. Take the outputs that are due by now."""
         now = self.env.now
         if self._next < now:
             self.advance(now)
         run = self._run
         if run is not None and run.output is not None and run.boundaries[0] < now:
             self.sync()
-        return self._outstanding_tokens
+
+    @property
+    def steady_until(self) -> int:
+        """Look. Before this (ns) no request ends here, unless another one comes or a transfer ends meanwhile."""
+        run = self._run
+        return self._next if run is None or run.output is None else int(run.boundaries[0])
 
     def end(self) -> None:
         """Change. Nothing comes any more: decide what is left, and count it all."""
@@ -152,6 +169,7 @@ class Replica(Steps):
                 if transfers := manager.release(request, request.kv_tokens):
                     self._start(transfers)
             self._outstanding_tokens -= request.input_tokens
+            self._outstanding_requests -= 1
             self.owner.finish(self, request, now)
 
     def _commit(self, run: Run, steps: int) -> None:

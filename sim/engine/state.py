@@ -117,7 +117,7 @@ class ReplicaState(Services):
         self.joins: list[tuple[int, int, int, int]] = []
         self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
-        self._outstanding_tokens = 0
+        self._outstanding_tokens = self._outstanding_requests = 0
 
     # ---- what the rest of it does
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.policy import PolicyChoice
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
@@ -43,8 +43,9 @@ class Cluster(Part):
     """Preset name, or the path of a profile that ``kvsim calibrate`` wrote: the GPU it ran on, with its timings."""
     tensor_parallel: Positive = 1
     """GPUs of one replica."""
-    router: str = "round_robin"
-    """round_robin, least_outstanding_tokens, prefix_aware, or any that a plug-in registers."""
+    router: PolicyChoice = "round_robin"
+    """A name (round_robin, least_outstanding_tokens, prefix_aware, ..., or one that a plug-in registers), or a mapping with
+    options, such as {policy: prefix_aware, staleness_s: 1}: docs/routing.md."""
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """What one GPU-hour costs; null = the list price in the GPU's preset."""
     response_cache: ResponseCache | None = None
@@ -106,23 +107,6 @@ def _link_kind(value: object) -> str:
         return "preset"
     tables = isinstance(value, MeasuredLink) or (isinstance(value, dict) and "table" in value)
     return "measured" if tables else "inline"
-
-
-def _eviction_kind(value: object) -> str:
-    return "preset" if isinstance(value, str) else "inline"
-
-
-def _with_policy(value: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(value.get("policy"), str):
-        raise ValueError("'policy' is missing; write a name, or {policy: ttl, seconds: 300}")
-    return value
-
-
-EvictionChoice = Annotated[
-    Annotated[str, Tag("preset")] | Annotated[dict[str, Any], AfterValidator(_with_policy), Tag("inline")],
-    Discriminator(_eviction_kind),
-]
-"""A policy's name, or a mapping of ``policy`` and the policy's options: see docs/eviction.md."""
 
 
 class Holds(Part):
@@ -191,7 +175,7 @@ class Tier(Part):
     """KV bytes that a replica's decoder gives per second when a load arrives; null = no time."""
     prefetch: bool = False
     """What a request finds here comes to the nearest tier while it is queued; it is not admitted before."""
-    eviction: EvictionChoice = "lru"
+    eviction: PolicyChoice = "lru"
     extent: Annotated[ByteSize, Field(ge=1)] = 2 * 2**20
     """Bytes that lie together: a copy pays the link's operation time once for each such piece."""
     usd_per_gb_month: Annotated[float, Field(ge=0)] | None = None
@@ -214,7 +198,7 @@ class Cache(Part):
     manager: str = "prefix_tree"
     """none, contiguous, paged, prefix_tree, chunks, snapshots, or any that a plug-in registers."""
     block_tokens: Positive = 16
-    eviction: EvictionChoice = "lru"
+    eviction: PolicyChoice = "lru"
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""
     num_gpu_blocks: Positive | None = None
     """KV blocks in HBM of one replica; null = computed from the GPU's memory."""

@@ -9,14 +9,12 @@ policy says otherwise. A request pushes what it lets go, a path of d runs; an ev
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from kvsim.errors import ScenarioError, did_you_mean
-from kvsim.registry import Registry
+from kvsim.registry import PolicySpec, Registry, make_policy, number_option
 
 if TYPE_CHECKING:
     from kvsim.cache.future import Future
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 API_VERSION = 2
 Key = tuple[float, ...]
-EvictionSpec = str | Mapping[str, Any]  # a name, or {policy: name, option: value, ...}
+EvictionSpec = PolicySpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,33 +165,7 @@ def eviction_policy(spec: EvictionSpec) -> QueuesPolicy:
         ScenarioError: no policy has this name, or it has no such option or cannot use its value.
     """
     load_builtin()
-    name, options = (spec, {}) if isinstance(spec, str) else (spec["policy"], dict(spec))
-    options.pop("policy", None)
-    found = eviction_policies.get(name)
-    parameters = inspect.signature(found).parameters
-    for key in options:
-        if key not in parameters:
-            hint = did_you_mean(key, parameters) if parameters else "; it has none"
-            raise ScenarioError(f"eviction policy '{name}' has no option '{key}'{hint}")
-    for key, parameter in parameters.items():
-        if parameter.default is inspect.Parameter.empty and key not in options:
-            raise ScenarioError(f"eviction policy '{name}' needs the option '{key}'")
-    try:
-        return found(**options)
-    except ScenarioError as error:
-        raise ScenarioError(f"eviction policy '{name}': {error}") from None
-
-
-def number_option(name: str, value: object, low: float, high: float = float("inf")) -> float:
-    """``value`` as a number from ``low`` to ``high``.
-
-    Raises:
-        ScenarioError: it is none, or lies outside.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        what = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
-        raise ScenarioError(f"{name}: expected a number {what}, found {value!r}")
-    return value
+    return make_policy(eviction_policies, spec)
 
 
 __all__: Sequence[str] = (
