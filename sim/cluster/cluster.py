@@ -258,7 +258,7 @@ class Cluster:
         )
         self.num_finished += 1
         if self._ended is not None:
-            self._ended(request, replica)
+            self._ended(request, replica)  # type: ignore[arg-type]  # no other state of a replica finishes
         if end > self.last_token_ns:
             self.last_token_ns = end
         if request.followed:

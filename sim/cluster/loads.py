@@ -96,7 +96,7 @@ class Loads:
         before = self._known[replica]
         if load != before:
             order, index = self.order, replica.index
-            del order[bisect_left(order, (before, index))]  # type: ignore[type-var]
+            del order[bisect_left(order, (before, index))]
             insort(order, (load, index, replica))
             self._known[replica] = load
             self.total += load - before

@@ -138,6 +138,14 @@ def test_a_mistake_in_the_file(
             "cluster.router=prefix-aware",
             "cluster.router: no router is called 'prefix-aware'; did you mean 'prefix_aware'?",
         ),
+        (
+            "cluster.router={policy: consistent_hash, keys: session}",
+            "cluster.router: router 'consistent_hash' has no option 'keys'; did you mean 'key'?",
+        ),
+        (
+            "cluster.router={policy: session_affinity, spill_factor: 0}",
+            "cluster.router: router 'session_affinity': spill_factor: expected a number of at least 1, found 0",
+        ),
         ("cluster.gpu=h100", "--set cluster.gpu: "),
         ("model=llama-3.1-8c", "--set model: "),
         ("engine.profile=vllm-0.24", "engine.profile: no engine profile is called 'vllm-0.24'; did you mean"),
