@@ -7,22 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvsim.reports import colours, figures, markup
+from kvsim.reports import figures, markup
+from kvsim.reports.lines import LINE_COLOURS, line_section, marked_line, spread
 from kvsim.reports.page import page, write_whole
 from kvsim.reports.plotlyjs import plotly_js
-from kvsim.results.sweep_table import (
-    knee_line,
-    marginal_table,
-    point_table,
-    setting_texts,
-    short_key,
-    sweep_warnings,
-)
+from kvsim.results.sweep_names import setting_texts, short_key
+from kvsim.results.sweep_table import knee_line, marginal_table, point_table, sweep_warnings
 from kvsim.results.units import digits, duration
 from kvsim.version import __version__
 
 Sweep = Mapping[str, Any]
-LINES = (colours.BLUE, colours.ORANGE, colours.GREEN, colours.PURPLE, colours.SKY, colours.VERMILION)
 MAX_TICKS = 9
 
 
@@ -35,6 +29,9 @@ def write_page(path: Path, told: Sweep) -> None:
     keys = list(dict.fromkeys(curve["key"] for curve in told["curves"]))
     blocks = [markup.warning_box(sweep_warnings(told))]
     blocks += [_capacity(told, key) for key in keys]
+    blocks += [
+        line_section(chart) for chart in told["charts"] if chart["crossings"] or chart["key"] not in keys
+    ]
     lead = "Means are over completed requests; $ are of the whole cluster."
     header, rows = point_table(told)
     whole = [(*row, *[""] * (len(header) - len(row))) for row in rows]
@@ -58,7 +55,7 @@ def _capacity(told: Sweep, key: str) -> str:
     """The section about one capacity axis."""
     curves = [curve for curve in told["curves"] if curve["key"] == key]
     tier = curves[0]["tier"]
-    shown = _spread(curves, len(LINES))
+    shown = spread(curves, len(LINE_COLOURS))
     lead = "What a larger capacity brings, and what each further GB brings between neighbouring capacities."
     if any(point["runs"] > 1 for curve in curves for point in curve["points"]):
         lead += " Points are means over seeds, bars their range."
@@ -98,13 +95,6 @@ def _slos(told: Sweep) -> str:
     )
 
 
-def _spread(curves: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` of ``curves``, evenly over them, the first and the last among them."""
-    if len(curves) <= most:
-        return list(curves)
-    return [curves[round(i * (len(curves) - 1) / (most - 1))] for i in range(most)]
-
-
 class _Axis:
     """log2 of GB a replica; 0, which has no logarithm, stands one doubling below the smallest capacity."""
 
@@ -112,7 +102,7 @@ class _Axis:
         known = sorted(set(capacities))
         above = [gb for gb in known if gb > 0]
         self._zero = math.log2(above[0]) - 1 if above else 0.0
-        ticks = _spread(known, MAX_TICKS)
+        ticks = spread(known, MAX_TICKS)
         self.layout = {
             "title": f"capacity of {tier} (GB)",
             "tickvals": [self.place(gb) for gb in ticks],
@@ -135,7 +125,7 @@ def _name(curve: Sweep) -> str:
 def _hits(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure:
     figure = _line_figure(curves, axis, "hit_token_ratio", "of prompt tokens", ".0%")
     labels: list[str] = []  # curves that bend at one capacity share its label
-    for curve, colour in zip(curves, LINES, strict=False):
+    for curve, colour in zip(curves, LINE_COLOURS, strict=False):
         knee = curve["knee"]
         if knee is not None:
             label = f"{_gb(knee['capacity_gb'])} GB"
@@ -165,9 +155,9 @@ def _line_figure(
     curves: Sequence[Sweep], axis: _Axis, figure: str, title: str, tickformat: str
 ) -> figures.Figure:
     data = []
-    for curve, colour in zip(curves, LINES, strict=False):
+    for curve, colour in zip(curves, LINE_COLOURS, strict=False):
         points = [point for point in curve["points"] if point[figure] is not None]
-        line = _line(
+        line = marked_line(
             _name(curve), [axis.place(point["capacity_gb"]) for point in points],
             [point[figure] for point in points], colour,
         )  # fmt: skip
@@ -187,32 +177,20 @@ def _line_figure(
 def _per_gb(curves: Sequence[Sweep], axis: _Axis) -> figures.Figure | None:
     """Steps: between two capacities the hits that each further GB brings."""
     data = []
-    for curve, colour in zip(curves, LINES, strict=False):
+    for curve, colour in zip(curves, LINE_COLOURS, strict=False):
         steps = [step for step in curve["marginal"] if step["hit_token_ratio_per_gb"] is not None]
         if not steps:
             continue
         x = [axis.place(step["from_capacity_gb"]) for step in steps]
         y = [step["hit_token_ratio_per_gb"] for step in steps]
         x, y = [*x, axis.place(steps[-1]["to_capacity_gb"])], [*y, y[-1]]
-        line = _line(_name(curve), x, y, colour)
+        line = marked_line(_name(curve), x, y, colour)
         line |= {"mode": "lines", "line": {"color": colour, "width": 2, "shape": "hv"}}
         line["hovertemplate"] = "%{y:.3%} for each GB"
         data.append(line)
     return (
         _figure(data, axis, {"title": "a GB", "tickformat": ".2~%", "rangemode": "tozero"}) if data else None
     )
-
-
-def _line(name: str, x: list[float], y: list[float], colour: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": name,
-        "x": x,
-        "y": y,
-        "line": {"color": colour, "width": 2},
-        "marker": {"color": colour, "size": 7},
-    }
 
 
 def _figure(data: list[dict[str, Any]], axis: _Axis, y_axis: dict[str, Any]) -> figures.Figure:

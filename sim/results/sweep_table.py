@@ -9,10 +9,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kvsim.results.crossing_table import HEADER as CROSSING_HEADER
+from kvsim.results.crossing_table import crossing_rows, crossing_title
 from kvsim.results.reading import TURNS_AT_ONCE
+from kvsim.results.sweep_names import setting_texts, short_key
 from kvsim.results.units import UNDEFINED, digits, duration, number, percent, usd
 
 Sweep = Mapping[str, Any]
+SHARES = {
+    "approximate_token_ratio": "approximate",
+    "response_hit_ratio": "responses",
+    "wrong_response_ratio": "wrong responses",
+}
+"""Columns that a sweep has where some point has any."""
 TableText = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 
@@ -26,6 +35,11 @@ def print_sweep(told: Sweep, console: Console) -> None:
         console.print(Text(curve_title(curve), style="bold"))
         _print(marginal_table(curve), console)
         console.print(Text(knee_line(curve)))
+    for chart in told["charts"]:
+        if chart["crossings"]:
+            console.print()
+            console.print(Text(crossing_title(chart), style="bold"))
+            _print((CROSSING_HEADER, crossing_rows(chart)), console)
     console.print()
     for line in sweep_warnings(told):
         console.print(Text.assemble(("warning: ", "bold yellow"), line))
@@ -53,17 +67,6 @@ def curve_title(curve: Sweep) -> str:
     return " · ".join([f"each GB of {curve['tier']}", *setting_texts(curve["others"])])
 
 
-def setting_texts(others: Mapping[str, Any]) -> list[str]:
-    """``engine.gpu_memory_utilization`` 0.5 as "gpu_memory_utilization 0.5", with the owner of a plain ``capacity``."""
-    return [f"{short_key(key)} {value}" for key, value in others.items()]
-
-
-def short_key(key: str) -> str:
-    """The last word of a key, with the one before where it says too little."""
-    steps = key.split(".")
-    return " ".join(steps[-2:]) if steps[-1] in ("capacity", "seed", "link", "write") else steps[-1]
-
-
 def knee_line(curve: Sweep) -> str:
     """Where the knee lies, or why there is none."""
     knee = curve["knee"]
@@ -87,24 +90,29 @@ def point_table(told: Sweep) -> TableText:
             if name.startswith("hit_token_ratio_")
         )
     )
+    shares = [share for share in SHARES if any(row.get(share) for row in rows)]
     goodput = ("SLOs met", "goodput/s") if told["slos"] else ()
     header = (
         *(short_key(key) for key in keys),
         *(() if "seed" in keys else ("seed",)),
         *(f"hits {tier}" for tier in tiers),
+        *(SHARES[share] for share in shares),
         *("TTFT mean", "p50", "p95", "TPOT p95"),
         *goodput,
         *("$/hour", "$/M output"),
     )
-    return header, [_point_row(row, keys, tiers, bool(goodput)) for row in rows]
+    return header, [
+        _point_row(row, keys, [*(f"hit_token_ratio_{tier}" for tier in tiers), *shares], bool(goodput))
+        for row in rows
+    ]
 
 
-def _point_row(row: Sweep, keys: Sequence[str], tiers: Sequence[str], goodput: bool) -> tuple[str, ...]:
+def _point_row(row: Sweep, keys: Sequence[str], ratios: Sequence[str], goodput: bool) -> tuple[str, ...]:
     names = [str(row[key]) for key in keys]
     names += [] if "seed" in keys else [str(row["seed"])]
     if row["error"] is not None:
         return (*names, f"cannot run: {row['error']}")
-    cells = [percent(row.get(f"hit_token_ratio_{tier}")) for tier in tiers]
+    cells = [percent(row.get(ratio)) for ratio in ratios]
     cells += [duration(row[name]) for name in ("ttft_s_mean", "ttft_s_p50", "ttft_s_p95", "tpot_s_p95")]
     if goodput:
         cells += [percent(row["slo_attained_ratio"]), number(row["goodput_requests_per_s"])]

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from kvsim.scenario.schema import Scenario
+from kvsim.study.lines import is_seed
 from kvsim.study.simulate import Row
 
 GB = 1e9
@@ -51,7 +52,7 @@ def capacity_curves(
     """
     curves = []
     for key, tier in tiers.items():
-        others = [other for other in keys if other != key and not _is_seed(other)]
+        others = [other for other in keys if other != key and not is_seed(other)]
         groups: dict[str, list[Row]] = defaultdict(list)
         for row in rows:
             if row["error"] is None:
@@ -69,10 +70,6 @@ def capacity_curves(
                 }
             )
     return curves
-
-
-def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] == "seed"
 
 
 def _points(rows: Sequence[Row], tier: str) -> list[dict[str, Any]]:

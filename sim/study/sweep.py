@@ -13,6 +13,7 @@ from kvsim.study.axes import Axis
 from kvsim.study.capacity import capacity_curves, tier_of_axis
 from kvsim.study.execute import execute
 from kvsim.study.folder import SweepFolder
+from kvsim.study.lines import line_charts
 from kvsim.study.points import Point
 from kvsim.study.simulate import Row
 from kvsim.study.slo import Slos
@@ -74,6 +75,7 @@ def _told(points: Sequence[Point], axes: Sequence[Axis], slos: Slos, table: Sequ
         "slos": slos,
         "points": list(table),
         "curves": capacity_curves(table, keys, tiers),
+        "charts": line_charts(table, keys),
         "assumptions": _assumptions(points[0].scenario, set(tiers.values())),
         "kvsim_version": __version__,
     }

@@ -163,7 +163,8 @@ def test_an_unbounded_link_takes_no_time(mode: str, hit: str) -> None:
     assert row.e2e_ns - unbounded == 2 * 4 * 78 + 1  # rows of both chunks, and the size of a row
 
 
-def test_recompute_of_everything_is_no_reuse() -> None:
+@pytest.mark.parametrize("nothing", [{"share": 1}, {"kinds": []}])
+def test_recompute_of_everything_and_no_entries_are_no_reuse(nothing: dict[str, Any]) -> None:
     baseline = simulate(PrefixTreeManager, TWO, cache_of(100, bytes_per_token=2, tiers=0))
-    none = simulate(ChunkManager, TWO, cache_of(100, {"share": 1}, bytes_per_token=2, tiers=0))
+    none = simulate(ChunkManager, TWO, cache_of(100, nothing, bytes_per_token=2, tiers=0))
     assert list(none.recorder.requests) == list(baseline.recorder.requests)

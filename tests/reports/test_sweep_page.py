@@ -11,6 +11,7 @@ import pytest
 
 from kvsim.reports import sweep as sweep_page
 from kvsim.study.capacity import capacity_curves
+from kvsim.study.lines import line_charts
 
 KEY = "cache.tiers.ddr.capacity"
 ROUTER = "cluster.router"
@@ -54,6 +55,7 @@ def swept(routers: int = 1, seeds: int = 1) -> dict[str, Any]:
         "slos": {"ttft_s": 1.0},
         "points": rows,
         "curves": capacity_curves(rows, keys, {KEY: "ddr"}),
+        "charts": line_charts(rows, keys),
         "assumptions": ["ddr: $2.87 a GB and month, assumed."],
     }
 
@@ -96,3 +98,49 @@ def test_points_that_cannot_run_are_named(tmp_path: Path) -> None:
     text, _ = page_of(told, tmp_path)
     assert "1 points cannot run, the first because: does not fit" in text.replace("\u00a0", " ")
     assert "cannot run: does not fit" in text
+
+
+def test_a_crossing_is_marked_where_two_lines_meet(tmp_path: Path) -> None:
+    told, rate = swept(), "cache.tiers.ddr.link.read"
+    rows = [
+        {
+            **told["points"][0],
+            rate: f"{gb} GB/s",
+            ROUTER: router,
+            "ttft_s_mean": ttft_s,
+            "approximate_token_ratio": 0.4 if router == "b" else 0.0,
+        }
+        for router, times in (("a", (0.07, 0.07)), ("b", (0.09, 0.03)))
+        for gb, ttft_s in zip((1, 4), times, strict=True)
+    ]
+    told |= {"points": rows, "curves": [], "charts": line_charts(rows, [rate, ROUTER])}
+    text, figures = page_of(told, tmp_path)
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["By link read", "All points", "Assumptions"]
+    *lines, crossing = figures[0]["data"]
+    assert [line["name"] for line in lines] == ["router a", "router b"]
+    assert crossing["x"] == pytest.approx([2.0]) and crossing["y"] == pytest.approx([0.07])
+    assert crossing["text"] == ["2 GB/s"]
+    text = text.replace("\u00a0", " ")
+    assert "Where lines over link read cross" in text
+    assert "<td>router a</td><td>router b</td>" in text  # lower below, lower above
+    assert '<th scope="col">approximate</th>' in text and "<td>40 %</td>" in text
+    assert "responses" not in text
+
+
+def test_lines_to_compare_share_a_chart_for_each_setting_of_numbers(tmp_path: Path) -> None:
+    told, rate, share = swept(), "cache.tiers.ddr.link.read", "cache.options.share"
+    rows = [
+        {**told["points"][0], rate: f"{gb} GB/s", ROUTER: router, share: x, "ttft_s_mean": y}
+        for x in (0, 0.2, 0.4, 0.6)
+        for router, times in (("a", (1.0, 1.0)), ("b", (2.0 + x, 0.5)))
+        for gb, y in zip((1, 8), times, strict=True)
+    ]
+    told |= {"points": rows, "curves": [], "charts": line_charts(rows, [rate, share, ROUTER])[:1]}
+    text, figures = page_of(told, tmp_path)
+    titles = ["TTFT mean · share 0", "TTFT mean · share 0.4", "TTFT mean · share 0.6"]
+    found = re.findall(r"<figcaption><h3>(.*?)</h3>", text)
+    assert [title for title in found if "mean" in title] == titles
+    assert [[line["name"] for line in figure["data"]] for figure in figures[::3]] == [
+        ["router a", "router b", "crossing"]
+    ] * 3
+    assert "6 of 8 lines are drawn" in text.replace("\u00a0", " ")

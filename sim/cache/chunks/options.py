@@ -31,8 +31,8 @@ class BitstreamLevel(Part):
 class ReuseOptions(Part):
     """``docs/reuse.md`` has the meaning of every key, and which published system has which value."""
 
-    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = ("chunk", "module")
-    """Kinds of segments that become entries."""
+    kinds: Annotated[tuple[Kind, ...], Field(strict=False)] = ("chunk", "module")
+    """Kinds of segments that become entries; none = no reuse of entries."""
     hit: Literal["attach", "rotate", "recompute"] = "recompute"
     """What becomes of an entry at another place: used as it is, keys turned to the new positions, or turned and a share
     of its tokens computed again."""

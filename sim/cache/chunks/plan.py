@@ -66,8 +66,8 @@ class Planner:
 
     @property
     def reuses(self) -> bool:
-        """False where every token of a hit would be computed again: then there is nothing to look for."""
-        return self.share < 1 or self.options.fix == "by_context"
+        """False where there are no entries, or every token of a hit would be computed again: nothing to look for."""
+        return bool(self.kinds) and (self.share < 1 or self.options.fix == "by_context")
 
     def plan(self, request: Request, reach: int, services: Services) -> Reuse:
         """What the prompt reuses beyond the ``reach`` tokens of its exact prefix."""
