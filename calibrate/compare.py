@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.calibrate.predict import predictor
-from kvsim.cost.describe import profile_roofline
-from kvsim.cost.profile import LATENCY, Profile, Table
+from kvsim.cost.profile import LATENCY, Profile, Table, roofline_of
 from kvsim.errors import CalibrationError
 
 Row = Mapping[str, Any]
@@ -107,7 +106,7 @@ def _prefill_ratios(mine: Table, theirs: Table, other: Profile) -> Iterator[tupl
         if row["batch"] == 1
     }
     shapes = {key[:-1] for key in run}
-    predict = predictor(other, "prefill_attention", profile_roofline(other))
+    predict = predictor(other, "prefill_attention", roofline_of(other.header))
     for row in _rows(mine):
         point = {key: row[key] for key in (*shape, "new", "past")}
         key = tuple(row[column] for column in shape)

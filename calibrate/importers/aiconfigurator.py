@@ -1,8 +1,8 @@
 """Kernel timings that ai-dynamo/aiconfigurator publishes (Apache-2.0, NVIDIA), turned into profiles.
 
 Layout read: SYSTEM/FAMILY/FRAMEWORK/VERSION/TABLE.parquet and systems/SYSTEM.yaml, the datasheet; of
-several versions the newest. Rows are chosen, never averaged: full attention only (``window_size`` 0),
-head_dim 64 and 128, one kernel source for each dtype, expert parallelism 1. Latencies come in milliseconds.
+several versions the newest. Rows are chosen, never averaged (:mod:`.tables`): full attention only (``window_size`` 0),
+head_dim 64 and 128, the kernels that vLLM runs by default, experts under uneven routing. Latencies come in milliseconds.
 The message sizes of both collective tables count 16-bit *elements*, not bytes: read as bytes, all_reduce on
 8 H100 would reach half of what NVLink gives (450 GB/s a direction), read as elements 445 GB/s.
 """
@@ -11,121 +11,27 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from kvsim.calibrate.importers.tables import FRAMEWORK, TABLES, SourceTable
 from kvsim.calibrate.write import sha256_of, write_profile
 from kvsim.cost.profile import LATENCY, Array
 from kvsim.errors import CalibrationError, did_you_mean
 
 SOURCE = "https://github.com/ai-dynamo/aiconfigurator"
 LICENCE = "Apache-2.0, Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES"
-SYSTEMS = {"h100_sxm": "h100-sxm", "h200_sxm": "h200-sxm", "a100_sxm": "a100-80gb-sxm"}  # to preset
-FRAMEWORK = "vllm"
-
-# What runs in vLLM by default. FlashAttention 3 on Hopper (4 only serves head_dim 512); 2 on A100.
-_ATTENTION = ("vllm_flash_attn_fa3", "vllm_flash_attn")
-_GEMM = ("torch.nn.functional.linear", "CutlassFP8ScaledMMLinearKernel", "vllm_default")
-_MOE = (
-    "vllm_unquantizedfusedmoe_triton_tritonexperts",
-    "vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts",
-    "vllm_fused_moe",
-)
-
-
-@dataclass(frozen=True)
-class _Kernel:
-    """Where a table of ours comes from: ``columns`` maps our names to theirs, ``keep`` the rows to take."""
-
-    family: str
-    framework: str
-    file: str
-    columns: Mapping[str, str]
-    keep: Mapping[str, tuple[Any, ...]]
-    scale: Mapping[str, int] | None = None  # factor on a column of ours
-    optional: bool = False
-
-
-_HEADS = {
-    "kv_dtype": "kv_cache_dtype",
-    "head_dim": "head_dim",
-    "heads": "num_heads",
-    "kv_heads": "num_key_value_heads",
-}
-_FULL = {
-    "kernel_source": _ATTENTION,
-    "window_size": (0,),
-    "head_dim": (64, 128),
-    "attn_dtype": ("bfloat16",),
-    "beam_width": (1,),
-}
-KERNELS: dict[str, _Kernel] = {
-    "gemm": _Kernel(
-        "gemm",
-        FRAMEWORK,
-        "gemm_perf",
-        {"dtype": "gemm_dtype", "n": "n", "k": "k", "m": "m"},
-        {"kernel_source": _GEMM, "gemm_dtype": ("bfloat16", "fp8")},
-    ),
-    "prefill_attention": _Kernel(
-        "attention",
-        FRAMEWORK,
-        "context_attention_perf",
-        {**_HEADS, "batch": "batch_size", "length": "isl"},
-        _FULL,
-    ),
-    "decode_attention": _Kernel(
-        "attention",
-        FRAMEWORK,
-        "generation_attention_perf",
-        {**_HEADS, "batch": "batch_size", "context": "step"},
-        _FULL,
-    ),
-    "moe": _Kernel(
-        "moe",
-        FRAMEWORK,
-        "moe_perf",
-        {
-            "dtype": "moe_dtype",
-            "distribution": "distribution",
-            "hidden": "hidden_size",
-            "inter": "inter_size",
-            "topk": "topk",
-            "experts": "num_experts",
-            "moe_tp": "moe_tp_size",
-            "tokens": "num_tokens",
-        },
-        {
-            "kernel_source": _MOE,
-            "moe_dtype": ("bfloat16", "fp8"),
-            "moe_ep_size": (1,),
-            "moe_tp_size": (1, 2, 4, 8),
-            "distribution": ("balanced", "power_law_1.2"),
-        },
-        optional=True,
-    ),
-    "custom_all_reduce": _Kernel(
-        "comm",
-        FRAMEWORK,
-        "custom_allreduce_perf",
-        {"num_gpus": "num_gpus", "num_bytes": "message_size"},
-        {"kernel_source": ("vLLM_custom_graph",), "allreduce_dtype": ("bfloat16",)},
-        scale={"num_bytes": 2},
-        optional=True,
-    ),
-    "nccl": _Kernel(
-        "comm",
-        "nccl",
-        "nccl_perf",
-        {"op": "op_name", "num_gpus": "num_gpus", "num_bytes": "message_size"},
-        {"nccl_dtype": ("half",)},
-        scale={"num_bytes": 2},
-        optional=True,
-    ),
+SYSTEMS = {  # to preset
+    "h100_sxm": "h100-sxm",
+    "h200_sxm": "h200-sxm",
+    "a100_sxm": "a100-80gb-sxm",
+    "b200_sxm": "b200-sxm",
+    "gb200": "gb200",
+    "l40s": "l40s",
+    "rtx_pro_6000_server": "rtx-pro-6000",
 }
 
 
@@ -158,7 +64,7 @@ def _import_system(root: Path, system: str, out: Path, day: datetime.date) -> Pa
     tables: dict[str, tuple[dict[str, Any], dict[str, Array]]] = {}
     devices: set[str] = set()
     versions: dict[str, str] = {}
-    for name, kernel in KERNELS.items():
+    for name, kernel in TABLES.items():
         path = _find(root / system, kernel)
         if path is None:
             if kernel.optional:
@@ -167,7 +73,7 @@ def _import_system(root: Path, system: str, out: Path, day: datetime.date) -> Pa
             raise CalibrationError(f"{missing}: no such table; a profile needs {name}")
         columns, about, device = _read(path, kernel)
         devices.add(device)
-        versions[kernel.framework] = path.parent.name
+        versions.setdefault(kernel.framework, path.parent.name)  # the GEMM table's names the profile
         about["engine"] = f"{kernel.framework} {path.parent.name}"
         about["inputs"] = [{"path": str(path.relative_to(root)), "sha256": sha256_of(path)}]
         tables[name] = (about, columns)
@@ -187,7 +93,7 @@ def _import_system(root: Path, system: str, out: Path, day: datetime.date) -> Pa
     return write_profile(out, header, tables)
 
 
-def _find(system: Path, kernel: _Kernel) -> Path | None:
+def _find(system: Path, kernel: SourceTable) -> Path | None:
     """The newest version's file, or None."""
     found = list((system / kernel.family / kernel.framework).glob(f"*/{kernel.file}.parquet"))
     return max(found, key=lambda path: _version(path.parent.name), default=None)
@@ -197,7 +103,7 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in text.split("."))
 
 
-def _read(path: Path, kernel: _Kernel) -> tuple[dict[str, Array], dict[str, Any], str]:
+def _read(path: Path, kernel: SourceTable) -> tuple[dict[str, Array], dict[str, Any], str]:
     """(our columns, what the header says of them, device)."""
     import pyarrow.parquet as parquet
 
@@ -225,7 +131,9 @@ def _read(path: Path, kernel: _Kernel) -> tuple[dict[str, Array], dict[str, Any]
     for ours, theirs in kernel.columns.items():
         chosen = raw[theirs][keep]
         if chosen.dtype == object:
-            columns[ours] = chosen.astype(str)
+            columns[ours] = np.array(
+                [(kernel.rename or {}).get(text, text) for text in chosen.astype(str).tolist()]
+            )
         else:
             columns[ours] = chosen.astype(np.int64) * (kernel.scale or {}).get(ours, 1)
     first = _first_of_equal(columns)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvsim.cost.profile import LATENCY, Profile, Table
+from kvsim.cost.profile import LATENCY, Profile, Table, roofline_of
 from kvsim.cost.roofline import Roofline
-from kvsim.errors import CalibrationError
 
 Point = Mapping[str, Any]  # a row of a table
 
@@ -27,25 +26,9 @@ class TableCoverage:
     kernel_source: list[str]
 
 
-def profile_roofline(profile: Profile) -> Roofline:
-    """The roofline of the profile's own datasheet.
-
-    Raises:
-        CalibrationError: the header has no figures for it.
-    """
-    gpu = profile.header["gpu"]
-    try:
-        flops = {dtype: float(value) for dtype, value in gpu["flops_per_s"].items()}
-        return Roofline(float(gpu["hbm_bytes_per_s"]), {"bfloat16": flops["bfloat16"], **flops})
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise CalibrationError(
-            f"profile {profile.name}: gpu needs hbm_bytes_per_s and flops_per_s with bfloat16; {error!r}"
-        ) from None
-
-
 def coverage(profile: Profile) -> list[TableCoverage]:
     """One row a table, in the profile's order. Reads all of its tables."""
-    roofline = profile_roofline(profile)
+    roofline = roofline_of(profile.header)
     found = []
     for name in profile.table_names:
         table, about = profile.table(name), profile.header["tables"][name]
@@ -73,6 +56,10 @@ def describe_profile(profile: Profile) -> str:
         f"source {header['source']}, date {header.get('date', 'not stated')}",
         f"licence {header.get('licence', 'not stated')}",
     ]
+    if profile.header.get("scaled_from"):
+        lines.append(
+            f"every point of {profile.header['scaled_from']}, scaled by the rooflines of the two GPUs"
+        )
     if profile.other is not None:
         lacking = [name for name in profile.other.table_names if name not in profile.table_names]
         lines.append(f"from {profile.other.name}: {', '.join(lacking) or 'nothing'}")
@@ -109,7 +96,7 @@ def _decode_ns(roofline: Roofline, p: Point) -> float:
 def _moe_ns(roofline: Roofline, p: Point) -> float:
     shape = (p["tokens"], p["hidden"], p["inter"], p["topk"], p["experts"], p["dtype"])
     # the table does not say which experts are gated: count what holds without a gate too
-    return roofline.moe_ns(*shape, matrices=2) / int(p["moe_tp"])
+    return roofline.moe_ns(*shape, matrices=2) / int(p["moe_tp"]) / int(p.get("moe_ep", 1))
 
 
 _FLOORS: dict[str, Callable[[Roofline, Point], float]] = {

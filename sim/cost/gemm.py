@@ -26,11 +26,17 @@ class GemmPrices:
 
     def __init__(self, profile: Profile, roofline: Roofline, dtype: str) -> None:
         table, dtype = profile.rows("gemm"), table_dtype(dtype)
-        known = table.values("dtype")
+        known, other = table.values("dtype"), profile.other
+        if dtype not in known and other is not None and other.has("gemm"):
+            lent = other.rows("gemm")
+            if dtype in lent.values("dtype"):  # what only that one ran
+                table, known = lent, lent.values("dtype")
         self.dtype = dtype
         self.provenance = table.provenance
         self._table_dtype = dtype
-        if dtype not in known:  # no kernel of this dtype was run: bfloat16's fraction of the roofline
+        if dtype not in known and (alike := dtype.removesuffix("_block")) in known:
+            self._table_dtype, self.provenance = alike, worst(table.provenance, "derived")
+        elif dtype not in known:  # no kernel of this dtype was run: bfloat16's fraction of the roofline
             if "bfloat16" not in known:
                 raise CalibrationError(
                     f"profile {profile.name}: table gemm has no dtype {dtype} and no bfloat16"

@@ -18,6 +18,8 @@ import numpy as np
 import yaml
 
 from kvsim.cost.model import PROVENANCES
+from kvsim.cost.roofline import Roofline
+from kvsim.cost.scaled import SCALED, scale_factors
 from kvsim.errors import CalibrationError, did_you_mean
 from kvsim.hardware.load import gpu_presets, load_gpu
 
@@ -115,9 +117,21 @@ class Profile:
             if name not in self.header["tables"] and self.other is not None:
                 return self.other.table(name)
             about = self.header["tables"][name]
-            columns = _read_parquet(self.path.parent / about["file"], f"profile {self.name}, table {name}")
+            if self.header.get("scaled_from"):
+                columns = self._scaled(name)
+            else:
+                columns = _read_parquet(
+                    self.path.parent / about["file"], f"profile {self.name}, table {name}"
+                )
             self._tables[name] = Table(name, columns, str(about.get("provenance", self.provenance)))
         return self._tables[name]
+
+    def _scaled(self, name: str) -> dict[str, Array]:
+        """The points of ``scaled_from``, as this GPU's roofline has them."""
+        of = load_profile(self.header["scaled_from"])
+        table = of.rows(name)
+        factors = scale_factors(name, table.columns, roofline_of(of.header), roofline_of(self.header))
+        return {**table.columns, LATENCY: table.columns[LATENCY] * factors}
 
     def rows(self, name: str) -> Table:
         """As :meth:`table`; where several backends were run, the one that the header names: what engines run."""
@@ -176,8 +190,28 @@ def load_profile(name_or_path: str | Path) -> Profile:
         header = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CalibrationError(f"profile {path}: cannot be read: {_one_line(error)}") from None
+    if isinstance(header, dict) and header.get("scaled_from"):
+        of = load_profile(header["scaled_from"]).header["tables"]
+        about = {name: {**of[name], "provenance": "derived"} for name in SCALED if name in of}
+        header = {**header, "tables": about}
     _check_header(path, header)
     return Profile(path, header)
+
+
+def roofline_of(header: Mapping[str, Any]) -> Roofline:
+    """The roofline of a profile's own datasheet.
+
+    Raises:
+        CalibrationError: the header has no figures for it.
+    """
+    try:
+        gpu = header["gpu"]
+        flops = {dtype: float(value) for dtype, value in gpu["flops_per_s"].items()}
+        return Roofline(float(gpu["hbm_bytes_per_s"]), {"bfloat16": flops["bfloat16"], **flops})
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"profile {header['name']}: gpu needs hbm_bytes_per_s and flops_per_s with bfloat16; {error!r}"
+        ) from None
 
 
 def _check_header(path: Path, header: Any) -> None:

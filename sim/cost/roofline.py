@@ -26,6 +26,7 @@ class Roofline:
 
     def peak(self, dtype: str) -> float:
         """FLOP/s for operands of ``dtype``; a dtype without its own units computes in bfloat16."""
+        dtype = dtype.removesuffix("_block")
         return self.flops_per_s.get(dtype) or self.flops_per_s["bfloat16"]
 
     def time_ns(self, flops: float, num_bytes: float, dtype: str = "bfloat16") -> float:

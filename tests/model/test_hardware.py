@@ -10,8 +10,9 @@ from kvsim.hardware.load import gpu_presets, link_presets, load_gpu, load_link, 
 def test_gpus_are_complete_and_name_their_sources(name: str) -> None:
     gpu = load_gpu(name)
     assert gpu.host_link in link_presets()
-    assert gpu.hbm_bytes > 79 * 2**30
-    assert 1e12 < gpu.hbm_bytes_per_s < 1e13
+    assert gpu.hbm_bytes > 23 * 2**30
+    assert 8e11 < gpu.hbm_bytes_per_s < 1e13
+    assert gpu.flops_per_s["bfloat16"] == gpu.flops_per_s["float16"] > 1e14
     assert set(gpu.sources) == {"hbm_bytes", "datasheet", "usd_per_hour"}
 
 

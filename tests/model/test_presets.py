@@ -53,6 +53,23 @@ def test_qwen3_30b_a3b_counts_all_and_active_experts() -> None:
     assert model.kv_bytes_per_token == 2 * 48 * 4 * 128 * 2 == 98_304
 
 
+def test_qwen2_5_72b() -> None:
+    model = load_model("qwen2.5-72b")
+    attention = 2 * 8192 * 8192 + 2 * 8192 * 1024 + (8192 + 1024 + 1024)
+    layer = attention + 3 * 8192 * 29568 + 2 * 8192
+    assert model.num_parameters == 80 * layer + 8192 + 2 * 152064 * 8192 == 72_706_203_648
+    assert model.weight_bytes == 145_412_407_296  # total_size of its model.safetensors.index.json
+    assert model.kv_bytes_per_token == 2 * 80 * 8 * 128 * 2 == 327_680
+
+
+def test_mistral_7b() -> None:
+    model = load_model("mistral-7b")
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336 + 2 * 4096
+    assert model.num_parameters == 32 * layer + 4096 + 2 * 32768 * 4096 == 7_248_023_552
+    assert model.weight_bytes == 14_496_047_104  # total_size of its model.safetensors.index.json
+    assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2 == 131_072
+
+
 def test_attention_flops_count_each_query_and_key_pair_once() -> None:
     model = load_model("llama-3.1-8b")
     pairs = 11 + 12 + 13  # three queries after ten cached tokens
@@ -69,7 +86,8 @@ def test_every_preset_loads() -> None:
     [
         ("Qwen/Qwen3-30B-A3B", "did you mean the preset 'qwen3-30b-a3b'?"),
         ("meta-llama/Llama-3.1-8B-Instruct", "did you mean the preset 'llama-3.1-8b'?"),
-        ("mistralai/Mistral-7B-v0.3", "give a preset or a config.json"),
+        ("mistralai/Mistral-7B-v0.3", "did you mean the preset 'mistral-7b'?"),
+        ("google/gemma-2-9b", "give a preset or a config.json"),
     ],
 )
 def test_a_hugging_face_id_names_its_preset(name: str, hint: str) -> None:
