@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,19 @@ def test_an_rtx_4090_is_an_l40s_scaled_by_the_rooflines() -> None:
         assert {kind for kind, _ in used(rtx, work).values()} <= {"derived", "extrapolated", "measured"}
     parts = used(rtx, decode(64, 64_000))
     assert all(kind == "derived" for name, (kind, _) in parts.items() if name != "engine")
+
+
+def test_a_gpu_of_ones_own_may_be_scaled_from_another(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "{format: 1, name: mine, source: datasheet, scaled_from: l40s-vllm-0.24.0, gpu: {name: mine, "
+        "hbm_bytes: 47000000000, hbm_bytes_per_s: 1.728e+12, flops_per_s: {bfloat16: 724.1e+12, fp8: 1466.0e+12}}}"
+    )
+    mine = KernelCostModel(load_profile(path), load_model("mistral-7b"), load_gpu(str(path)))
+    for work in (StepWork(1, 1, 0, ()), StepWork(1, 8192, 0, ())):
+        theirs = used(of_preset("mistral-7b", "l40s"), work)["qkv_proj"][1]
+        assert used(mine, work)["qkv_proj"] == ("derived", pytest.approx(theirs / 2, rel=1e-6))
+    assert not mine.setting.profile.has("custom_all_reduce")
 
 
 @pytest.mark.parametrize("gpu", NEW_GPUS)
