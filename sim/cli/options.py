@@ -21,3 +21,23 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Processes; default: the cores of this machine.", show_default=False),
+]
+Executor = Annotated[
+    str,
+    typer.Option(
+        metavar="processes|ray",
+        help="Where points run: processes of this machine, or a running Ray cluster (extra 'ray').",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Head node of the Ray cluster; default: RAY_ADDRESS, or the cluster on this machine.",
+        show_default=False,
+    ),
+]

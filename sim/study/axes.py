@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ MAX_POINTS = 100_000
 
 _RANGE = re.compile(
     r"\s*([+-]?[\d.]*\d(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*?)\s*\.\.\s*"
-    r"([+-]?[\d.]*?\d(?:[eE][+-]?\d+)?)\s*([A-Za-z/]*?)(?:\s*x\s*(\d+))?\s*"
+    r"([+-]?[\d.]*?\d(?:[eE][+-]?\d+)?)\s*((?!log\s*$)[A-Za-z/]*?)(?:\s*x\s*(\d+))?(\s+log)?\s*"
 )
 _OPEN_RANGE = re.compile(r"\s*(?:[\d.]*\d\s*\w*\s*\.\.[\s\w]*|\.\.\s*\d[\d.]*[\s\w]*)")
 _CLOSING = {"[": "]", "{": "}"}
@@ -26,22 +27,35 @@ class Axis:
     values: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of numbers, as ``A..B`` says it."""
+
+    key: str
+    text: str
+    first: float
+    last: float
+    unit: str
+    count: int | None  # of values, where the text says how many
+    log: bool  # evenly spaced in the logarithm
+    whole: bool  # written as whole numbers, without a unit
+
+    def value(self, number: float) -> str:
+        """``number`` as YAML text with the span's unit."""
+        return f"{_plain(number)} {self.unit}".strip()
+
+
 def parse_axes(settings: Sequence[str]) -> list[Axis]:
-    """The axes that ``--set`` gave, in that order: ``KEY=A..B``, ``KEY=A..BxN`` or ``KEY=V1,V2,...``.
+    """The axes that ``--set`` gave, in that order: ``KEY=A..B``, ``KEY=A..BxN``, ``KEY=A..BxN log`` or ``KEY=V1,V2,...``.
 
     ``A..B`` are all whole numbers from A to B; ``xN`` are N evenly spaced values, in which A takes the unit of B
-    if it has none. Commas in brackets or quotes do not separate.
+    if it has none; ``log`` spaces them evenly in the logarithm. Commas in brackets or quotes do not separate.
 
     Raises:
         ScenarioError: no value, a range that runs backwards, a key or a value given twice, or nothing varies.
     """
     axes = [_axis(setting) for setting in settings]
-    keys = [axis.key for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ScenarioError(
-                f"--set {key}: given twice; list its values in one --set, separated by commas"
-            )
+    check_keys([axis.key for axis in axes])
     if not any(len(axis.values) > 1 for axis in axes):
         raise ScenarioError(
             "the grid is empty: no --set has more than one value; give one such as --set cluster.replicas=1..4"
@@ -59,17 +73,43 @@ def grid_size(axes: Sequence[Axis]) -> int:
     return size
 
 
-def _axis(setting: str) -> Axis:
+def check_keys(keys: Sequence[str]) -> None:
+    """Raises:
+    ScenarioError: a key is given twice.
+    """
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ScenarioError(
+                f"--set {key}: given twice; list its values in one --set, separated by commas"
+            )
+
+
+def parse_setting(setting: str) -> Span | Axis:
+    """One ``--set``: a range, or a list of values.
+
+    Raises:
+        ScenarioError: as :func:`parse_axes`.
+    """
     key, equals, text = setting.partition("=")
     key = key.strip()
     if not equals or not key:
         raise ScenarioError(f"--set {setting}: expected KEY=A..B or KEY=V1,V2, such as cluster.replicas=1..4")
     match = _RANGE.fullmatch(text)
-    if match is None and _OPEN_RANGE.fullmatch(text):
+    if match is not None:
+        return _span(key, text.strip(), match)
+    if _OPEN_RANGE.fullmatch(text):
         raise ScenarioError(
             f"--set {key}: '{text.strip()}' is no range; give both ends, such as 1..4 or 0..512 GB x5"
         )
-    values = _range(key, text, match) if match else [part.strip() for part in _split(text)]
+    return _listed(key, text, [part.strip() for part in _split(text)])
+
+
+def _axis(setting: str) -> Axis:
+    parsed = parse_setting(setting)
+    return parsed if isinstance(parsed, Axis) else spaced(parsed)
+
+
+def _listed(key: str, text: str, values: list[str]) -> Axis:
     if not all(values):
         found = f"an empty value in '{text.strip()}'" if text.strip() else "no value"
         raise ScenarioError(f"--set {key}: {found}; give a range A..B or values separated by commas")
@@ -79,28 +119,53 @@ def _axis(setting: str) -> Axis:
     return Axis(key, tuple(values))
 
 
-def _range(key: str, text: str, match: re.Match[str]) -> list[str]:
-    first, unit_of_first, last, unit, count = match.groups()
+def _span(key: str, text: str, match: re.Match[str]) -> Span:
+    first, unit_of_first, last, unit, count, log = match.groups()
     if unit_of_first not in ("", unit):
-        raise ScenarioError(f"--set {key}: {text.strip()}: both ends of a range need the same unit")
+        raise ScenarioError(f"--set {key}: {text}: both ends of a range need the same unit")
     try:
         start, end = float(first), float(last)
     except ValueError:
-        raise ScenarioError(f"--set {key}: {text.strip()}: the ends of a range are numbers") from None
+        raise ScenarioError(f"--set {key}: {text}: the ends of a range are numbers") from None
     if end <= start:
-        raise ScenarioError(f"--set {key}: {text.strip()} is an empty range; the larger end comes last")
-    if count is None:
-        if unit or start != int(start) or end != int(end):
+        raise ScenarioError(f"--set {key}: {text} is an empty range; the larger end comes last")
+    if log and start <= 0:
+        raise ScenarioError(f"--set {key}: {text}: {_plain(start)} has no logarithm; begin above 0")
+    number = None if count is None else int(count)
+    if number is not None and not 2 <= number <= MAX_POINTS:
+        raise ScenarioError(f"--set {key}: {text}: {number:,} values; give 2 to {MAX_POINTS:,}")
+    whole = not unit and first.lstrip("+-").isdigit() and last.lstrip("+-").isdigit()
+    return Span(key, text, start, end, unit, number, bool(log), whole)
+
+
+def spaced(span: Span) -> Axis:
+    """The values of a grid along ``span``.
+
+    Raises:
+        ScenarioError: nothing says how many.
+    """
+    number, first, last = span.count, span.first, span.last
+    if number is None:
+        if span.unit or span.log or first != int(first) or last != int(last):
             raise ScenarioError(
-                f"--set {key}: {text.strip()}: say how many values, such as {text.strip()}x5; "
+                f"--set {span.key}: {span.text}: say how many values, such as "
+                f"{span.text.removesuffix('log').strip()}x5{' log' if span.log else ''}; "
                 "only whole numbers without a unit go one by one"
             )
-        count = str(int(end - start) + 1)
-    number = int(count)
-    if not 2 <= number <= MAX_POINTS:
-        raise ScenarioError(f"--set {key}: {text.strip()}: {number:,} values; give 2 to {MAX_POINTS:,}")
-    steps = [start + (end - start) * i / (number - 1) for i in range(number)]
-    return [f"{_plain(value)} {unit}".strip() for value in steps]
+        number = int(last - first) + 1
+        if number > MAX_POINTS:
+            raise ScenarioError(f"--set {span.key}: {span.text}: {number:,} values; give 2 to {MAX_POINTS:,}")
+    shares = [i / (number - 1) for i in range(number)]
+    if span.log:
+        values = [_rounded(first * (last / first) ** share) for share in shares]
+    else:
+        values = [first + (last - first) * share for share in shares]
+    return Axis(span.key, tuple(span.value(value) for value in values))
+
+
+def _rounded(value: float) -> float:
+    """To six significant digits: powers do not come out even."""
+    return round(value, 5 - math.floor(math.log10(abs(value)))) if value else 0.0
 
 
 def _plain(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Runs points in processes of this machine; what comes back does not depend on their number."""
+"""Runs points in processes of this machine or on a Ray cluster; what comes back does not depend on which, or how many."""
 
 from __future__ import annotations
 
@@ -6,15 +6,45 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 
-from kvsim.errors import KvsimError
+from kvsim.errors import KvsimError, ScenarioError, did_you_mean
 from kvsim.study.points import Point
 from kvsim.study.simulate import Row, simulate
 from kvsim.study.slo import Slos
+
+EXECUTORS = ("processes", "ray")
+
+Finished = Callable[[Point, Row], None]
+Execute = Callable[[Sequence[Point], Slos, Finished], None]
+"""Simulates points with SLOs and calls :data:`Finished` in this process with each, in any order."""
+
+
+@contextmanager
+def open_executor(kind: str, jobs: int | None = None, ray_address: str | None = None) -> Iterator[Execute]:
+    """An executor in :data:`EXECUTORS`; ``jobs`` processes, one a core if None.
+
+    Raises:
+        KvsimError: no such executor, an option of the other one, or no Ray cluster answers.
+    """
+    if kind not in EXECUTORS:
+        raise ScenarioError(f"--executor {kind}: no such executor{did_you_mean(kind, EXECUTORS)}")
+    if kind == "ray":
+        if jobs is not None:
+            raise ScenarioError("--jobs is of --executor processes; a Ray cluster runs what its cores can")
+        from kvsim.study.ray_cluster import AUTO, RayCluster
+
+        with RayCluster(ray_address or AUTO) as cluster:
+            yield cluster.execute
+        return
+    if ray_address is not None:
+        raise ScenarioError("--ray-address goes with --executor ray")
+    number = jobs or default_jobs()
+    yield lambda points, slos, finished: execute(points, slos, number, finished)
 
 
 def default_jobs() -> int:
@@ -24,7 +54,7 @@ def default_jobs() -> int:
     return os.cpu_count() or 1
 
 
-def execute(points: Sequence[Point], slos: Slos, jobs: int, finished: Callable[[Point, Row], None]) -> None:
+def execute(points: Sequence[Point], slos: Slos, jobs: int, finished: Finished) -> None:
     """Simulate ``points``; ``finished`` is called in this process with each, in any order.
 
     Raises:

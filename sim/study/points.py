@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,13 +32,24 @@ def grid_points(path: Path, axes: Sequence[Axis], slos: Slos) -> list[Point]:
     """All combinations of the axes' values, the last axis running fastest.
 
     Raises:
+        ScenarioError: as :func:`points_of`.
+    """
+    return points_of(path, axes, itertools.product(*(axis.values for axis in axes)), slos)
+
+
+def points_of(
+    path: Path, axes: Sequence[Axis], combinations: Iterable[Sequence[str]], slos: Slos
+) -> list[Point]:
+    """A point for each combination (a value for each axis, as YAML text).
+
+    Raises:
         ScenarioError: a key or value that the scenario cannot have, in one line; nothing has run then.
     """
     from kvsim.cluster.run import check_parts
 
     base, folder, points = read_yaml(path), path.resolve().parent, []
     seen: set[str] = set()
-    for combination in itertools.product(*(axis.values for axis in axes)):
+    for combination in combinations:
         settings = list(zip(axes, combination, strict=True))
         overrides = [f"{axis.key}={text}" for axis, text in settings]
         values = {axis.key: _value(text) for axis, text in settings if len(axis.values) > 1}

@@ -1,8 +1,9 @@
-"""``kvsim sweep``: a grid of runs, kept point by point, and what they say together."""
+"""``kvsim sweep``: a grid or a sample of runs, kept point by point, and what they say together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from kvsim.errors import ScenarioError
@@ -11,10 +12,11 @@ from kvsim.scenario.build import build_tiers, medium_of
 from kvsim.scenario.schema import Scenario
 from kvsim.study.axes import Axis
 from kvsim.study.capacity import capacity_curves, tier_of_axis
-from kvsim.study.execute import execute
+from kvsim.study.execute import Execute
 from kvsim.study.folder import SweepFolder
 from kvsim.study.lines import line_charts
 from kvsim.study.points import Point
+from kvsim.study.sample import Sample
 from kvsim.study.simulate import Row
 from kvsim.study.slo import Slos
 from kvsim.version import __version__
@@ -32,10 +34,12 @@ def run_sweep(
     axes: Sequence[Axis],
     folder: SweepFolder,
     slos: Slos,
-    jobs: int,
+    execute: Execute,
     progress: Progress | None = None,
+    sample: Sample | None = None,
 ) -> dict[str, Any]:
-    """Simulate the points that ``folder`` does not hold yet, write its table and give the content of sweep.json.
+    """Simulate the points (a grid, or a ``sample``) that ``folder`` does not hold yet, write its table and give
+    the content of sweep.json.
 
     Raises:
         ScenarioError: no point could run (the first one's reason), or the disk says no.
@@ -56,26 +60,33 @@ def run_sweep(
         if progress is not None:
             progress(len(rows), total)
 
-    execute(todo, slos, jobs, finished)
+    execute(todo, slos, finished)
     table = [{**point.values, **rows[point.name]} for point in points]
     if all(row["error"] is not None for row in table):
         raise ScenarioError(f"no point of the grid can run; the first: {table[0]['error']}")
-    told = _told(points, axes, slos, table)
+    told = _told(points, axes, slos, table, sample)
     folder.write_sweep(told, table)
     return told
 
 
-def _told(points: Sequence[Point], axes: Sequence[Axis], slos: Slos, table: Sequence[Row]) -> dict[str, Any]:
+def _told(
+    points: Sequence[Point], axes: Sequence[Axis], slos: Slos, table: Sequence[Row], sample: Sample | None
+) -> dict[str, Any]:
     keys = [axis.key for axis in axes if len(axis.values) > 1]
     tiers = {key: tier for key in keys if (tier := tier_of_axis(key, points[0].scenario)) is not None}
+    if sample is None:
+        curves, charts = capacity_curves(table, keys, tiers), line_charts(table, keys)
+    else:  # sampled points have no neighbours in one key alone
+        tiers, curves, charts = {}, [], []
     return {
         "name": points[0].scenario.name,
         "axes": [{"key": axis.key, "values": list(axis.values)} for axis in axes if len(axis.values) > 1],
         "fixed": {axis.key: axis.values[0] for axis in axes if len(axis.values) == 1},
+        **({} if sample is None else {"sample": asdict(sample)}),
         "slos": slos,
         "points": list(table),
-        "curves": capacity_curves(table, keys, tiers),
-        "charts": line_charts(table, keys),
+        "curves": curves,
+        "charts": charts,
         "assumptions": _assumptions(points[0].scenario, set(tiers.values())),
         "kvsim_version": __version__,
     }

@@ -71,6 +71,26 @@ def test_workers_import_nothing_from_the_current_folder(small: Path) -> None:
     assert run_command(["sweep", str(small), "--set", "seed=1..2", "--jobs", "2", "--out", "swept"]) == 0
 
 
+def test_a_sample_grows_and_runs_every_seed(cli: Cli, small: Path) -> None:
+    def sample(size: int) -> list[dict[str, object]]:
+        code, out, _ = cli(
+            "sweep", small, "--sample", f"sobol:{size}", "--set", "cache.tiers.ddr.capacity=1..64 GB log",
+            "--set", "engine.gpu_memory_utilization=0.5..0.9", "--set", "seed=1..2", "--out", "swept", "--json",
+        )  # fmt: skip
+        assert code == 0
+        assert json.loads(out)["sample"] == {"kind": "sobol", "size": size, "seed": 0}
+        assert json.loads(out)["points"] == table(Path("swept"))
+        return table(Path("swept"))
+
+    few = sample(3)
+    assert [row["seed"] for row in few] == [1, 2] * 3
+    assert few[0]["cache.tiers.ddr.capacity"] == few[1]["cache.tiers.ddr.capacity"]
+    names = {path.name for path in Path("swept/points").iterdir()}
+    more = sample(5)
+    assert more[:6] == few and len(more) == 10
+    assert names < {path.name for path in Path("swept/points").iterdir()}, "points were drawn anew"
+
+
 def test_rejected_requests_are_a_warning(cli: Cli, small: Path) -> None:
     code, out, _ = cli("sweep", str(small), "--set", "engine.max_model_len=300,8192", "--out", "swept")
     assert code == 0 and "in 1 of 2 points not all requests complete" in out
@@ -193,6 +213,13 @@ def test_a_point_that_cannot_run_is_a_row_that_says_why(cli: Cli, small: Path) -
         ([*TWO, "--out", "."], ".: holds other files (small.yaml); a sweep goes to a new or empty folder"),
         ([*TWO, "--out", "/proc/kvsim"], "/proc/kvsim: "),
         ([*TWO, "--jobs", "0"], "kvsim sweep: Invalid value for '--jobs'"),
+        ([*TWO, "--executor", "dask"], "--executor dask: no such executor; known: processes, ray"),
+        ([*TWO, "--executor", "ray", "--jobs", "2"], "--jobs is of --executor processes"),
+        ([*TWO, "--ray-address", "head:6379"], "--ray-address goes with --executor ray"),
+        ([*TWO, "--sample", "sobel:8"], "--sample sobel:8: expected random:N or sobol:N; did you mean 'sobol'?"),
+        ([*TWO, "--sample", "sobol"], "--sample sobol: how many points? such as sobol:64"),
+        (["--sample", "random:4"], "nothing to sample: no --set has a range or several values"),
+        (["--sample", "random:4", "--set", "cluster.replcas=1..2"], "--set cluster.replcas: unknown key; did you"),
         (["--set", "engine.gpu_memory_utilization=0.1,0.11"], "no point of the grid can run; the first: llama-3.1-8b"),
     ],
 )  # fmt: skip
