@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvsim.reports import sections
+from kvsim.reports import fronts, sections
 from kvsim.reports.markup import warning_box
 from kvsim.reports.page import page, write_whole
 from kvsim.reports.plotlyjs import plotly_js
@@ -17,6 +17,7 @@ SECTIONS = (
     sections.headlines,
     sections.latency,
     sections.first_token,
+    fronts.in_front,
     sections.over_time,
     sections.cache,
     sections.utilisation,

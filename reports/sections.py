@@ -153,15 +153,16 @@ def cache(results: Results) -> str:
         f" {size(summary['cluster']['kv_bytes_per_token'])}."
     )
     bar = markup.stacked_bar("", parts) if hits and counts["hit_token_ratio"] is not None else ""
-    return markup.section("KV cache", lead, bar, _quality(counts), markup.table(header, rows))
+    quality = published_quality(counts) if approximate else ""
+    return markup.section("KV cache", lead, bar, quality, markup.table(header, rows))
 
 
-def _quality(counts: Mapping[str, Any]) -> str:
-    """What papers say of answers from approximate reuse, where there is some."""
-    published = counts.get("published_quality") if counts["approximate_token_ratio"] else []
+def published_quality(counts: Mapping[str, Any]) -> str:
+    """What the papers of the run's methods say of answers, from the summary's ``cache``."""
+    published = counts.get("published_quality")
     if not published:
         return ""
-    header = ("approximate reuse", "published quality, not simulated", "figure", "conditions", "source")
+    header = ("method", "published quality, not simulated", "figure", "conditions", "source")
     keys = ("method", "metric", "value", "context", "source")
     return markup.table(header, ([each[key] for key in keys] for each in published))
 
