@@ -9,6 +9,7 @@ import numpy as np
 
 from kvsim.reports import colours, figures, markup
 from kvsim.reports.markup import Part
+from kvsim.reports.pools import pools_table, replica_names
 from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
 from kvsim.results.read import Results, numbers
@@ -170,7 +171,7 @@ def published_quality(counts: Mapping[str, Any]) -> str:
 def utilisation(results: Results) -> str:
     """Busy shares of replicas and links."""
     replicas = [share or 0.0 for share in results.summary["utilisation"]["replicas"]]
-    names = [str(i) for i in range(len(replicas))]
+    names = replica_names(results.summary)
     links = link_use(results.summary)
     shares = [share or 0.0 for share in links.values()]
     return markup.section(
@@ -180,6 +181,7 @@ def utilisation(results: Results) -> str:
             markup.chart("Replicas", figures.bars(names, replicas, colours.BLUE, "replica")),
             markup.chart("Links, mean over replicas", figures.bars(list(links), shares, colours.PURPLE, "")),
         ),
+        pools_table(results.summary),
     )
 
 

@@ -33,19 +33,25 @@ def memory(scenario_file: ScenarioFile, overrides: Overrides, as_json: AsJson = 
     from kvsim.model.memory import require_fit
     from kvsim.scenario.build import build_memory
     from kvsim.scenario.load import load_scenario
+    from kvsim.scenario.of_pool import pool_scenarios
 
     scenario = load_scenario(scenario_file, overrides)
-    budget = build_memory(scenario, check=False)
+    found: list[dict[str, Any]] = []
     problem: CapacityError | None = None
-    try:
-        require_fit(budget)
-    except CapacityError as error:
-        problem = error
-    facts = _facts(scenario, budget, problem)
+    for name, alone in pool_scenarios(scenario):
+        budget = build_memory(alone, check=False)
+        own: CapacityError | None = None
+        try:
+            require_fit(budget)
+        except CapacityError as error:
+            own = error
+        found.append(({"pool": name} if name else {}) | _facts(alone, budget, own))
+        problem = problem or own
     if as_json:
-        print_json(facts)
+        print_json({"pools": found} if scenario.cluster.pools else found[0])
     else:
-        _print_table(facts)
+        for facts in found:
+            _print_table(facts)
     if problem is not None:
         raise problem
 
@@ -83,7 +89,8 @@ def _print_table(facts: dict[str, Any]) -> None:
 
     gpus = facts["num_gpus"]
     console = Console()
-    table = Table(title=f"{facts['model']} on {gpus} x {facts['gpu']}, each GPU", title_justify="left")
+    pool = f"pool {facts['pool']}: " if "pool" in facts else ""
+    table = Table(title=f"{pool}{facts['model']} on {gpus} x {facts['gpu']}, each GPU", title_justify="left")
     table.add_column("memory")
     table.add_column("bytes", justify="right")
     table.add_column("of HBM", justify="right")

@@ -67,6 +67,9 @@ class Cluster:
         self.responses, self.small = responses, small
         self._taken_in_ns = 0  # when the front end has all prompts that were sent on to it
         self.replicas: Sequence[Replica] = ()
+        self._roomy: list[
+            tuple[int, Sequence[Replica]]
+        ] = []  # longest request, and who can take one that long
         self.num_finished = 0
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
@@ -88,6 +91,11 @@ class Cluster:
     def start(self, replicas: Sequence[Replica]) -> None:
         """Set the run up; ``env.run()`` then plays it."""
         self.replicas = replicas
+        limits = sorted({replica.engine.max_model_len for replica in replicas})
+        self._roomy = [
+            (most, [replica for replica in replicas if replica.engine.max_model_len >= most])
+            for most in limits
+        ]
         self.env.process(self._arrivals())
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
@@ -190,18 +198,26 @@ class Cluster:
         request.entered_ns = self.env.now
         if self.on_arrival is not None:
             self.on_arrival(request)
-        if total > self.engine.max_model_len:
-            most = self.engine.max_model_len
+        replicas = self._able(total)
+        if not replicas:
+            most = self._roomy[-1][0]
             limit = (
                 f"the {most} that fit the KV memory" if self.limited_by_memory else f"max_model_len {most}"
             )
             self._reject(request, f"{total} tokens exceed {limit}")
             return
-        replica = self.router.pick(request, self.replicas)
+        replica = self.router.pick(request, replicas)
         if not replica.manager.fits(request):
             self._reject(request, f"{total} tokens exceed the KV capacity of a replica")
             return
         replica.receive(request)
+
+    def _able(self, tokens: int) -> Sequence[Replica]:
+        """Replicas that take requests of so many tokens, prompt and output; the same object each time."""
+        for most, replicas in self._roomy:
+            if tokens <= most:
+                return replicas
+        return ()
 
     def _reject(self, request: Request, reason: str) -> None:
         self.recorder.rejected.append((request.index, reason))

@@ -142,36 +142,38 @@ def reachable(tiers: Sequence[str], specs: Sequence[LinkSpec]) -> list[bool]:
 def connect(
     env: simpy.Environment,
     tiers: Sequence[str],
-    specs: Sequence[LinkSpec],
+    pools: Sequence[tuple[Sequence[LinkSpec], Copies | None, int]],
     num_layers: int,
-    num_replicas: int,
-    copies: Copies | None = None,
     discipline: str = "fifo",
 ) -> list[Links]:
-    """The links of every replica; what several replicas share is one object in all of them."""
-    parents = parents_of(tiers, specs)
+    """The links of every replica; what several replicas share is one object in all of them.
+
+    ``pools``: of replicas that are alike, the link of each tier, how their engine copies, and their number.
+    """
     shared = DISCIPLINES[discipline](env)
-    channels: dict[tuple[int, int], tuple[Channel, Channel]] = {}
+    channels: dict[tuple[int, ...], tuple[Channel, Channel]] = {}
     found: list[Links] = []
-    for replica in range(num_replicas):
-        own, sides = [], []
-        for i, spec in enumerate(specs):
-            group = replica // spec.replicas if spec.replicas else 0
-            own.append((i, group) not in channels)
-            if own[-1]:
-                channels[i, group] = Channel(spec, "read"), Channel(spec, "write")
-            sides.append(channels[i, group])
-        if copies is not None and sides and sides[0][0].name == copies.link:
-            load, store = sides[0]
-            load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
-            store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
-        decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
-        read, write = [side[0] for side in sides], [side[1] for side in sides]
-        chain = Links(shared, parents, read, write, num_layers, own, decoders)
-        chain.others = [other for other in found if set(other.read) & set(chain.read)]
-        for other in chain.others:
-            other.others.append(chain)
-        found.append(chain)
+    for pool, (specs, copies, num_replicas) in enumerate(pools):
+        parents = parents_of(tiers, specs)
+        for replica in range(num_replicas):
+            own, sides = [], []
+            for i, spec in enumerate(specs):
+                place = (i, pool, replica // spec.replicas) if spec.replicas else (i,)
+                own.append(place not in channels)
+                if own[-1]:
+                    channels[place] = Channel(spec, "read"), Channel(spec, "write")
+                sides.append(channels[place])
+            if copies is not None and sides and sides[0][0].name == copies.link:
+                load, store = sides[0]
+                load.operation_ns, load.latency_ns = copies.load_operation_ns, copies.load_latency_ns
+                store.operation_ns, store.latency_ns = copies.store_operation_ns, copies.store_latency_ns
+            decoders = [_decoder(name, spec) for name, spec in zip(tiers, specs, strict=False)]
+            read, write = [side[0] for side in sides], [side[1] for side in sides]
+            chain = Links(shared, parents, read, write, num_layers, own, decoders)
+            chain.others = [other for other in found if set(other.read) & set(chain.read)]
+            for other in chain.others:
+                other.others.append(chain)
+            found.append(chain)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from kvsim.methods.overlay import leaves
-from kvsim.scenario.schema import Part
+from kvsim.scenario.part import Part
 
 API_VERSION = 1
 CLAIM_KINDS = ("speed", "memory", "capacity", "hit-rate", "cost", "quality")

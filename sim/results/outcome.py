@@ -71,6 +71,20 @@ class SmallModelUse:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolUse:
+    """Replicas that are alike, and what they cost."""
+
+    name: str  # empty where the scenario names no pools
+    num_replicas: int
+    gpus_per_replica: int
+    gpu_name: str
+    usd_per_gpu_hour: float
+    price_source: str
+    tiers_usd_per_hour: float  # of one replica's own tiers below HBM
+    kv_capacity_bytes: int  # HBM of one replica
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A finished run."""
 
@@ -82,20 +96,16 @@ class Outcome:
     makespan_ns: int  # first arrival to the last token of the last finished request
     warm_up_ns: int  # from the first arrival on; what arrives in it is left out of the statistics of requests
     tier_names: tuple[str, ...]  # hbm first
-    tier_capacity_bytes: tuple[int, ...]  # of one replica, or of what all share
+    tier_capacity_bytes: tuple[int, ...]  # of one replica (HBM: the mean), or of what all share
     tier_shared: tuple[bool, ...]  # one for all replicas
-    num_replicas: int
-    gpus_per_replica: int
+    pools: tuple[PoolUse, ...]  # the replicas, in their order
     busy_ns: tuple[int, ...]  # per replica: time with a step on the device
     num_steps: int
     num_events: int  # runs of fused steps
     used_ns: Mapping[tuple[str, str], int]  # simulated device time by (kernel, provenance)
     cache: CacheCounts
     links: tuple[LinkUse, ...]
-    gpu_name: str
-    usd_per_gpu_hour: float
-    price_source: str
-    tier_usd_per_hour: float  # of the tiers below HBM, all replicas together
+    shared_tiers_usd_per_hour: float  # of what all replicas share
     names_content: bool  # some prompt says what it contains; else nothing can be reused
     kv_bytes_per_token: int
     methods: tuple[
@@ -113,3 +123,7 @@ class Outcome:
     warm_start: Mapping[str, Any] | None = None  # what the caches began with
     responses: ResponseUse | None = None
     small_model: SmallModelUse | None = None
+
+    @property
+    def num_replicas(self) -> int:
+        return sum(pool.num_replicas for pool in self.pools)

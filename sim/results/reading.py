@@ -166,7 +166,12 @@ def cost_sentence(summary: Summary) -> str:
 
 
 def cluster_line(summary: Summary) -> str:
-    """Such as ``2 replicas × 4 H100 SXM``."""
-    cluster = summary["cluster"]
-    n, gpus = cluster["replicas"], cluster["gpus_per_replica"]
-    return f"{n} replica{'s' if n != 1 else ''} × {gpus} {cluster['gpu']}"
+    """Such as ``2 replicas × 4 H100 SXM``; of each pool if there are some."""
+    if "pools" in summary:
+        return ", ".join(f"{pool['name']}: {_replicas(pool)}" for pool in summary["pools"])
+    return _replicas(summary["cluster"])
+
+
+def _replicas(alike: Mapping[str, Any]) -> str:
+    n = alike["replicas"]
+    return f"{n} replica{'s' if n != 1 else ''} × {alike['gpus_per_replica']} {alike['gpu']}"

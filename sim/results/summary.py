@@ -15,6 +15,7 @@ from kvsim.results.columns import TTFT_PARTS, Ints, RequestColumns, arrived_from
 from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
+from kvsim.results.pools import cluster_facts, cost, pool_facts
 from kvsim.results.statistics import PERCENTILES, ratio, statistics
 from kvsim.version import __version__
 
@@ -78,14 +79,10 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "small_model": small_model(outcome, done),
         "preemptions": int(done.preemptions.sum()),
         "utilisation": _utilisation(outcome),
-        "cost": _cost(outcome, all_output_tokens),
+        "cost": cost(outcome, all_output_tokens),
         **_time_shares(outcome),
-        "cluster": {
-            "replicas": outcome.num_replicas,
-            "gpus_per_replica": outcome.gpus_per_replica,
-            "gpu": outcome.gpu_name,
-            "kv_bytes_per_token": outcome.kv_bytes_per_token,
-        },
+        "cluster": cluster_facts(outcome),
+        **pool_facts(outcome, done, _group),
         "tiers": _tiers(outcome),
         "by_replica": _by_replica(outcome, done),
         "by_tenant": _by_tenant(outcome, done),
@@ -195,23 +192,6 @@ def _link_provenance(link: LinkUse) -> dict[str, Any]:
         return {}
     shares = {name: link.ns_by_provenance.get(name, 0) / total_ns for name in PROVENANCES}
     return {"time_ratio_by_provenance": shares}
-
-
-def _cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
-    """Every GPU and tier is paid from the first arrival to the last token, busy or not."""
-    gpu_hours = outcome.num_replicas * outcome.gpus_per_replica * outcome.makespan_ns / 3.6e12
-    tiers_usd = outcome.makespan_ns / 3.6e12 * outcome.tier_usd_per_hour
-    usd = gpu_hours * outcome.usd_per_gpu_hour + tiers_usd
-    if outcome.small_model is not None:
-        usd += outcome.makespan_ns / 3.6e12 * outcome.small_model.usd_per_hour
-    return {
-        "gpu_hours": gpu_hours,
-        "usd": usd,
-        "tiers_usd": tiers_usd,
-        "usd_per_million_output_tokens": ratio(usd * 1e6, output_tokens),
-        "usd_per_gpu_hour": outcome.usd_per_gpu_hour,
-        "price_source": outcome.price_source,
-    }
 
 
 def _time_shares(outcome: Outcome) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from kvsim.errors import KvsimError
 from kvsim.scenario.schema import MeasuredLink, Scenario
@@ -35,7 +36,8 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
         lambda: check_tensor_parallel(build_model(scenario), scenario.cluster.tensor_parallel),
     )
     yield "engine.max_model_len", lambda: _model_len(scenario)
-    yield "timings.profile", lambda: _timings(scenario)
+    yield "timings.profile", lambda: _timings(scenario, "cluster.gpu", "timings.profile")
+    yield from _pool_checks(scenario)
     for i, tier in enumerate(scenario.cache.tiers):
         if isinstance(tier.link, str):
             yield f"cache.tiers.{i}.link", lambda name=tier.link: load_link(name)  # type: ignore[misc]
@@ -51,6 +53,22 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
             yield f"workload.sources.{i}.options.trace", lambda name=name: _file(scenario, name)  # type: ignore[misc]
 
 
+def _pool_checks(scenario: Scenario) -> Iterator[Check]:
+    from kvsim.hardware.load import load_gpu
+    from kvsim.model.memory import check_tensor_parallel
+    from kvsim.scenario.build import build_model
+    from kvsim.scenario.of_pool import pool_scenarios
+
+    for i, (_, alone) in enumerate(pool_scenarios(scenario) if scenario.cluster.pools else ()):
+        key, cluster, gpu = f"cluster.pools.{i}", alone.cluster, alone.profile_path(alone.cluster.gpu)
+        yield f"{key}.gpu", partial(load_gpu, gpu)
+        yield (
+            f"{key}.tensor_parallel",
+            partial(check_tensor_parallel, build_model(scenario), cluster.tensor_parallel),
+        )
+        yield f"{key}.timings", partial(_timings, alone, "the pool's GPU", "timings")
+
+
 def _model_len(scenario: Scenario) -> None:
     from kvsim.scenario.build import build_model
 
@@ -59,7 +77,7 @@ def _model_len(scenario: Scenario) -> None:
         raise KvsimError(f"{wanted:,} tokens are more than the {longest:,} the model was made for")
 
 
-def _timings(scenario: Scenario) -> None:
+def _timings(scenario: Scenario, gpu_key: str, key: str) -> None:
     from kvsim.cost.profile import load_profile
     from kvsim.hardware.load import load_gpu
 
@@ -69,8 +87,8 @@ def _timings(scenario: Scenario) -> None:
     gpu = load_gpu(scenario.profile_path(scenario.cluster.gpu)).name
     if profile.gpu != gpu:
         raise KvsimError(
-            f"{profile.name} has the timings of {profile.gpu}, and cluster.gpu is {gpu}; "
-            "take a profile of that GPU, or leave timings.profile out"
+            f"{profile.name} has the timings of {profile.gpu}, and {gpu_key} is {gpu}; "
+            f"take a profile of that GPU, or leave {key} out"
         )
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PrivateAttr,
@@ -22,23 +20,18 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
+from kvsim.scenario.pools import Pool, problem_of
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
 from kvsim.scenario.workload_schema import Workload
 
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Part(BaseModel):
-    """Common settings of every part of a scenario."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
 
 class Cluster(Part):
     replicas: Positive = 1
+    """Of one kind; or see ``pools``."""
     gpu: str = "h100-sxm"
     """Preset name, or the path of a profile that ``kvsim calibrate`` wrote: the GPU it ran on, with its timings."""
     tensor_parallel: Positive = 1
@@ -52,6 +45,14 @@ class Cluster(Part):
     """Answers reused in front of the router: docs/responses.md."""
     small_model: SmallModel | None = None
     """A second pool for what a cheaper model can answer: docs/responses.md."""
+    pools: Annotated[tuple[Pool, ...], Field(strict=False)] = ()
+    """Replicas of several kinds: docs/pools.md."""
+
+    @model_validator(mode="after")
+    def _pools_go_together(self) -> Cluster:
+        if (problem := problem_of(self.pools, self.replicas)) is not None:
+            raise ValueError(problem)
+        return self
 
 
 class Engine(Part):
@@ -202,7 +203,7 @@ class Cache(Part):
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""
     num_gpu_blocks: Positive | None = None
     """KV blocks in HBM of one replica; null = computed from the GPU's memory."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the manager as they are."""
     load_policy: Literal["always", "if_faster"] = "always"
     """if_faster: load from a tier only when that takes less time than computing again."""
@@ -322,6 +323,7 @@ class Scenario(Part):
             (data["timings"], "profile"),
             (data["engine"], "profile"),
             (data["cluster"], "gpu"),
+            *((pool, key) for pool in data["cluster"]["pools"] for key in ("gpu", "timings")),
         ):
             part[key] = part[key] and self.profile_path(part[key])
         if self.cache.warm_start is not None:

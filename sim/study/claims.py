@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.methods.card import Text
+from kvsim.scenario.part import Part
 from kvsim.scenario.problems import problem_lines
 from kvsim.scenario.read import read_yaml
-from kvsim.scenario.schema import Part
 
 FOLDER = Path("scenarios") / "papers"
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsim.scenario.load import apply_override, parse_scenario
+from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario
 from kvsim.study.axes import Axis
@@ -70,7 +71,11 @@ def _parts(scenario: Scenario) -> str:
     """What :func:`check_parts` looks at; grids of many points have few of them."""
     capacities = [tier.model_copy(update={"capacity": 0}) for tier in scenario.cache.tiers]
     cache, engine = scenario.cache, scenario.engine
-    cluster = (scenario.cluster.router, scenario.cluster.gpu, scenario.cluster.tensor_parallel)
+    kinds = [
+        (alone.cluster.gpu, alone.cluster.tensor_parallel, alone.timings, alone.engine)
+        for _, alone in pool_scenarios(scenario)
+    ]
+    cluster = (scenario.cluster.router, kinds)
     return repr((cluster, engine.profile, scenario.timings, cache.manager, cache.eviction, capacities))
 
 
@@ -91,7 +96,10 @@ def _files(scenario: Scenario) -> list[Path]:
     named = [scenario.path(scenario.model)]
     if scenario.cache.warm_start is not None:
         named.append(scenario.path(scenario.cache.warm_start))
-    for profile in (scenario.cluster.gpu, scenario.timings.profile, scenario.engine.profile):
+    profiles: list[str | None] = [scenario.engine.profile]
+    for _, alone in pool_scenarios(scenario):
+        profiles += [alone.cluster.gpu, alone.timings.profile]
+    for profile in dict.fromkeys(profiles):
         if profile is not None and profile.endswith((".yaml", ".yml")):
             path = scenario.path(profile)
             named += [path, *sorted(path.parent.glob(f"{path.stem}.*.parquet"))]

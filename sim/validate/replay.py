@@ -10,7 +10,7 @@ from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import RoundRobin
-from kvsim.cluster.run import build_simulation, play
+from kvsim.cluster.simulation import build_simulation, play
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu

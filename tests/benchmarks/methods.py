@@ -24,6 +24,7 @@ from managers.snapkv import SnapKV
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cluster import run as cluster_run
+from kvsim.cluster.simulation import Progress, Simulation
 from kvsim.scenario.load import load_scenario
 
 DDR = [{"name": "ddr", "capacity": "64 GB", "load": "layerwise"}]
@@ -90,7 +91,7 @@ def play(
     found = []
     real = cluster_run.play
 
-    def timed(simulation: cluster_run.Simulation, progress: cluster_run.Progress | None = None) -> float:
+    def timed(simulation: Simulation, progress: Progress | None = None) -> float:
         began = time.process_time()
         wall_s = real(simulation, progress)
         found.append(time.process_time() - began)

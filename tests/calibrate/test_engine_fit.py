@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-import kvsim.cluster.run as cluster_run
+import kvsim.cluster.simulation as cluster_run
 import kvsim.engine.steps as steps_module
 from kvsim.cache.manager import Transfer
 from kvsim.calibrate.engines.engine_profile import profile_text, write_profile

@@ -16,7 +16,7 @@ from kvsim.cache.chunks.manager import ChunkManager
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.hardware.spec import LinkSpec
 from kvsim.workloads.trace import Trace
 

@@ -19,7 +19,7 @@ from test_tier_properties import churn
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.load import load_manager
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.errors import ScenarioError
 
 

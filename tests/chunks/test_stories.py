@@ -13,7 +13,7 @@ from typing import Any
 from harness import CHUNK, LINK, USER, cache_of, simulate, times, trace_of
 
 from kvsim.cache.chunks.manager import ChunkManager
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 
 SYSTEM, FIRST, SECOND = (9, 4, USER), (1, 12, CHUNK), (2, 20, CHUNK)
 

@@ -15,7 +15,7 @@ from harness import CHUNK, LINK, cache_of, simulate, times, trace_of
 from toys import toy_engine
 
 from kvsim.cache.chunks.manager import ChunkManager
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 
 CONTEXT = trace_of([(0, 68, 1)], [[(1, 64, CHUNK)]])
 LEVELS = [{"name": "fine", "ratio": 0.5}, {"name": "coarse", "ratio": 0.125}]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from test_fused_equals_reference import setups, workloads
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
-import kvsim.cluster.run as run_module
+import kvsim.cluster.simulation as run_module
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.engine.replica import Replica
 from kvsim.hardware.spec import LinkSpec
 
@@ -109,7 +109,7 @@ def check(simulation: Simulation, rows: list[tuple[int, int, int]]) -> None:
         assert manager.held_bytes == 0
         assert replica.outstanding_tokens == 0
     check_tiers(simulation.replicas)
-    assert simulation.cost.used_ns()["toy", "measured"] == sum(
+    assert simulation.pools[0].cost.used_ns()["toy", "measured"] == sum(
         replica.busy_ns for replica in simulation.replicas
     )
 

@@ -7,7 +7,7 @@ from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.cost.work import Kernel
 from kvsim.engine.link import layerwise_end_ns
 from kvsim.entities import Batch

@@ -9,7 +9,7 @@ import simpy
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.tiers import TierConfig, charge_rest
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.engine.channel import Channel, Fair
 from kvsim.errors import CapacityError
 from kvsim.hardware.spec import LinkSpec

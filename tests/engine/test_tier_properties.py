@@ -10,7 +10,7 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_t
 
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.router import routers
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.hardware.spec import LinkSpec
 
 

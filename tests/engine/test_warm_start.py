@@ -12,7 +12,7 @@ from toys import ToyCost, toy_cache, toy_engine, toy_simulation, toy_trace
 from kvsim.cache.load import load_manager
 from kvsim.cache.saved import fresh_ids
 from kvsim.cluster.router import RoundRobin
-from kvsim.cluster.run import build_simulation, play
+from kvsim.cluster.simulation import build_simulation, play
 
 LONG_AFTER = 10_000_000
 

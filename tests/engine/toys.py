@@ -10,7 +10,7 @@ import kvsim.engine.steps as steps_module
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig
 from kvsim.cluster.router import RoundRobin
-from kvsim.cluster.run import Simulation, build_simulation, play
+from kvsim.cluster.simulation import Simulation, build_simulation, play
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import StepWork, column
 from kvsim.engine.spec import EngineSpec

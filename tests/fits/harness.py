@@ -29,7 +29,7 @@ from kvsim.cache.paged import Paged  # noqa: E402
 from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
 from kvsim.cache.tiers import TierConfig  # noqa: E402
 from kvsim.cluster.router import RoundRobin  # noqa: E402
-from kvsim.cluster.run import Simulation, build_simulation, play  # noqa: E402
+from kvsim.cluster.simulation import Simulation, build_simulation, play  # noqa: E402
 from kvsim.engine import steps as steps_module  # noqa: E402
 from kvsim.engine.spec import EngineSpec  # noqa: E402
 from kvsim.hardware.spec import LinkSpec  # noqa: E402

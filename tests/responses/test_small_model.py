@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toys import fused_and_unfused, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cli.main import run_command
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.results.outcome import MODELS
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel

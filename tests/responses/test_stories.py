@@ -11,7 +11,7 @@ import pytest
 from toys import toy_engine, toy_simulation, toy_trace
 
 from kvsim.cluster.responses import lookup_time_ns
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.results.outcome import VERDICTS
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.workloads.trace import Queries, Trace

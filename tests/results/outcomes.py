@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvsim.results.outcome import CacheCounts, LinkUse, Outcome
+from kvsim.results.outcome import CacheCounts, LinkUse, Outcome, PoolUse
 from kvsim.results.recorder import Recorder, RequestRow, TimelineRow
 
 MS = 1_000_000
@@ -50,8 +50,7 @@ def small_outcome(loop_wall_s: float = 0.5) -> Outcome:
         warm_up_ns=0,
         tier_capacity_bytes=(10 * GB, 100 * GB),
         tier_shared=(False, False),
-        num_replicas=2,
-        gpus_per_replica=4,
+        pools=(PoolUse("", 2, 4, "H100 SXM", 3.6, "list price, 2025-06", 0.0, 10 * GB),),
         busy_ns=(8 * S, 2 * S),
         num_steps=12,
         num_events=9,
@@ -63,11 +62,8 @@ def small_outcome(loop_wall_s: float = 0.5) -> Outcome:
         },
         cache=CacheCounts(300, 70, (300, 20), (0, 5 * GB), (0, 6 * GB)),
         links=(LinkUse(0, "host", "read", 1 * S, 5 * GB, 7), LinkUse(1, "host", "read", 0, 0, 0)),
-        gpu_name="H100 SXM",
-        usd_per_gpu_hour=3.6,
-        tier_usd_per_hour=0.0,
+        shared_tiers_usd_per_hour=0.0,
         names_content=True,
-        price_source="list price, 2025-06",
         methods=(),
         kv_bytes_per_token=131_072,
         scenario={"name": "small", "engine": {"max_num_seqs": 8}, "traces": ("a.jsonl",)},
@@ -137,8 +133,7 @@ def random_outcome(num_requests: int = 5000, num_replicas: int = 4, seed: int = 
         warm_up_ns=0,
         tier_capacity_bytes=(60 * GB, 256 * GB, 2000 * GB),
         tier_shared=(False, False, False),
-        num_replicas=num_replicas,
-        gpus_per_replica=2,
+        pools=(PoolUse("", num_replicas, 2, "H100 SXM", 2.5, "list price, 2025-06", 0.0, 60 * GB),),
         busy_ns=busy,
         num_steps=400_000,
         num_events=30_000,
@@ -147,11 +142,8 @@ def random_outcome(num_requests: int = 5000, num_replicas: int = 4, seed: int = 
             8_000_000, 12_000, (8_000_000, 1_000_000, 0), (0, 4 * 10**12, 10**12), (0, 5 * 10**12, 10**12)
         ),
         links=links,
-        gpu_name="H100 SXM",
-        usd_per_gpu_hour=2.5,
-        tier_usd_per_hour=0.0,
+        shared_tiers_usd_per_hour=0.0,
         names_content=True,
-        price_source="list price, 2025-06",
         methods=(),
         kv_bytes_per_token=131_072,
         scenario={

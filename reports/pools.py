@@ -1,0 +1,46 @@
+"""Replicas of several kinds: one row a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvsim.reports import markup
+from kvsim.results.units import duration, number, percent, size, usd
+
+
+def replica_names(summary: Mapping[str, Any]) -> list[str]:
+    """What each replica is called: its number, after the name of its pool if there are pools."""
+    if "pools" not in summary:
+        return [str(i) for i in range(summary["cluster"]["replicas"])]
+    return [
+        f"{pool['name']} {pool['first_replica'] + i}"
+        for pool in summary["pools"]
+        for i in range(pool["replicas"])
+    ]
+
+
+def pools_table(summary: Mapping[str, Any]) -> str:
+    """What each pool is, what it did and what it cost; nothing where the scenario names none."""
+    if "pools" not in summary:
+        return ""
+    header = ["pool", "replicas", "GPUs of one", "KV memory of one", "busy", "requests", "cached"]
+    header += ["TTFT p50", "TTFT p95", "TPOT p50", "GPU-hours", "GPUs cost"]
+    return markup.table(header, (_row(pool) for pool in summary["pools"]))
+
+
+def _row(pool: Mapping[str, Any]) -> list[str]:
+    return [
+        pool["name"],
+        number(pool["replicas"]),
+        f"{pool['gpus_per_replica']} {pool['gpu']}",
+        size(pool["kv_capacity_bytes_per_replica"]),
+        percent(pool["busy_ratio"]),
+        number(pool["requests"]),
+        percent(pool["hit_token_ratio"]),
+        duration(pool["ttft_s"]["p50"]),
+        duration(pool["ttft_s"]["p95"]),
+        duration(pool["tpot_s"]["p50"]),
+        number(pool["gpu_hours"]),
+        usd(pool["gpus_usd"]),
+    ]

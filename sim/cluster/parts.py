@@ -1,0 +1,173 @@
+"""What a scenario's replicas are made of, pool by pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from kvsim.cache.eviction import EvictionSpec, eviction_policy
+from kvsim.cache.load import load_manager
+from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cache.paged import cache_managers
+from kvsim.cache.tiers import TierConfig, charge_rest
+from kvsim.cluster.router import Router, make_router
+from kvsim.cluster.simulation import PoolParts
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.model import CostModel
+from kvsim.cost.profile import Profile, load_profile
+from kvsim.cost.slower import Slower
+from kvsim.engine.profile import load_engine
+from kvsim.errors import ScenarioError
+from kvsim.hardware.load import load_link
+from kvsim.hardware.spec import GpuSpec, TierSpec
+from kvsim.model.spec import ModelSpec
+from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers, profile_name
+from kvsim.scenario.of_pool import pool_scenarios
+from kvsim.scenario.schema import Scenario
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltPool:
+    """A pool's parts, and what the results say of it."""
+
+    parts: PoolParts
+    gpu: GpuSpec
+    gpus_per_replica: int
+    tiers: tuple[TierSpec, ...]
+    profile: Profile
+    limited_by_memory: bool  # its max_model_len is what the KV memory holds, not what anybody asked for
+
+
+def build_pools(scenario: Scenario, step_factor: float = 1.0) -> list[BuiltPool]:
+    """Each pool of the scenario, or the one that its keys describe where it names none.
+
+    Raises:
+        KvsimError: anything in the scenario that cannot be used.
+    """
+    pools = []
+    for name, alone in pool_scenarios(scenario):
+        try:
+            pools.append(_build_pool(name, alone, step_factor))
+        except ScenarioError as error:
+            raise (ScenarioError(f"cluster.pools.{name}: {error}") if name else error) from None
+    shared = any(tier.shared for tier in pools[0].tiers)
+    sizes = {pool.parts.cache.bytes_per_token for pool in pools}
+    if shared and len(sizes) > 1:
+        raise ScenarioError(
+            f"cluster.pools: KV takes {' or '.join(map(str, sorted(sizes)))} bytes a token on their GPUs, which one store "
+            "cannot hold both; give the pools the same tensor_parallel"
+        )
+    return pools
+
+
+def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
+    model, gpu, memory = build_model(scenario), build_gpu(scenario), build_memory(scenario)
+    engine, terms = load_engine(
+        scenario.profile_path(scenario.engine.profile),
+        max_num_seqs=scenario.engine.max_num_seqs,
+        max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
+        max_model_len=memory.max_model_len,
+        async_scheduling=scenario.engine.async_scheduling,
+        gpu=gpu.name,
+        model=model.name,
+        kv_dtype=model.kv_dtype,
+    )
+    tiers = build_tiers(scenario)
+    cache = charge_rest(
+        CacheConfig(
+            capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,
+            bytes_per_token=memory.block_bytes * memory.num_gpus // memory.block_tokens,
+            block_tokens=memory.block_tokens,
+            max_model_len=memory.max_model_len,
+            num_layers=model.num_layers,
+            eviction=scenario.cache.eviction,
+            balance_tokens=model.balance_tokens,
+            load_policy=scenario.cache.load_policy,
+            tiers=_tier_configs(scenario, model, tiers),
+            options=scenario.cache.options,
+            store_answers=scenario.cache.store_answers,
+        )
+    )
+    profile = load_profile(profile_name(scenario, gpu.name))
+    cost: CostModel = KernelCostModel(
+        profile,
+        model,
+        gpu,
+        scenario.cluster.tensor_parallel,
+        terms,
+        scenario.timings.strict_calibration,
+        load_link(gpu.host_link),  # of one GPU, as the cost model sees it
+    )
+    if step_factor != 1.0:
+        cost = Slower(cost, step_factor)
+    links = tuple(spec.link for spec in tiers)
+    return BuiltPool(
+        PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name),
+        gpu,
+        scenario.cluster.tensor_parallel,
+        tiers,
+        profile,
+        scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len,
+    )
+
+
+def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec]) -> tuple[TierConfig, ...]:
+    return tuple(
+        TierConfig(
+            name=tier.name,
+            capacity_bytes=spec.capacity_bytes,
+            load=tier.load,
+            write=tier.write,
+            eviction=tier.eviction,
+            extent_bytes=tier.extent,
+            exclusive=tier.exclusive,
+            admission=tier.admission,
+            promote_after=tier.promote_after,
+            prefetch=tier.prefetch,
+            shared=spec.shared,
+            stored_ratio=tier.stored_ratio,
+            share=tier.holds.share(model.num_layers),
+            num_layers=tier.holds.num_layers(model.num_layers),
+        )
+        for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
+    )
+
+
+def build_router(scenario: Scenario) -> Router:
+    """A new router, with a stream of random numbers of its own."""
+    router = named("cluster.router", make_router, scenario.cluster.router)
+    router.rng = np.random.default_rng([scenario.seed, 0x726F])
+    return router
+
+
+def named(key: str, find: Callable[[S], T], name: S) -> T:
+    """``find(name)``; what it has against the name is said of the scenario's ``key``."""
+    try:
+        return find(name)
+    except ScenarioError as error:
+        raise ScenarioError(f"{key}: {error}") from None
+
+
+def check_policies(hbm: EvictionSpec, tiers: Sequence[EvictionSpec]) -> None:
+    """The eviction policies are there and can use their options."""
+    named("cache.eviction", eviction_policy, hbm)
+    for number, policy in enumerate(tiers):
+        named(f"cache.tiers.{number}.eviction", eviction_policy, policy)
+
+
+def build_manager(name: str, config: CacheConfig) -> CacheManager:
+    """A new manager, which has a use for the tiers if there are some."""
+    named("cache.manager", cache_managers.get, name)
+    check_policies(config.eviction, [tier.eviction for tier in config.tiers])
+    manager = load_manager(name, config)
+    if config.tiers and not manager.uses_tiers:
+        raise ScenarioError(
+            f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
+        )
+    return manager

@@ -1,0 +1,190 @@
+"""A cluster put together from its parts, and played to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from simpy.core import EmptySchedule
+
+from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cluster.clock import Clock
+from kvsim.cluster.cluster import Cluster
+from kvsim.cluster.responses import build_responses
+from kvsim.cluster.router import Router
+from kvsim.cluster.small_model import SmallPool
+from kvsim.cost.model import CostModel
+from kvsim.engine.link import connect, reachable
+from kvsim.engine.replica import Replica
+from kvsim.engine.spec import EngineSpec
+from kvsim.entities import Batch, Request
+from kvsim.hardware.spec import LinkSpec
+from kvsim.results.recorder import Recorder
+from kvsim.scenario.response_cache import ResponseCache
+from kvsim.scenario.small_model import SmallModel
+from kvsim.workloads.trace import Trace
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """What the replicas of one pool are made of. Pools of a cluster have tiers of the same names and capacities."""
+
+    engine: EngineSpec
+    cache: CacheConfig
+    links: tuple[LinkSpec, ...]  # of each tier
+    cost: CostModel  # pure but for its counts: the replicas are alike and share it
+    num_replicas: int = 1
+    name: str = ""
+
+    def with_names(self, names_content: bool) -> PoolParts:
+        """The same for a workload that says what some prompt or answer contains, or not."""
+        return dataclasses.replace(self, cache=dataclasses.replace(self.cache, names_content=names_content))
+
+
+@dataclass(slots=True)
+class Simulation:
+    """A cluster that is ready to run, and the parts it was made of."""
+
+    env: Clock
+    trace: Trace
+    cluster: Cluster
+    pools: tuple[PoolParts, ...]
+    replicas: list[Replica]  # pool by pool
+    recorder: Recorder
+
+
+def build_simulation(
+    trace: Trace,
+    engine: EngineSpec,
+    cache: CacheConfig,
+    links: tuple[LinkSpec, ...],
+    make_manager: Callable[[CacheConfig], CacheManager],
+    cost: CostModel,
+    router: Router,
+    num_replicas: int = 1,
+    **more: Any,
+) -> Simulation:
+    """A cluster of one kind of replica; ``more``: see :func:`build_cluster`."""
+    pool = PoolParts(engine, cache, links, cost, num_replicas)
+    return build_cluster(trace, (pool,), make_manager, router, **more)
+
+
+def build_cluster(
+    trace: Trace,
+    pools: Sequence[PoolParts],
+    make_manager: Callable[[CacheConfig], CacheManager],
+    router: Router,
+    every_ns: int = 0,
+    check: bool = False,
+    link_sharing: str = "fifo",
+    responses: ResponseCache | None = None,
+    small_model: SmallModel | None = None,
+    seed: int = 0,
+) -> Simulation:
+    """Put a cluster together from its parts: what a scenario file does, for tests and for other programs.
+
+    ``seed`` is that of the draws of ``responses`` and ``small_model``.
+    """
+    env = Clock(initial_time=0)
+    recorder = Recorder(every_ns)
+    front = None
+    if responses is not None:
+        balance_tokens = pools[0].cache.balance_tokens
+        front = build_responses(responses, trace, balance_tokens, lambda: env.now, seed)
+    small = None if small_model is None else SmallPool(small_model, trace, seed)
+    cluster = Cluster(env, trace, router, recorder, pools[0].engine, responses=front, small=small)
+    shared: dict[str, Any] = {}
+    pools = tuple(_reachable(pool, shared) for pool in pools)
+    replicas: list[Replica] = []
+    names = [tier.name for tier in pools[0].cache.tiers]
+    chains = connect(
+        env,
+        names,
+        [(pool.links, pool.engine.copies, pool.num_replicas) for pool in pools],
+        pools[0].cache.num_layers,
+        link_sharing,
+    )
+    for pool in pools:
+        for _ in range(pool.num_replicas):
+            manager = make_manager(pool.cache)
+            batch = Batch(manager.block_tokens)
+            rings = bool(pool.links) or cluster.awaits_answers or manager.needs_future
+            index = len(replicas)
+            parts = (env, index, pool.engine, manager, pool.cost, chains[index], batch, cluster)
+            replicas.append(Replica(*parts, check, rings))
+    if any(tier.shared for tier in pools[0].cache.tiers):
+        for replica in replicas:
+            replica.peers = [other for other in replicas if other is not replica]
+    if any(replica.manager.needs_kinds for replica in replicas):
+        cluster.with_kinds = True
+    if any(replica.manager.needs_future for replica in replicas):
+        _tell_the_future(cluster, replicas, pools[0].cache.block_tokens)
+    cluster.start(replicas)
+    return Simulation(env, trace, cluster, pools, replicas, recorder)
+
+
+def _reachable(pool: PoolParts, shared: dict[str, Any]) -> PoolParts:
+    """With empty tiers where no byte gets; ``shared``: what all managers of the run have in common."""
+    names = [tier.name for tier in pool.cache.tiers]
+    tiers = tuple(
+        tier if reached else dataclasses.replace(tier, capacity_bytes=0)
+        for tier, reached in zip(pool.cache.tiers, reachable(names, pool.links), strict=True)
+    )
+    # none: an engine that has nothing to copy to
+    links = pool.links if not tiers or any(tier.capacity_bytes for tier in tiers) else ()
+    cache = dataclasses.replace(pool.cache, shared=shared, tiers=tiers)
+    return dataclasses.replace(pool, cache=cache, links=links)
+
+
+def _tell_the_future(cluster: Cluster, replicas: Sequence[Replica], block_tokens: int) -> None:
+    from kvsim.cache.future import Future
+
+    future = Future(cluster.trace, block_tokens)
+
+    def on_arrival(request: Request) -> None:
+        for replica in replicas:
+            replica.sync()  # what was let go before is ranked by the future as it was then
+        future.arrived(request)
+
+    cluster.on_arrival = on_arrival
+    for replica in replicas:
+        replica.manager.set_future(future)
+
+
+def play(simulation: Simulation, progress: Progress | None = None) -> float:
+    """Run to the end; wall seconds of the loop."""
+    env, cluster, total = simulation.env, simulation.cluster, len(simulation.trace)
+    began = time.perf_counter()
+    gc.disable()  # the loop makes no reference cycles to speak of
+    try:
+        if progress is None:
+            env.run()
+        else:
+            _play_and_tell(
+                env, lambda: progress(cluster.num_finished + len(cluster.recorder.rejected), total)
+            )
+        for replica in simulation.replicas:
+            replica.end()
+    finally:
+        gc.enable()
+    return time.perf_counter() - began
+
+
+def _play_and_tell(env: Clock, tell: Callable[[], None]) -> None:
+    """Run to the end; ``tell`` is called ten times a second, and at the end."""
+    step = env.step
+    with suppress(EmptySchedule):
+        while True:
+            stop = time.perf_counter() + 0.1
+            while time.perf_counter() < stop:
+                for _ in range(200):
+                    step()
+            tell()
+    tell()

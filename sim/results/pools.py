@@ -1,0 +1,91 @@
+"""The parts of summary.json about replicas of several kinds: what they did and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kvsim.results.columns import Ints, RequestColumns
+from kvsim.results.outcome import Outcome, PoolUse
+from kvsim.results.statistics import ratio
+
+Group = Callable[[RequestColumns, Ints], dict[str, Any]]
+
+
+def cluster_facts(outcome: Outcome) -> dict[str, Any]:
+    """What stands there; ``gpus_per_replica`` is None where pools differ."""
+    gpus = {pool.gpus_per_replica for pool in outcome.pools}
+    return {
+        "replicas": outcome.num_replicas,
+        "gpus_per_replica": gpus.pop() if len(gpus) == 1 else None,
+        "gpu": " and ".join(dict.fromkeys(pool.gpu_name for pool in outcome.pools)),
+        "kv_bytes_per_token": outcome.kv_bytes_per_token,
+    }
+
+
+def cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
+    """Every GPU and tier is paid from the first arrival to the last token, busy or not."""
+    hours = outcome.makespan_ns / 3.6e12
+    gpu_hours = sum(gpus_of(pool) for pool in outcome.pools) * outcome.makespan_ns / 3.6e12
+    gpus_usd = sum(gpu_hours_of(outcome, pool) * pool.usd_per_gpu_hour for pool in outcome.pools)
+    own = sum(pool.tiers_usd_per_hour * pool.num_replicas for pool in outcome.pools)
+    tiers_usd = hours * (own + outcome.shared_tiers_usd_per_hour)
+    usd = gpus_usd + tiers_usd
+    if outcome.small_model is not None:
+        usd += hours * outcome.small_model.usd_per_hour
+    prices = {pool.usd_per_gpu_hour for pool in outcome.pools}
+    return {
+        "gpu_hours": gpu_hours,
+        "usd": usd,
+        "tiers_usd": tiers_usd,
+        "usd_per_million_output_tokens": ratio(usd * 1e6, output_tokens),
+        "usd_per_gpu_hour": prices.pop() if len(prices) == 1 else ratio(gpus_usd, gpu_hours),
+        "price_source": "; ".join(dict.fromkeys(pool.price_source for pool in outcome.pools)),
+    }
+
+
+def gpus_of(pool: PoolUse) -> int:
+    return pool.num_replicas * pool.gpus_per_replica
+
+
+def gpu_hours_of(outcome: Outcome, pool: PoolUse) -> float:
+    return gpus_of(pool) * outcome.makespan_ns / 3.6e12
+
+
+def pool_facts(outcome: Outcome, done: RequestColumns, group: Group) -> dict[str, Any]:
+    """``{"pools": one row a pool}`` where the scenario names pools, else nothing. ``group``: figures of some requests."""
+    if not outcome.pools[0].name:
+        return {}
+    return {"pools": [_row(outcome, done, group, *place) for place in _places(outcome.pools)]}
+
+
+def _places(pools: Sequence[PoolUse]) -> list[tuple[PoolUse, slice]]:
+    """Each pool with the replicas that are its own."""
+    starts = np.cumsum([0, *(pool.num_replicas for pool in pools)]).tolist()
+    return [
+        (pool, slice(start, stop)) for pool, start, stop in zip(pools, starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def _row(
+    outcome: Outcome, done: RequestColumns, group: Group, pool: PoolUse, replicas: slice
+) -> dict[str, Any]:
+    busy_ns = outcome.busy_ns[replicas]
+    members = np.flatnonzero((done.replica >= replicas.start) & (done.replica < replicas.stop))
+    gpu_hours = gpu_hours_of(outcome, pool)
+    return {
+        "name": pool.name,
+        "replicas": pool.num_replicas,
+        "first_replica": replicas.start,
+        "gpus_per_replica": pool.gpus_per_replica,
+        "gpu": pool.gpu_name,
+        "kv_capacity_bytes_per_replica": pool.kv_capacity_bytes,
+        "busy_ratio": ratio(sum(busy_ns), outcome.makespan_ns * len(busy_ns)),
+        "gpu_hours": gpu_hours,
+        "gpus_usd": gpu_hours * pool.usd_per_gpu_hour,
+        "usd_per_gpu_hour": pool.usd_per_gpu_hour,
+        "price_source": pool.price_source,
+        **group(done, members),
+    }
