@@ -71,8 +71,12 @@ def write_profile(
             "columns": [column for column, values in columns.items() if values.dtype.kind != "f"],
             **about,
         }
-    out = directory / f"{name}.yaml"
-    text = yaml.safe_dump({"format": FORMAT, **header, "tables": described}, sort_keys=False, width=110)
+    return write_header(directory / f"{name}.yaml", {"format": FORMAT, **header, "tables": described})
+
+
+def write_header(out: Path, header: Mapping[str, Any]) -> Path:
+    """Write the YAML file ``out`` of a profile, whole or not at all."""
+    text = yaml.safe_dump(dict(header), sort_keys=False, width=110)
     part = out.with_name(out.name + ".part")
     part.write_text(text)
     part.replace(out)

@@ -39,6 +39,19 @@ _KERNELS = {
     "low_rank_project": "LowRankProject",
     "low_rank_reconstruct": "LowRankReconstruct",
     "key_statistics": "KeyStatistics",
+    "ragged_decode": "RaggedDecode",
+    "sparse_prefill": "SparsePrefill",
+    "token_scores": "TokenScores",
+    "hash_scores": "HashScores",
+    "vq_scores": "VqScores",
+    "merge_tokens": "MergeTokens",
+    "cluster_keys": "ClusterKeys",
+    "hadamard_keys": "HadamardKeys",
+    "outlier_attention": "OutlierAttention",
+    "prune_kv": "PruneKv",
+    "bitmap_attention": "BitmapAttention",
+    "map_memory": "MapMemory",
+    "cpu_attention": "CpuAttention",
 }
 
 

@@ -37,6 +37,7 @@ def dequantise_attention(
     out: torch.Tensor,
     partial: torch.Tensor,
     sums: torch.Tensor,
+    outliers: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """One query token a sequence over its packed tokens and its window.
 
@@ -44,7 +45,9 @@ def dequantise_attention(
     (:class:`kvsim.calibrate.kernels.quantise_kv.Packed`). ``window``: K and V (batch, KV heads, 32, head_dim) of the
     newest tokens. ``contexts``: (batch) int32, tokens in all; (c - 1) % 32 + 1 of them are in the window.
     ``partial``: (batch, heads, splits, head_dim) float32 and ``sums``: (batch, heads, splits) float32 are scratch.
+    ``outliers``: of K and of V, which channels (batch, KV heads, tokens, n) uint8 and what is added to them, bfloat16.
     """
+    where = outliers or [keys[0], window[0], values[0], window[1]]  # not read without
     batch, heads, head_dim = queries.shape
     kv_heads, room = keys[0].shape[1:3]
     group = heads // kv_heads
@@ -53,6 +56,7 @@ def dequantise_attention(
         *keys,
         *values,
         *window,
+        *where,
         contexts,
         out,
         partial,
@@ -68,6 +72,7 @@ def dequantise_attention(
         GROUP=GROUP,
         BLOCK=BLOCK,
         ROWS=max(16, triton.next_power_of_2(group)),
+        OUTLIERS=outliers[0].shape[-1] if outliers else 0,
         num_warps=4,
         num_stages=3,
     )
@@ -88,6 +93,14 @@ def _unpacked(codes, ROWS: tl.constexpr, DIM: tl.constexpr, BITS: tl.constexpr):
         odd = tl.interleave((codes >> 2) & 3, codes >> 6)
         apart = tl.interleave(even, odd)
     return apart.to(tl.float32)
+
+
+@triton.jit
+def _outlier(which, more, place, alive, channels):
+    """(tokens, DIM) with what is added to one channel of each token."""
+    channel = tl.load(which + place, mask=alive, other=0)
+    added = tl.load(more + place, mask=alive, other=0.0).to(tl.float32)
+    return tl.where(channels[None, :] == channel[:, None].to(tl.int32), added[:, None], 0.0)
 
 
 @triton.jit
@@ -114,6 +127,10 @@ def _attend(
     value_zero,
     window_keys,
     window_values,
+    key_channels,
+    key_outliers,
+    value_channels,
+    value_outliers,
     contexts,
     out,
     partial,
@@ -129,6 +146,7 @@ def _attend(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    OUTLIERS: tl.constexpr,
 ):
     BYTES: tl.constexpr = DIM * BITS // 8
     PARTS: tl.constexpr = DIM // GROUP
@@ -170,10 +188,13 @@ def _attend(
         v_zero = tl.load(value_zero + facts2, mask=alive[:, None], other=0.0).to(tl.float32)
 
         k = tl.reshape(_unpacked(codes, BLOCK, DIM, BITS), (BLOCK // GROUP, GROUP, DIM))
-        k = tl.reshape(k * k_scale[:, None, :] + k_zero[:, None, :], (BLOCK, DIM)).to(kind)
+        k = tl.reshape(k * k_scale[:, None, :] + k_zero[:, None, :], (BLOCK, DIM))
         v = tl.reshape(_unpacked(codes2, BLOCK, DIM, BITS), (BLOCK, PARTS, GROUP))
-        v = tl.reshape(v * v_scale[:, :, None] + v_zero[:, :, None], (BLOCK, DIM)).to(kind)
-        best, total, acc = _add(query, k, v, alive, scale, best, total, acc)
+        v = tl.reshape(v * v_scale[:, :, None] + v_zero[:, :, None], (BLOCK, DIM))
+        for i in tl.static_range(OUTLIERS):
+            k += _outlier(key_channels, key_outliers, row * OUTLIERS + i, alive, channels)
+            v += _outlier(value_channels, value_outliers, row * OUTLIERS + i, alive, channels)
+        best, total, acc = _add(query, k.to(kind), v.to(kind), alive, scale, best, total, acc)
 
     if split == splits - 1:
         newest = tl.arange(0, GROUP)

@@ -107,6 +107,26 @@ def import_(
         typer.echo("\n".join(files))
 
 
+@app.command(epilog="Example: kvsim profiles add new.yaml --to my-gpu.yaml")
+def add(
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The profile whose tables are added.")],
+    to: Annotated[
+        str, typer.Option(help="The profile that gets them: its name or the path of its YAML file.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Add the tables of one profile to another of the same GPU, so that a new kernel needs no whole calibration."""
+    from kvsim.calibrate.add_tables import add_tables
+    from kvsim.cost.profile import load_profile
+
+    known = load_profile(to)
+    tables = add_tables(load_profile(new), known)
+    if as_json:
+        print_json({"profile": str(known.path), "added": tables})
+    else:
+        typer.echo(f"{known.path}: {', '.join(tables)}")
+
+
 def _facts(profile: Profile) -> dict[str, Any]:
     header = _plain(profile.header)
     return {

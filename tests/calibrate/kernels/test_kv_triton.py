@@ -17,20 +17,37 @@ import pytest
 torch = pytest.importorskip("torch", reason="the kernels run on torch; pip install torch")
 
 
-def test_triton_kernels_give_what_torch_gives() -> None:
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("needs triton; pip install triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    script = Path(__file__).parent / "interpret_kv.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == [
+SCRIPTS = {
+    "interpret_kv.py": (
         "quantise_kv",
         "dequantise_attention",
         "page_scores",
         "move_rows",
         "rotate_keys",
         "low_rank_reconstruct",
-    ]
+    ),
+    "interpret_reads.py": (
+        "ragged_decode",
+        "sparse_prefill",
+        "token_scores",
+        "hash_scores",
+        "vq_scores",
+        "nearest_rows",
+        "hadamard_keys",
+        "bitmaps",
+        "outliers",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_triton_kernels_give_what_torch_gives(name: str) -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs triton; pip install triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    script = Path(__file__).parent / name
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [*SCRIPTS[name]]
