@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from kvsim.calibrate.bench import Bench, relative_error, worst
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
@@ -64,13 +65,19 @@ class SparsePrefill(Kernel):
             kv, at = head * kv_heads // heads, seen(head, row)
             return reference(queries[row : row + 1, head], keys[at, kv], values[at, kv])[0]
 
+        mask = None if bench.on_gpu else visible(lists, new, context)
+
         def run(i: int) -> torch.Tensor:
             if bench.on_gpu:
                 from kvsim.calibrate.triton.sparse_prefill import sparse_prefill
 
                 return sparse_prefill(queries, keys, values, lists, counts)
-            rows = [torch.stack([alone(head, row) for head in range(heads)]) for row in range(new)]
-            return torch.stack(rows).to(queries.dtype)
+            found = scaled_dot_product_attention(
+                queries.transpose(0, 1),
+                *(part.transpose(0, 1).repeat_interleave(heads // kv_heads, 0) for part in (keys, values)),
+                attn_mask=mask,
+            )
+            return found.transpose(0, 1)
 
         def error() -> float:
             found = run(0)
@@ -102,6 +109,15 @@ def _last_block(new: int, past: int, device: torch.device) -> torch.Tensor:
     """Of each query: the last block that its tile's last query sees."""
     row = torch.arange(new, device=device)
     return (past + (row // TILE * TILE + TILE - 1).clamp_max(new - 1)) // BLOCK
+
+
+def visible(lists: torch.Tensor, new: int, context: int) -> torch.Tensor:
+    """(heads, new, context): which keys each query sees."""
+    tile = torch.arange(new, device=lists.device) // TILE
+    block = torch.arange(context, device=lists.device) // BLOCK
+    listed = (lists[..., None] == block[::BLOCK]).any(2)[:, tile][..., block]
+    own = torch.arange(context - new, context, device=lists.device)
+    return listed & (torch.arange(context, device=lists.device) <= own[:, None])
 
 
 def block_lists(bench: Bench, pattern: str, heads: int, new: int, past: int, kept: int) -> torch.Tensor:
