@@ -14,7 +14,7 @@ from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
 from kvsim.results.read import Results, numbers
 from kvsim.results.table import LATENCIES, STATISTICS, link_use
-from kvsim.results.units import duration, number, percent, size, usd
+from kvsim.results.units import digits, duration, number, percent, size, usd
 
 MAX_KERNELS = 12
 MAX_TENANTS = 50
@@ -223,7 +223,10 @@ def tenants(results: Results) -> str:
     header = ["tenant", "requests", "prompt tokens", "output tokens", "cached"]
     header += ["TTFT p50", "TTFT p95", "TPOT p50", "end to end p95"]
     largest = sorted(groups.items(), key=lambda item: -item[1]["requests"])[:MAX_TENANTS]
-    lead = f"The {MAX_TENANTS} largest of {number(len(groups))}." if len(groups) > MAX_TENANTS else ""
+    lead = f"The {MAX_TENANTS} largest of {number(len(groups))}. " if len(groups) > MAX_TENANTS else ""
+    jain = (results.summary.get("fairness") or {}).get("jain_index_of_served_tokens")
+    if jain is not None:
+        lead += f"Jain's index of served tokens: {digits(jain)} (1 = all alike, {digits(1 / len(groups))} = one has all)."
     return markup.section("Tenants", lead, markup.table(header, _tenant_rows(largest)))
 
 

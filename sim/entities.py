@@ -50,6 +50,7 @@ class Request:
     first_token_ns: int = -1
     last_token_ns: int = -1  # before a preemption
     preemptions: int = 0
+    priority: int = 0  # the lowest number first, where the queue heeds it
 
     @property
     def prompt_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Cluster:
         self._roomy: list[
             tuple[int, Sequence[Replica]]
         ] = []  # longest request, and who can take one that long
+        self.priorities: Mapping[int, int] = {}  # by tenant
         self.num_finished = 0
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
@@ -196,6 +197,8 @@ class Cluster:
             row, arrival_ns, input_tokens, output_tokens, ids, ends, kinds, session, tenant, followed
         )
         request.entered_ns = self.env.now
+        if self.priorities:
+            request.priority = self.priorities.get(tenant, 0)
         if self.on_arrival is not None:
             self.on_arrival(request)
         replicas = self._able(total)

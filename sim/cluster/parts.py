@@ -77,6 +77,7 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
         gpu=gpu.name,
         model=model.name,
         kv_dtype=model.kv_dtype,
+        queue=scenario.engine.queue,
     )
     tiers = build_tiers(scenario)
     cache = charge_rest(

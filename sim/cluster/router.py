@@ -57,24 +57,24 @@ class LoadRouter(Router):
 
     def __init__(self, load: str = "outstanding_tokens") -> None:
         self._measure = load_option(load)
-        self._loads: Loads | None = None
-        self._sent: Replica | None = None  # its load has changed since
+        self._loads: list[Loads] = []  # one for each sequence of replicas that was seen
 
     def loads(self, replicas: Sequence[Replica]) -> Loads:
         """Change. The loads as of now."""
-        loads = self._loads
-        if loads is None or loads.replicas is not replicas:
-            loads = self._loads = Loads(replicas, self._measure)
-        elif self._sent is not None:
-            loads.changed(self._sent)
-        self._sent = None
-        loads.refresh()
+        for loads in self._loads:
+            if loads.replicas is replicas:
+                loads.refresh()
+                return loads
+        del self._loads[:-7]  # of replicas that have come and gone
+        self._loads.append(loads := Loads(replicas, self._measure))
         return loads
 
     def pick(self, request: Request, replicas: Sequence[Replica]) -> Replica:
-        replica = replicas[0]
-        if len(replicas) > 1:
-            replica = self._sent = self.choose(request, self.loads(replicas))
+        if len(replicas) == 1:
+            return replicas[0]
+        replica = self.choose(request, self.loads(replicas))
+        for loads in self._loads:
+            loads.changed(replica)
         return replica
 
     def choose(self, request: Request, loads: Loads) -> Replica:
@@ -82,8 +82,8 @@ class LoadRouter(Router):
         raise NotImplementedError
 
     def ended(self, request: Request, replica: Replica) -> None:
-        if self._loads is not None:
-            self._loads.changed(replica)
+        for loads in self._loads:
+            loads.changed(replica)
 
 
 @routers.register("round_robin")

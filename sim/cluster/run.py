@@ -16,7 +16,7 @@ from kvsim.results.outcome import Outcome
 from kvsim.scenario.build import build_tiers
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
-from kvsim.scenario.workload import build_trace
+from kvsim.scenario.workload import build_trace, tenant_priorities
 
 
 def run_scenario(
@@ -51,6 +51,7 @@ def run_scenario(
         small_model=scenario.cluster.small_model,
         seed=scenario.seed,
     )
+    simulation.cluster.priorities = tenant_priorities(scenario, trace)
     simulation.cluster.limited_by_memory = all(pool.limited_by_memory for pool in pools)
     managers = [replica.manager for replica in simulation.replicas]
     if save_cache_to is not None:
@@ -83,5 +84,6 @@ def check_parts(scenario: Scenario) -> None:
             max_num_seqs=alone.engine.max_num_seqs,
             max_num_batched_tokens=alone.engine.max_num_batched_tokens,
             max_model_len=1,
+            queue=alone.engine.queue,
         )
         build_tiers(alone)

@@ -8,7 +8,7 @@ from kvsim.entities import Request
 
 
 class Admission(Transfers):
-    """A replica as far as its queue goes: first come, first served; the last one in gives way first."""
+    """A replica as far as its queue goes: who is next, and who gives way, its order says (:mod:`kvsim.engine.queue`)."""
 
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
@@ -67,9 +67,16 @@ class Admission(Transfers):
         if request.preemptions:
             self.recomputed_tokens += plan.compute_tokens
 
-    def _preempt_last(self, now: int) -> None:
-        """Give up the room of the request that was admitted last; it starts again from the front of the queue."""
-        request = next(reversed(self.running))
+    def _victim_for(self, request: Request) -> Request:
+        """Look. Who gives way so that ``request``, whose prompt is prefilled in part, can go on; maybe itself. The decodes of
+        this step are scheduled: one of them gives way when it is through."""
+        if self._frees_late and self._in_flight:
+            return request  # what others hold would not be free in this step
+        decoding = self.batch.requests
+        return self.waiting.victim([one for one in self.running if one is request or one in decoding])
+
+    def _preempt(self, request: Request, now: int) -> None:
+        """Give up the room of a running request; it waits again, and starts anew."""
         del self.running[request]
         finished = request in self.finishing
         if finished:  # its last step is in flight: it only loses its room early

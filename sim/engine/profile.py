@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from kvsim.cost.terms import EngineTerms
+from kvsim.engine.queue import make_queue
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.registry import PolicySpec
 from kvsim.scenario.units import UnitError, parse_rate, parse_time
 
 HOST = (
@@ -51,6 +53,7 @@ def load_engine(
     gpu: str = "",
     model: str = "",
     kv_dtype: str = "",
+    queue: PolicySpec = "fcfs",
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
 
@@ -59,13 +62,17 @@ def load_engine(
     kernel table.
 
     Raises:
-        ScenarioError: no such profile, or a key or value in it that cannot be.
+        ScenarioError: no such profile, or a key or value in it that cannot be; no such order of the queue.
     """
     if max_num_batched_tokens < max_num_seqs:
         raise ScenarioError(
             f"engine.max_num_batched_tokens: {max_num_batched_tokens} is below max_num_seqs {max_num_seqs}; "
             "every decoding request needs one token of it"
         )
+    try:
+        make_queue(queue)
+    except ScenarioError as error:
+        raise ScenarioError(f"engine.queue: {error}") from None
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
@@ -102,6 +109,7 @@ def load_engine(
         load_decisions=int(take(host, "load_decisions", 0)),
         inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
         copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
+        queue=queue,
         **times,
     )
     data.pop("async_scheduling", None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvsim.registry import PolicySpec
+
 
 @dataclass(frozen=True, slots=True)
 class Copies:
@@ -56,6 +58,7 @@ class EngineSpec:
     front_in_ns: int = 0
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
+    queue: PolicySpec = "fcfs"  # order of admission (kvsim.engine.queue)
 
     def taken_in_ns(self, tokens: Any) -> Any:
         """How long after its arrival the scheduler knows of a prompt of ``tokens`` tokens (an int, or int64 arrays)."""

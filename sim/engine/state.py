@@ -14,6 +14,7 @@ from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import PRIORITY_BOUNDARY, At
 from kvsim.engine.link import Links
+from kvsim.engine.queue import make_queue
 from kvsim.engine.run import Effects, Run, Tally
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import Times
@@ -63,7 +64,8 @@ class ReplicaState(Services):
         links.on_share = self._share_changed
         self.peers: list[ReplicaState] = []  # replicas with which this one shares a tier
 
-        self.waiting: deque[Request] = deque()
+        self.waiting = make_queue(engine.queue)
+        self.waiting.start(manager, batch)
         self.running: dict[
             Request, None
         ] = {}  # by admission; finishing requests stay until their output is taken
@@ -92,6 +94,7 @@ class ReplicaState(Services):
         self._alarm: At | None = None  # rings there
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
+        self._head_changes = self.waiting.changes  # so that another one could have room
         # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
         self._frees_late = engine.async_scheduling and bool(links.read)
         self._in_flight = False  # at a decision: the step scheduled last has output that is not taken

@@ -24,7 +24,7 @@ class Steps(Admission):
         decoding, waits = batch.requests, self.waiting or self.loaded
         admits = bool(
             waits
-            and not self._blocked
+            and (self._head_changes or not self._blocked)
             and len(self.running) < self.engine.max_num_seqs
             and len(decoding) < self.engine.max_num_batched_tokens
         )
@@ -42,7 +42,7 @@ class Steps(Admission):
                 alike = min(batch.next_finish - batch.round, self._foreseen(now), LONGEST_RUN)
             steps = manager.decode_steps(batch, alike)
             while not steps and decoding:
-                self._preempt_last(now)
+                self._preempt(self.waiting.victim(self.running), now)
                 preempted = True
                 steps = manager.decode_steps(batch, 1) if decoding else 0
         if self.partial is not None or (admits and not preempted):
@@ -123,12 +123,15 @@ class Steps(Admission):
         request = self.partial
         if request is not None and budget > 0:
             tokens = min(request.to_compute - request.computed, budget)
-            if manager.grow(request, tokens):
+            while not (grown := manager.grow(request, tokens)):
+                preempted = True
+                victim = self._victim_for(request)
+                self._preempt(victim, now)
+                if victim is request:
+                    break
+            if grown:
                 prefills.append((request, tokens))
                 budget -= tokens
-            else:
-                self._preempt_last(now)  # the request itself: it was admitted last
-                preempted = True
         attach = hold = 0
         if budget > 0 and not preempted and (self.waiting or self.loaded):
             attach, hold = self._admit(now, budget, prefills, loads)

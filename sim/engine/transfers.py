@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kvsim.cache.manager import Transfer
 from kvsim.cost.work import Kernel
 from kvsim.engine.state import ReplicaState
-from kvsim.entities import NEVER, Request
+from kvsim.entities import NEVER
 
 
 class Transfers(ReplicaState):
@@ -42,7 +42,7 @@ class Transfers(ReplicaState):
             self.fetching[request] -= 1
             if not self.fetching[request]:
                 del self.fetching[request]
-                self._queue_in_order(request)
+                self.waiting.insert_by_arrival(request)
         now = self.env.now
         if self._next == NEVER:
             self._turn_at(now, now)
@@ -50,13 +50,6 @@ class Transfers(ReplicaState):
             self._cut(now)
         else:
             self._share_changed()
-
-    def _queue_in_order(self, request: Request) -> None:
-        """Into the queue, before those that arrived later."""
-        place = len(self.waiting)
-        while place and self.waiting[place - 1].arrived_after(request):
-            place -= 1
-        self.waiting.insert(place, request)
 
     def _share_changed(self) -> None:
         """A transfer began or ended, maybe another replica's over a link that this one shares: steps whose copies get

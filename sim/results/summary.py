@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvsim.cost.model import PROVENANCES
 from kvsim.results.columns import TTFT_PARTS, Ints, RequestColumns, arrived_from, request_columns
+from kvsim.results.fairness import fairness
 from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
@@ -86,6 +87,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "tiers": _tiers(outcome),
         "by_replica": _by_replica(outcome, done),
         "by_tenant": _by_tenant(outcome, done),
+        "fairness": fairness(outcome, done),
         "rejected_by_reason": _reasons(reason for _, reason in rejected),
         "num_steps": outcome.num_steps,
         "num_events": outcome.num_events,

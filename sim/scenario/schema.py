@@ -65,6 +65,9 @@ class Engine(Part):
     """null = the model's longest context, or what fits the KV memory if that is less."""
     async_scheduling: bool | None = None
     """null = as the engine profile has it."""
+    queue: PolicyChoice = "fcfs"
+    """Order of admission of each replica: fcfs, priority, vtc (fair per tenant), shortest_prompt, cached_share, or one that a
+    plug-in registers; or a mapping with options, such as {policy: vtc, output_weight: 2}: docs/routing.md."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "int8"] | None = None
     """null = the model's own."""

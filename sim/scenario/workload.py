@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvsim.errors import ScenarioError, TraceError
+from kvsim.errors import ScenarioError, TraceError, did_you_mean
 from kvsim.scenario.load import apply_override, parse_scenario
 from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario
@@ -79,6 +79,21 @@ def build_trace(scenario: Scenario) -> Trace:
     if not len(trace):
         raise TraceError(f"workload of {scenario.name}: no request is left; raise workload.duration")
     return by_prefix(trace) if workload.order == "prefix" else trace
+
+
+def tenant_priorities(scenario: Scenario, trace: Trace) -> dict[int, int]:
+    """``workload.priorities`` by the index of the tenant in the trace.
+
+    Raises:
+        ScenarioError: a tenant that the workload does not name.
+    """
+    priorities = {}
+    for name, priority in scenario.workload.priorities.items():
+        if name not in trace.tenant_names:
+            hint = did_you_mean(name, trace.tenant_names) or "; the workload names no tenants"
+            raise ScenarioError(f"workload.priorities: no tenant is called '{name}'{hint}")
+        priorities[trace.tenant_names.index(name)] = priority
+    return priorities
 
 
 def _source_trace(scenario: Scenario, source: Source) -> Trace:

@@ -66,6 +66,9 @@ class Workload(WorkloadPart):
     order: Literal["arrival", "prefix"] = "arrival"
     """prefix: a batch that is known beforehand; prompts with a common beginning follow each other."""
 
+    priorities: dict[str, int] = {}
+    """By tenant, as vLLM has them: the lowest number goes first, 0 = who is not named. ``engine.queue: priority`` heeds them."""
+
     @model_validator(mode="after")
     def _shares_for_all_or_none(self) -> Workload:
         given = [source.share is not None for source in self.sources]

@@ -129,6 +129,7 @@ def toy_simulation(
     links: tuple[LinkSpec, ...] = (),
     **more: object,
 ) -> Simulation:
+    prepare: Callable[[Simulation], object] = more.pop("prepare", lambda _: None)  # type: ignore[assignment]
     make_manager = more.pop("make_manager", None) or (lambda config: load_manager(manager, config))
     cost = ToyCost(bool(more.pop("spares", False)))
     options = {"router": RoundRobin(), "check": True, **more}
@@ -141,6 +142,7 @@ def toy_simulation(
         cost,
         **options,  # type: ignore[arg-type]
     )
+    prepare(simulation)
     play(simulation)
     return simulation
 

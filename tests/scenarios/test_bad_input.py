@@ -146,6 +146,19 @@ def test_a_mistake_in_the_file(
             "cluster.router={policy: session_affinity, spill_factor: 0}",
             "cluster.router: router 'session_affinity': spill_factor: expected a number of at least 1, found 0",
         ),
+        ("engine.queue=vct", "engine.queue: no queue order is called 'vct'; did you mean 'vtc'?"),
+        (
+            "engine.queue={policy: vtc, output_weight: x}",
+            "engine.queue: queue order 'vtc': output_weight: expected a number of at least 0, found 'x'",
+        ),
+        (
+            "workload.priorities={gold: 1}",
+            "workload.priorities: no tenant is called 'gold'; the workload names no tenants",
+        ),
+        (
+            "workload.priorities={gold: high}",
+            "--set workload.priorities.gold: expected a whole number, found 'high'",
+        ),
         ("cluster.gpu=h100", "--set cluster.gpu: "),
         ("model=llama-3.1-8c", "--set model: "),
         ("engine.profile=vllm-0.24", "engine.profile: no engine profile is called 'vllm-0.24'; did you mean"),
