@@ -81,12 +81,18 @@ def make_queue(spec: PolicySpec) -> QueueOrder:
     return make_policy(queue_orders, spec)
 
 
-@queue_orders.register("fcfs")
-class FirstComeFirstServed(deque[Request], QueueOrder):
-    """By arrival; a preempted request goes to the front."""
+class FirstComeFirstServed(deque[Request]):
+    """By arrival; a preempted request goes to the front. A plain deque, and no subclass of :class:`QueueOrder`, as its methods
+    are then as fast as a deque's."""
+
+    api_version = API_VERSION
+    changes = False
 
     def __init__(self) -> None:
         super().__init__()
+
+    def start(self, manager: CacheManager, batch: Batch) -> None:
+        """It serves any."""
 
     def insert_by_arrival(self, request: Request) -> None:
         place = len(self)
@@ -96,6 +102,10 @@ class FirstComeFirstServed(deque[Request], QueueOrder):
 
     def victim(self, running: Iterable[Request]) -> Request:
         return next(reversed(running))  # type: ignore[call-overload,no-any-return]
+
+
+QueueOrder.register(FirstComeFirstServed)
+queue_orders.register("fcfs")(FirstComeFirstServed)  # type: ignore[arg-type]
 
 
 class Ranked(QueueOrder):

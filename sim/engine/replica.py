@@ -48,12 +48,6 @@ class Replica(Steps):
                 self.fetching[request] = len(transfers)
                 self._start(transfers)
                 return
-        self._wait(request)
-        if self._next == NEVER:
-            self._turn_at(now, now)
-
-    def _wait(self, request: Request) -> None:
-        """Change. A request that came waits from now on."""
         waiting = self.waiting
         if self._head_changes:
             self.sync()  # who is next, and how far behind others, is as of now
@@ -61,7 +55,9 @@ class Replica(Steps):
         if self._head_changes or waiting[0] is request:
             if len(waiting) > 1:
                 self._blocked = False  # it is another one that had no room
-            self._cut(self.env.now)
+            self._cut(now)
+        if self._next == NEVER:
+            self._turn_at(now, now)
 
     def advance(self, until: int) -> None:
         """Change. Make the decisions that lie before ``until``; those of a replica that rings are made by then."""
