@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.engine.queue import make_queue
 from kvsim.errors import ScenarioError
 from kvsim.results.recorder import RequestRow

@@ -14,7 +14,7 @@ from toys import toy_cache, toy_engine, toy_simulation, toy_trace
 
 import kvsim.cluster.loads as loads_module
 from kvsim.cluster.router import Router, make_router
-from kvsim.cluster.run import Simulation
+from kvsim.cluster.simulation import Simulation
 from kvsim.engine.replica import Replica
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError
