@@ -179,7 +179,7 @@ class ShortestPrompt(Ranked):
 class CachedShare(QueueOrder):
     """The most cached prompt tokens for each one to compute first, among the ``window`` that came first.
 
-    RAGCache's cache-aware reordering (Jin et al. 2024). Who was passed over by ``window`` requests is next.
+    Cache-aware reordering (Jin et al. 2024). Who was passed over by ``window`` requests is next.
     """
 
     changes = True
