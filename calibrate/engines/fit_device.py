@@ -26,6 +26,8 @@ from kvsim.validate.teacher import compare_steps
 
 DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
 SETTLED = 3  # steps of an unchanged batch before the first that counts
+LEAST_KV_SHARE = 0.05
+"""Below it, an error of a percent in a step's constant is one of a fifth in the rate at which its KV is read."""
 ONE_WAVE = 132
 """(Sequence, KV head) pairs that the multiprocessors of an H100 or H200 take at once. Up to there the longest context sets
 the pace of decode attention, and a prefix that others read, too, saves what depends on the other contexts: less than
@@ -167,12 +169,13 @@ def _uneven(
     runs: list[list[Step]], bases: dict[int, float], slope_ns: float, kv_heads: int, notes: list[str]
 ) -> list[tuple[int, float]]:
     """((sequence, KV head) pairs, how much slower KV is read where contexts differ): medians over the batches nearest
-    to each power of two. The number of pairs decides how the attention kernel spreads its work over the GPU."""
+    to each power of two whose KV takes :data:`LEAST_KV_SHARE` of the rest of the step or more. The number of pairs decides
+    how the attention kernel spreads its work over the GPU."""
     ratios = defaultdict(list)
     for run in runs:
         for sequences, read, seconds in _steady(run):
-            if sequences > 1:
-                base_ns = _constant_ns(bases, sequences)
+            base_ns = _constant_ns(bases, sequences)
+            if sequences > 1 and slope_ns * read >= LEAST_KV_SHARE * base_ns:
                 ratios[2 ** round(log2(sequences))].append((seconds * 1e9 - base_ns) / (slope_ns * read))
     if not ratios:
         notes.append("not identifiable: uneven (no batch of uneven contexts); 1")

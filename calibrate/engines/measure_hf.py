@@ -5,7 +5,8 @@ of ``generate``: a static batch of equal prompts (or, ``padded``, of lengths fro
 greedy, no end token. A row has the prompt's time (call to first token) and the median, first and last of the times between
 tokens, all in milliseconds, and the peak of allocated memory beside the weights.
 
-The times are taken where ``generate`` asks its stopping criteria, once a token.
+The times are taken where ``generate`` asks its stopping criteria, once a token. cuDNN's attention is switched off unless
+``--cudnn``: it builds a plan for every new length, 50 to 70 ms a token with torch 2.11 on an H100.
 """
 
 from __future__ import annotations
@@ -145,7 +146,9 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("out", type=Path)
     arguments.add_argument("models", type=Path, nargs="+")
+    arguments.add_argument("--cudnn", action="store_true", help="leave cuDNN's attention on")
     options = arguments.parse_args()
+    torch.backends.cuda.enable_cudnn_sdp(options.cudnn)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     with options.out.open("w", newline="") as file:
         file.write(f"# {gpu}; torch {torch.__version__}; transformers {transformers.__version__}\n")

@@ -47,6 +47,7 @@ SHIPPED = [
         "vllm-0.24.0_h100-sxm_shared_loads",
         "vllm-0.24.0_h100-sxm_batches",
         "vllm-0.24.0_h100-sxm_sustained",
+        "vllm-0.24.0_h100-sxm_fp8",
     )
 ]
 PROFILE = ROOT / "sim" / "engine" / "profiles" / "vllm-0.24.0.yaml"
