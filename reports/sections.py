@@ -13,7 +13,7 @@ from kvsim.reports.pools import pools_table, replica_names
 from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
 from kvsim.results.read import Results, numbers
-from kvsim.results.table import LATENCIES, STATISTICS, link_use
+from kvsim.results.table import LATENCIES, STATISTICS, latency_cells, link_use
 from kvsim.results.units import digits, duration, number, percent, size, usd
 
 MAX_KERNELS = 12
@@ -27,7 +27,7 @@ def headlines(results: Results) -> str:
     cards = (
         (
             "95 % see their first token within",
-            duration(summary["ttft_s"]["p95"]),
+            reading.GROWS if reading.is_unstable(summary) else duration(summary["ttft_s"]["p95"]),
             reading.ttft_sentence(summary),
         ),
         ("Time per output token, median", duration(summary["tpot_s"]["p50"]), reading.tpot_sentence(summary)),
@@ -56,9 +56,7 @@ def latency(results: Results) -> str:
     summary, table = results.summary, results.requests
     seconds = {name: numbers(table, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
     tpot_s = seconds["tpot_s"]
-    rows = (
-        [name, *(duration(summary[key][statistic]) for statistic in STATISTICS)] for key, name in LATENCIES
-    )
+    rows = ([name, *latency_cells(summary, key)] for key, name in LATENCIES)
     whole = {
         "time to first token": (seconds["ttft_s"], colours.BLUE),
         "end to end": (seconds["e2e_s"], colours.ORANGE),

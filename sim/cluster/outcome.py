@@ -10,6 +10,7 @@ from kvsim.cluster.parts import BuiltPool
 from kvsim.cluster.simulation import Simulation
 from kvsim.hardware.spec import TierSpec
 from kvsim.results.outcome import CacheCounts, Outcome, PoolUse
+from kvsim.results.steady import warm_up_ns
 from kvsim.scenario.schema import Scenario
 
 
@@ -21,6 +22,8 @@ def outcome_of(
     cluster = simulation.cluster
     first = int(trace.arrival_ns.min()) if len(trace) else 0
     tiers = pools[0].tiers
+    after = scenario.statistics.after
+    warm_up = warm_up_ns(recorder.requests) if after == "auto" else after
     return Outcome(
         recorder=recorder,
         requests_submitted=len(trace),
@@ -28,7 +31,8 @@ def outcome_of(
         requests_failed=0,
         requests_cancelled=0,
         makespan_ns=max(0, cluster.last_token_ns - first),
-        warm_up_ns=scenario.statistics.after,
+        warm_up_ns=warm_up or 0,
+        warm_up_found=warm_up is not None if after == "auto" else None,
         tier_names=("hbm", *(tier.name for tier in tiers)),
         tier_capacity_bytes=_capacities(simulation),
         tier_shared=(False, *(tier.shared for tier in tiers)),

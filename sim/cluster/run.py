@@ -35,9 +35,10 @@ def run_scenario(
     """
     pools = build_pools(scenario, step_factor)
     trace = build_trace(scenario)
-    if scenario.statistics.after > (last := int(trace.arrival_ns[-1])):
+    after = scenario.statistics.after
+    if after != "auto" and after > (last := int(trace.arrival_ns[-1])):
         raise ScenarioError(
-            f"statistics.after: no request arrives after {scenario.statistics.after / 1e9:g} s, the last one at {last / 1e9:g} s"
+            f"statistics.after: no request arrives after {after / 1e9:g} s, the last one at {last / 1e9:g} s"
         )
     simulation = build_cluster(
         trace,

@@ -123,6 +123,7 @@ class Outcome:
     warm_start: Mapping[str, Any] | None = None  # what the caches began with
     responses: ResponseUse | None = None
     small_model: SmallModelUse | None = None
+    warm_up_found: bool | None = None  # whether MSER-5 found its end; None: it was not asked
 
     @property
     def num_replicas(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvsim.results.columns import TTFT_PARTS
+from kvsim.results.steady import MIN_BEYOND
 from kvsim.results.units import digits, duration, number, percent, usd
 
 EXTRAPOLATED_LIMIT = 0.1  # share of simulated time above which a prediction stands on shaky ground
@@ -16,6 +17,12 @@ PART_PHRASES = {
     "prefill_s": "in prefill",
     "host_s": "in the front end",
 }
+
+WAITS = ("ttft_s", "e2e_s")
+"""Metrics that hold the wait in the queue, and grow with it."""
+
+GROWS = "grows"
+"""In place of a wait that has no steady value."""
 
 Summary = Mapping[str, Any]
 
@@ -62,11 +69,59 @@ def warnings_of(summary: Summary) -> list[str]:
         found.append(TURNS_AT_ONCE)
     if done and "warm_start" in summary and not summary["warm_start"]["known"]:
         found.append("Nothing that cache.warm_start brought occurs in this workload: it only takes room.")
-    if _saturated(summary):
+    found += steady_warnings(summary)
+    if _saturated(summary) and not is_unstable(summary):
         found.append(
             "The replicas are always busy and most of TTFT is queueing: the load exceeds what they can serve."
         )
     return found
+
+
+def is_unstable(summary: Summary) -> bool:
+    """More arrives than is served: latencies say how long the run was."""
+    return bool((summary.get("backlog") or {}).get("unstable"))
+
+
+def steady_warnings(summary: Summary) -> list[str]:
+    """What keeps the figures of requests from being those of a steady state; empty if nothing does."""
+    found = []
+    if not summary.get("statistics", {}).get("found", True):
+        found.append(
+            "No end of a warm-up is seen (MSER-5): the run is too short or not steady; nothing is left out."
+        )
+    if is_unstable(summary):
+        queue = summary["backlog"]
+        found.append(
+            f"Unstable: {number(queue['arrivals_per_s'])} requests/s arrive after {duration(queue['from_s'])}, "
+            f"{number(queue['admissions_per_s'])}/s are admitted, and the queue grows to the end. Waits and their "
+            "percentiles say how long the run was, not what this cluster gives."
+        )
+    elif short := too_short_for(summary):
+        found.append(
+            f"Too short for {metric_names(short)}: fewer than {MIN_BEYOND} independent requests lie beyond; "
+            "percentile_intervals in summary.json says how far they may be off."
+        )
+    return found
+
+
+def too_short_for(summary: Summary) -> list[str]:
+    """Percentiles, as ``ttft_s_p99``, that the run has too few requests for; none where it has no requests at all."""
+    return [
+        f"{metric}_{percent}"
+        for metric, by_percentile in summary.get("percentile_intervals", {}).items()
+        for percent, interval in by_percentile.items()
+        if interval["beyond"] < MIN_BEYOND and summary[metric]["mean"] is not None
+    ]
+
+
+def metric_names(keys: Iterable[str]) -> str:
+    """``ttft_s_p95``, ``ttft_s_p99``, ``e2e_s_p99`` as "TTFT p95, p99 and E2E p99"."""
+    percentiles: dict[str, list[str]] = {}
+    for key in keys:
+        metric, _, percent = key.partition("_s_")
+        percentiles.setdefault(metric.upper(), []).append(percent)
+    *first, last = (f"{metric} {', '.join(those)}" for metric, those in percentiles.items())
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def warm_start_line(summary: Summary) -> str:
@@ -117,6 +172,9 @@ def ttft_sentence(summary: Summary) -> str:
     shares = ttft_shares(summary, "slowest_5_percent")
     if not shares:
         return "No request finished."
+    if is_unstable(summary):
+        growth = number(summary["backlog"]["growth_per_s"])
+        return f"The queue grows by {growth} requests a second, so that no wait is a steady one."
     part = max(shares, key=lambda name: shares[name])
     return (
         f"Half of the requests see their first token within {duration(summary['ttft_s']['p50'])}; the"

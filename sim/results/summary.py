@@ -18,6 +18,7 @@ from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
 from kvsim.results.pools import cluster_facts, cost, pool_facts
 from kvsim.results.statistics import PERCENTILES, ratio, statistics
+from kvsim.results.steady import backlog, percentile_intervals
 from kvsim.version import __version__
 
 NUM_REASONS = 20
@@ -54,7 +55,10 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
     if outcome.warm_up_ns:
         done = arrived_from(done, outcome.warm_up_ns / 1e9)
         window_s -= outcome.warm_up_ns / 1e9
+    if outcome.warm_up_ns or outcome.warm_up_found is not None:
         left_out = {"statistics": {"after_s": outcome.warm_up_ns / 1e9, "requests": len(done.request)}}
+    if outcome.warm_up_found is not None:
+        left_out["statistics"]["found"] = outcome.warm_up_found
     return {
         "requests_submitted": outcome.requests_submitted,
         **parts,
@@ -64,6 +68,12 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "tpot_s": statistics(done.tpot_s[done.output_tokens > 1]),
         "itl_s": _histogram_statistics(outcome.recorder.inter_token),
         "e2e_s": statistics(done.e2e_s),
+        "backlog": backlog(done, outcome.warm_up_ns / 1e9),
+        "percentile_intervals": {
+            "ttft_s": percentile_intervals(done.ttft_s),
+            "tpot_s": percentile_intervals(done.tpot_s[done.output_tokens > 1]),
+            "e2e_s": percentile_intervals(done.e2e_s),
+        },
         "ttft_parts_s": _ttft_parts(done),
         "throughput": {
             "requests_per_s": ratio(len(done.request), window_s),

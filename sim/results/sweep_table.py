@@ -11,7 +11,8 @@ from rich.text import Text
 
 from kvsim.results.crossing_table import HEADER as CROSSING_HEADER
 from kvsim.results.crossing_table import crossing_rows, crossing_title
-from kvsim.results.reading import TURNS_AT_ONCE
+from kvsim.results.reading import GROWS, TURNS_AT_ONCE, metric_names
+from kvsim.results.steady import MIN_BEYOND
 from kvsim.results.sweep_names import setting_texts, short_key
 from kvsim.results.units import UNDEFINED, digits, duration, number, percent, usd
 
@@ -56,6 +57,18 @@ def sweep_warnings(told: Sweep) -> list[str]:
     if short:
         lines.append(
             f"in {len(short)} of {len(points)} points not all requests complete; latencies are of those that do."
+        )
+    unstable = sum(bool(point.get("unstable")) for point in points)
+    if unstable:
+        lines.append(
+            f"in {unstable} of {len(points)} points the queue grows to the end: their waits have no steady value."
+        )
+    vague = [point["too_short_for"].split() for point in points if point.get("too_short_for")]
+    if vague:
+        keys = dict.fromkeys(key for each in vague for key in each)
+        lines.append(
+            f"{len(vague)} of {len(points)} points are too short for a percentile of theirs ({metric_names(keys)}): fewer "
+            f"than {MIN_BEYOND} independent requests lie beyond it; more seeds help."
         )
     if any(point.get("turns_follow_at_once") and point["hit_token_ratio"] for point in points):
         lines.append(TURNS_AT_ONCE)
@@ -113,7 +126,9 @@ def _point_row(row: Sweep, keys: Sequence[str], ratios: Sequence[str], goodput: 
     if row["error"] is not None:
         return (*names, f"cannot run: {row['error']}")
     cells = [percent(row.get(ratio)) for ratio in ratios]
-    cells += [duration(row[name]) for name in ("ttft_s_mean", "ttft_s_p50", "ttft_s_p95", "tpot_s_p95")]
+    waits = [duration(row[name]) for name in ("ttft_s_mean", "ttft_s_p50", "ttft_s_p95")]
+    cells += [GROWS] * len(waits) if row.get("unstable") else waits
+    cells.append(duration(row["tpot_s_p95"]))
     if goodput:
         cells += [percent(row["slo_attained_ratio"]), number(row["goodput_requests_per_s"])]
     return (*names, *cells, usd(row["usd_per_hour"]), usd(row["usd_per_million_output_tokens"]))

@@ -64,8 +64,15 @@ def _latencies(summary: Summary) -> Table:
     for name in STATISTICS:
         table.add_column(name, justify="right")
     for key, name in LATENCIES:
-        table.add_row(name, *(duration(summary[key][statistic]) for statistic in STATISTICS))
+        table.add_row(name, *latency_cells(summary, key))
     return table
+
+
+def latency_cells(summary: Summary, key: str) -> list[str]:
+    """A cell for each of :data:`STATISTICS`; no figures of a wait where the queue grows."""
+    if key in reading.WAITS and reading.is_unstable(summary):
+        return [reading.GROWS] * len(STATISTICS)
+    return [duration(summary[key][statistic]) for statistic in STATISTICS]
 
 
 def _facts(summary: Summary) -> Table:

@@ -25,7 +25,7 @@ from kvsim.scenario.policy import PolicyChoice
 from kvsim.scenario.pools import Pool, problem_of
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
-from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds
+from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds, NanosecondsOrAuto
 from kvsim.scenario.workload_schema import Workload
 
 
@@ -252,8 +252,9 @@ class Cache(Part):
 
 
 class Statistics(Part):
-    after: Nanoseconds = 0
-    """Requests that arrive before this time warm the caches up and are left out of summary.json's statistics."""
+    after: NanosecondsOrAuto = 0
+    """Requests that arrive before this time warm the caches up and are left out of summary.json's statistics. auto: what
+    MSER-5 finds in TTFT and end-to-end times (docs/compare.md)."""
 
 
 class Output(Part):

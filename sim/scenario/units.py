@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -75,10 +75,12 @@ def format_quantity(value: int, units: dict[str, int]) -> str:
     return f"{number} {unit}"
 
 
-def _validator(parse: Any) -> BeforeValidator:
-    def validate(value: object) -> int:
+def _validator(parse: Any, word: str | None = None) -> BeforeValidator:
+    """``word`` is taken as it is."""
+
+    def validate(value: object) -> int | str:
         try:
-            return int(parse(value))
+            return word if word is not None and value == word else int(parse(value))
         except UnitError as error:
             raise PydanticCustomError("unit", "{text}", {"text": str(error)}) from None
 
@@ -86,9 +88,12 @@ def _validator(parse: Any) -> BeforeValidator:
 
 
 def _serializer(units: dict[str, int]) -> PlainSerializer:
-    return PlainSerializer(lambda value: format_quantity(value, units), return_type=str)
+    return PlainSerializer(
+        lambda value: value if isinstance(value, str) else format_quantity(value, units), return_type=str
+    )
 
 
 ByteSize = Annotated[int, _validator(parse_bytes), _serializer(BYTE_UNITS)]
 BytesPerSecond = Annotated[int, _validator(parse_rate), _serializer(RATE_UNITS)]
 Nanoseconds = Annotated[int, _validator(parse_time), _serializer(TIME_UNITS)]
+NanosecondsOrAuto = Annotated[int | Literal["auto"], _validator(parse_time, "auto"), _serializer(TIME_UNITS)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvsim.errors import KvsimError
+from kvsim.results.reading import is_unstable, too_short_for
 from kvsim.scenario.schema import Scenario
 from kvsim.study.slo import Slos, attainment
 
@@ -58,6 +59,9 @@ def summary_row(summary: dict[str, Any]) -> Row:
     ):
         row |= {f"{metric}_{statistic}": summary[metric][statistic] for statistic in statistics}
     row |= {key: summary["throughput"][key] for key in ("requests_per_s", "output_tokens_per_s")}
+    row["unstable"] = is_unstable(summary)
+    short = [] if row["unstable"] else too_short_for(summary)
+    row["too_short_for"] = " ".join(key for key in short if key in row) or None
     row["preemptions"] = summary["preemptions"]
     row["turns_follow_at_once"] = summary["cache"]["turns_follow_at_once"]
     row |= {key: cost[key] for key in ("gpu_hours", "usd", "tiers_usd", "usd_per_million_output_tokens")}

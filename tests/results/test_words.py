@@ -65,6 +65,8 @@ def test_warnings(small_outcome):
         " are.",
         "25 % of the simulated time is extrapolated beyond the profile: calibrate those sizes.",
         "2 preemptions: KV memory runs out while requests decode.",
+        "Too short for TTFT p50, p90, p95, p99, TPOT p50, p90, p95, p99 and E2E p50, p90, p95, p99: fewer than 10"
+        " independent requests lie beyond; percentile_intervals in summary.json says how far they may be off.",
     ]
 
 
