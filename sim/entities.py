@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from kvsim.contexts import NEVER as NEVER  # for those who import it from here
-from kvsim.contexts import Capped, Pages, Total, blocks_begun
+from kvsim.contexts import Capped, Grown, Pages, Total, blocks_begun
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +82,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_array", "_capped", "_finish", "_pages", "_phase", "_sums", "_totals", "block_tokens", "next_finish", "requests",
-        "round", "sum_base",
+        "_array", "_capped", "_finish", "_grown", "_pages", "_phase", "_sums", "_totals", "block_tokens", "next_finish",
+        "requests", "round", "sum_base",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int) -> None:
@@ -100,6 +100,7 @@ class Batch:
         self._capped: dict[int, Capped] = {}
         self._pages: dict[int, Pages] = {}
         self._totals: dict[Callable[[Request], int], Total] = {}
+        self._grown: dict[Callable[[Request], Sequence[tuple[int, int]]], Grown] = {}
         self._sums: list[Watcher] = []  # all of these, and others who keep count
 
     def __len__(self) -> int:
@@ -187,6 +188,14 @@ class Batch:
         found = self._pages.get(size)
         if found is None:
             found = self._pages[size] = Pages(self, size)
+            self._sums.append(found)
+        return found
+
+    def grown(self, of: Callable[[Request], Sequence[tuple[int, int]]]) -> Grown:
+        """Blocks of slices of the cache; ``of(request)`` says how many slices lack how many tokens of its context."""
+        found = self._grown.get(of)
+        if found is None:
+            found = self._grown[of] = Grown(self, of)
             self._sums.append(found)
         return found
 

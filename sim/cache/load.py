@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from kvsim.cache import contiguous, none, snapshots  # noqa: F401  (they register themselves)
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
+from kvsim.cache.kept import KeptTokens
 from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cache.packed import packed
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
+from kvsim.errors import ScenarioError
 
 
 def load_manager(name: str, config: CacheConfig) -> CacheManager:
@@ -17,6 +20,27 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
         ScenarioError: no manager has this name, or the configuration does not suit it.
     """
     found = cache_managers.get(name)
+    _check_parts(name, found, config)
+    if config.tokens is not None:
+        return KeptTokens(config)
     if found is PrefixTreeManager and config.only_counts:
-        return PrivatePrefixes(config)
+        found = PrivatePrefixes
+    if config.codec is not None:
+        found = packed(found)
     return found(config)  # type: ignore[call-arg]
+
+
+def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) -> None:
+    """Raise ScenarioError for a part that the manager has no use for."""
+    if config.codec is not None:
+        if "codec" not in manager.parts:
+            raise ScenarioError(
+                f"cache.codec: manager '{name}' holds KV at 16 bits; take paged, prefix_tree or chunks, or leave codec out"
+            )
+        config.codec.check_block(config.block_tokens)
+    if config.tokens is not None and "tokens" not in manager.parts:
+        tokens = config.tokens.tokens
+        why = f"manager '{name}' holds all tokens"
+        if tokens.query_conditioned:
+            why = f"what score '{tokens.score}' keeps is of one query, and refused to the other prompts of '{name}'"
+        raise ScenarioError(f"cache.tokens: {why}; set cache.manager to paged")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvsim.cache.eviction import EvictionSpec, Setting
+from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -97,6 +99,8 @@ class CacheConfig:
     )
     store_answers: bool = False  # tiers get prompts only (vLLM's default), or what was generated as well
     names_content: bool = True  # some prompt or answer says what it contains; else nothing can be shared
+    codec: PackedKv | None = None  # how KV is held (kvsim.cache.parts); None = at 16 bits
+    tokens: TokenPolicy | None = None  # which tokens are held; None = all
     options: Mapping[str, Any] | None = None
 
     @property
@@ -122,7 +126,8 @@ class CacheManager(ABC):
     ``prefetches``: :meth:`prefetch` is called for every request. ``needs_future``: :meth:`set_future` is called before
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
-    overrides one of these four methods, or commit, has to say so again.
+    overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
+    may be laid over it; a subclass says so for itself.
     """
 
     services: Services
@@ -132,12 +137,15 @@ class CacheManager(ABC):
     prefetches: bool = False
     needs_future: bool = False
     steady_work: bool = False
+    parts: frozenset[str] = frozenset()
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         own = vars(cls)
         if "steady_work" not in own and not own.keys().isdisjoint(ABOUT_STEPS):
             cls.steady_work = False
+        if "parts" not in own:
+            cls.parts = frozenset()
 
     @abstractmethod
     def match(self, request: Request) -> Plan:

@@ -20,6 +20,7 @@ class Paged(CacheManager):
 
     api_version = API_VERSION
     steady_work = True
+    parts = frozenset({"codec", "tokens"})
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
@@ -53,6 +54,14 @@ class Paged(CacheManager):
 
     def _take(self, blocks: int) -> None:
         self.free_blocks -= blocks
+
+    def _give(self, blocks: int) -> None:
+        """Blocks that a request took for something else than its tokens are free again."""
+        self.free_blocks += blocks
+
+    def _room_beside(self, request: Request, plan: Plan) -> int:
+        """Look. Blocks that are left when the request has been admitted."""
+        return self.num_free_blocks - blocks_for(request.prompt_tokens, self.block_tokens)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         return ()

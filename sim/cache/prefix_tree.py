@@ -54,6 +54,7 @@ class PrefixTreeManager(Paged):
     keeps_nodes = False
     uses_tiers = True
     steady_work = True
+    parts = frozenset({"codec"})
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
@@ -91,6 +92,15 @@ class PrefixTreeManager(Paged):
             self.free_blocks += short
         self.free_blocks -= blocks
         self.private_blocks += blocks
+
+    def _give(self, blocks: int) -> None:
+        self.private_blocks -= blocks
+        self.free_blocks += blocks
+
+    def _room_beside(self, request: Request, plan: Plan) -> int:
+        found: Found = plan.detail
+        free = self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks)
+        return free - self._room(request, found)[0]
 
     # ---- prompts
 

@@ -29,6 +29,7 @@ class PrivatePrefixes(Paged):
     """``request.kv`` is what a preempted request may find again, else None."""
 
     steady_work = True
+    parts = frozenset({"codec"})
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

@@ -24,7 +24,15 @@ from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import GpuSpec, TierSpec
 from kvsim.model.spec import ModelSpec
-from kvsim.scenario.build import build_gpu, build_memory, build_model, build_tiers, profile_name
+from kvsim.scenario.build import (
+    build_gpu,
+    build_memory,
+    build_model,
+    build_parts,
+    build_tiers,
+    packed_ratio,
+    profile_name,
+)
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
 
@@ -79,7 +87,7 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
         kv_dtype=model.kv_dtype,
         queue=scenario.engine.queue,
     )
-    tiers = build_tiers(scenario)
+    tiers, kv = build_tiers(scenario), build_parts(scenario, model)
     cache = charge_rest(
         CacheConfig(
             capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,
@@ -93,6 +101,8 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
             tiers=_tier_configs(scenario, model, tiers),
             options=scenario.cache.options,
             store_answers=scenario.cache.store_answers,
+            codec=kv.codec,
+            tokens=kv.tokens,
         )
     )
     profile = load_profile(profile_name(scenario, gpu.name))
@@ -119,6 +129,7 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
 
 
 def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec]) -> tuple[TierConfig, ...]:
+    packed = packed_ratio(scenario, model)
     return tuple(
         TierConfig(
             name=tier.name,
@@ -132,7 +143,7 @@ def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec
             promote_after=tier.promote_after,
             prefetch=tier.prefetch,
             shared=spec.shared,
-            stored_ratio=tier.stored_ratio,
+            stored_ratio=tier.stored_ratio * packed,
             share=tier.holds.share(model.num_layers),
             num_layers=tier.holds.num_layers(model.num_layers),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvsim.errors import CapacityError, ScenarioError
@@ -35,6 +36,7 @@ class MemoryBudget:
     block_tokens: int
     num_blocks: int
     max_model_len: int
+    request_tokens: int  # of the longest request that fits on its own
 
     @property
     def usable_tokens(self) -> int:
@@ -58,13 +60,15 @@ def memory_budget(
     block_tokens: int = 16,
     max_model_len: int | None = None,
     num_gpu_blocks: int | None = None,
+    longest: Callable[[int], int] | None = None,
     check: bool = True,
 ) -> MemoryBudget:
     """Shares of each GPU's memory, as an engine that profiles one step at start-up divides it.
 
     KV = HBM x utilisation - weights - activation peak - :data:`CONTEXT_AND_GRAPHS_BYTES`.
-    ``num_gpu_blocks`` overrides the number of blocks. Without a ``max_model_len`` it is the model's, or what
-    fits if that is less. Without ``check`` the budget may be one that does not fit.
+    ``num_gpu_blocks`` overrides the number of blocks. ``longest``: tokens of the longest request that fits so many
+    blocks, where KV is not held as it is computed. Without a ``max_model_len`` it is the model's, or what fits if that is
+    less. Without ``check`` the budget may be one that does not fit.
 
     Raises:
         CapacityError: as :func:`require_fit`.
@@ -77,7 +81,7 @@ def memory_budget(
     block = block_tokens * kv_bytes_per_token_and_gpu(model, tensor_parallel)
     left = usable - weights - activation - CONTEXT_AND_GRAPHS_BYTES
     num_blocks = num_gpu_blocks if num_gpu_blocks is not None else max(0, left // block)
-    tokens = max(0, num_blocks - 1) * block_tokens
+    tokens = max(0, num_blocks - 1) * block_tokens if longest is None else longest(num_blocks)
     budget = MemoryBudget(
         model=model.name,
         gpu=gpu.name,
@@ -92,6 +96,7 @@ def memory_budget(
         block_tokens=block_tokens,
         num_blocks=num_blocks,
         max_model_len=max_model_len or min(model.max_model_len, tokens) or model.max_model_len,
+        request_tokens=tokens,
     )
     return require_fit(budget) if check else budget
 
@@ -110,10 +115,10 @@ def require_fit(budget: MemoryBudget) -> MemoryBudget:
             f"{_gb(budget.usable_bytes)} usable leave no room for KV; "
             "raise gpu_memory_utilization or tensor_parallel, or take a bigger GPU"
         )
-    if budget.usable_tokens < max(1, budget.max_model_len):
+    if budget.request_tokens < max(1, budget.max_model_len):
         raise CapacityError(
             f"{where}: one request of max_model_len {budget.max_model_len:,} tokens does not fit the "
-            f"{budget.usable_tokens:,} of KV; lower max_model_len, raise gpu_memory_utilization or "
+            f"{budget.request_tokens:,} of KV; lower max_model_len, raise gpu_memory_utilization or "
             "tensor_parallel, or take a bigger GPU"
         )
     return budget

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.parts import Parts
+from kvsim.cache.parts.span import KvShape
+from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.cost.copies import DIRECTIONS, CopyTimes
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_gpu, load_link, load_media_price
 from kvsim.hardware.spec import GpuSpec, LinkSpec, TierSpec
 from kvsim.model.load import load_model
-from kvsim.model.memory import MemoryBudget, memory_budget
+from kvsim.model.memory import MemoryBudget, kv_bytes_per_token_and_gpu, memory_budget
 from kvsim.model.spec import ModelSpec
+from kvsim.scenario.codec import Codec
 from kvsim.scenario.schema import MeasuredLink, Scenario, Tier
 
 
@@ -39,8 +44,14 @@ def build_memory(scenario: Scenario, check: bool = True) -> MemoryBudget:
         CapacityError: the model does not fit (not without ``check``).
     """
     engine, cluster, cache = scenario.engine, scenario.cluster, scenario.cache
+    model = build_model(scenario)
+    longest = None
+    parts = build_parts(scenario, model)
+    if parts.changes_bytes:
+        block_bytes = parts.shape.bytes_per_token * cache.block_tokens
+        longest = lambda blocks: parts.longest(blocks * block_bytes, cache.block_tokens)  # noqa: E731
     return memory_budget(
-        build_model(scenario),
+        model,
         build_gpu(scenario),
         tensor_parallel=cluster.tensor_parallel,
         gpu_memory_utilization=engine.gpu_memory_utilization,
@@ -49,8 +60,61 @@ def build_memory(scenario: Scenario, check: bool = True) -> MemoryBudget:
         block_tokens=cache.block_tokens,
         max_model_len=engine.max_model_len,
         num_gpu_blocks=cache.num_gpu_blocks,
+        longest=longest,
         check=check,
     )
+
+
+def kv_shape(scenario: Scenario, model: ModelSpec) -> KvShape:
+    """Sizes of the KV of one replica."""
+    gpus = scenario.cluster.tensor_parallel
+    return KvShape(
+        model.num_layers,
+        model.num_heads,
+        model.num_kv_heads,
+        model.head_dim,
+        model.hidden_size,
+        kv_bytes_per_token_and_gpu(model, gpus) * gpus,
+    )
+
+
+def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
+    """What the scenario's cache does to KV in HBM; parts that change nothing there are left out.
+
+    Raises:
+        ScenarioError: a part does not go with the model or the engine.
+    """
+    shape, codec = kv_shape(scenario, model), scenario.cache.codec
+    in_hbm = codec is not None and codec.place == "hbm"
+    packed = _packed(scenario, model, codec) if codec is not None and in_hbm else None
+    policy = None if scenario.cache.tokens is None else TokenPolicy(shape, scenario.cache.tokens)
+    return Parts(shape, packed, None if policy is None or policy.is_neutral else policy)
+
+
+def _packed(scenario: Scenario, model: ModelSpec, codec: Codec) -> PackedKv | None:
+    found = PackedKv(kv_shape(scenario, model), codec)
+    if found.is_neutral:
+        return None
+    if model.kv_dtype not in ("bfloat16", "float16"):
+        raise ScenarioError(
+            f"cache.codec: it packs KV of 16 bits, the engine holds {model.kv_dtype}; leave out one of the two"
+        )
+    if codec.input is not None and scenario.cluster.tensor_parallel > 1:
+        raise ScenarioError(
+            "cache.codec.input: each GPU of a replica would hold all of X; set cluster.tensor_parallel to 1"
+        )
+    wide = [tensor.channels for tensor in (codec.keys, codec.values) if tensor.channels is not None]
+    if any(channels > model.head_dim for channels in wide):
+        raise ScenarioError(f"cache.codec: {max(wide)} channels of a head that has {model.head_dim}")
+    return found
+
+
+def packed_ratio(scenario: Scenario, model: ModelSpec) -> float:
+    """Bytes that tiers get for each byte of HBM's: below 1 where a codec packs on the way to them."""
+    codec = scenario.cache.codec
+    if codec is None or codec.place == "hbm" or (found := _packed(scenario, model, codec)) is None:
+        return 1.0
+    return found.ratio
 
 
 def build_tiers(scenario: Scenario) -> tuple[TierSpec, ...]:

@@ -20,11 +20,13 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.codec import Codec
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
 from kvsim.scenario.pools import Pool, problem_of
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
+from kvsim.scenario.tokens import Tokens
 from kvsim.scenario.units import ByteSize, BytesPerSecond, Nanoseconds, NanosecondsOrAuto
 from kvsim.scenario.workload_schema import Workload
 
@@ -206,6 +208,10 @@ class Cache(Part):
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""
     num_gpu_blocks: Positive | None = None
     """KV blocks in HBM of one replica; null = computed from the GPU's memory."""
+    codec: Codec | None = None
+    """How KV is held: fewer bits, fewer dimensions; docs/methods.md."""
+    tokens: Tokens | None = None
+    """Which tokens of a running request stay; docs/methods.md."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the manager as they are."""
     load_policy: Literal["always", "if_faster"] = "always"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,12 @@ from managers.snapkv import SnapKV  # noqa: E402
 from toys import ToyCost, toy_engine, toy_trace  # noqa: E402
 
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: E402
+from kvsim.cache.load import load_manager  # noqa: E402
 from kvsim.cache.manager import CacheConfig, CacheManager  # noqa: E402
 from kvsim.cache.paged import Paged  # noqa: E402
+from kvsim.cache.parts.codec import PackedKv  # noqa: E402
+from kvsim.cache.parts.span import KvShape  # noqa: E402
+from kvsim.cache.parts.tokens import TokenPolicy  # noqa: E402
 from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
 from kvsim.cache.tiers import TierConfig  # noqa: E402
 from kvsim.cluster.router import RoundRobin  # noqa: E402
@@ -33,6 +37,8 @@ from kvsim.cluster.simulation import Simulation, build_simulation, play  # noqa:
 from kvsim.engine import steps as steps_module  # noqa: E402
 from kvsim.engine.spec import EngineSpec  # noqa: E402
 from kvsim.hardware.spec import LinkSpec  # noqa: E402
+from kvsim.scenario.codec import Codec  # noqa: E402
+from kvsim.scenario.tokens import Tokens  # noqa: E402
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace  # noqa: E402
 
 CHUNK, USER = SEGMENT_KINDS.index("chunk"), SEGMENT_KINDS.index("user")
@@ -44,13 +50,66 @@ Part = tuple[int, int] | tuple[int, int, int]  # segment: id, tokens, kind (defa
 class Fit:
     """One manager: its baseline, options that make it act, options at which it must be the baseline."""
 
-    make: type[CacheManager]
+    make: Callable[[CacheConfig], CacheManager]
     baseline: type[CacheManager]
     options: Mapping[str, Any]
     neutral: Mapping[str, Any]
     tiers: int = 1  # that the baseline has; a manager may keep the tier for itself
 
 
+SHAPE = KvShape(num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8, hidden_size=32, bytes_per_token=16)
+"""Of a toy model; the bytes are those of :func:`cache_of`."""
+
+
+def with_parts(manager: str) -> Callable[[CacheConfig], CacheManager]:
+    """``manager`` with the parts that the options say, as a scenario would."""
+
+    def make(config: CacheConfig) -> CacheManager:
+        options = dict(config.options or {})
+        codec = PackedKv(SHAPE, Codec.model_validate(options.pop("codec", {})))
+        keys = options.pop("tokens", None)
+        tokens = None if keys is None else TokenPolicy(SHAPE, Tokens.model_validate(keys))
+        config = replace(config, options=options, codec=None if codec.is_neutral else codec, tokens=tokens)
+        return load_manager(manager, config)
+
+    return make
+
+
+PACKED: Mapping[str, Any] = {
+    "window": 5, "sinks": 2, "keys": {"bits": 2, "axis": "channel", "group": 4, "metadata_bits": 8},
+    "values": {"bits": 4, "group": "token"},
+}  # fmt: skip
+LATENT = {
+    "trigger": "prefill",
+    "factors": "request",
+    "keys": {"rank": 4},
+    "values": {"rank": 6},
+    "joint_layers": 2,
+}
+WINDOW = {"score": "window", "window": 3, "budget": 10}
+PYRAMID = {"score": "window", "window": 2, "budget": 12, "pyramid": 4.0, "schedule": "layer"}
+SLOTS = {"score": "accumulated", "ratio": 0.4, "generated": "evict"}
+CAPPED = {
+    "score": "norm",
+    "budget": 9,
+    "generated": "evict",
+    "schedule": "chunk",
+    "block": 5,
+    "dropped": "merge",
+}
+PAGES = {**CAPPED, "budget": 8, "every": 4, "granularity": 4, "compact": False}
+GROUPS = {**CAPPED, "groups": [{"layers": 0.5, "factor": 3.0}, {"layers": 0.5, "factor": 1.0}]}
+HEADS = {"full": 0.3, "sinks": 2, "recent": 5, "prefill": "windowed"}
+STREAMING = {"score": "position", "schedule": "chunk", "block": 6, "generated": "evict", "heads": HEADS}
+BY_PROMPT = {**STREAMING, "heads": {**HEADS, "recent": 0, "recent_ratio": 0.2, "merged": 1}}
+HOLES = {"score": "norm", "ratio": 0.5, "compact": False}
+SHARED = {**PYRAMID, "pages": "shared"}
+WHOLE = {"score": "key_similarity", "ratio": 0.5, "whole_layers": 1}
+POLICIES = {
+    "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "groups": GROUPS,
+    "streaming": STREAMING, "by prompt": BY_PROMPT, "holes": HOLES, "shared": SHARED, "whole layers": WHOLE,
+}  # fmt: skip
+EVERYTHING = {"score": "norm", "budget": 10_000}
 VARIANTS = {"share": 0.5, "fix": "by_context", "variants": 3, "max_share": 0.4}
 LEVELS = [{"name": "fine", "ratio": 0.5}, {"name": "coarse", "ratio": 0.2}]
 FITS = {
@@ -78,6 +137,19 @@ FITS = {
     "snapkv": Fit(SnapKV, Paged, {"budget": 9}, {"budget": 10_000}),
     "quest": Fit(Quest, PrefixTreeManager, {"budget": 12, "page": 4, "dense_layers": 1}, {"budget": 10_000}),
     "shadowkv": Fit(ShadowKV, Paged, {"share": 0.25, "budget": 12, "hit_rate": 0.5}, {"share": 1}),
+    "packed": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"codec": PACKED}, {}),
+    "packed paged": Fit(with_parts("paged"), Paged, {"codec": PACKED}, {}),
+    "packed chunks": Fit(
+        with_parts("chunks"), PrefixTreeManager, {"codec": PACKED, "share": 0.25}, {"share": 1}, tiers=0
+    ),
+    "latent": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"codec": LATENT}, {}),
+    "latent paged": Fit(with_parts("paged"), Paged, {"codec": LATENT}, {}),
+    **{
+        name: Fit(with_parts("paged"), Paged, {"tokens": keys}, {"tokens": EVERYTHING})
+        for name, keys in POLICIES.items()
+    },
+    "slots packed": Fit(with_parts("paged"), Paged, {"tokens": SLOTS, "codec": PACKED}, {}),
+    "streaming packed": Fit(with_parts("paged"), Paged, {"tokens": STREAMING, "codec": PACKED}, {}),
     "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),
 }
 every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)
@@ -111,7 +183,7 @@ def trace_of(rows: Sequence[Row], parts: Sequence[Sequence[Part]] | None = None)
 
 
 def simulate(
-    make: type[CacheManager],
+    make: Callable[[CacheConfig], CacheManager],
     trace: Trace,
     cache: CacheConfig,
     engine: EngineSpec | None = None,

@@ -37,6 +37,7 @@ class ChunkManager(PrefixTreeManager):
 
     needs_kinds = True
     steady_work = True
+    parts = frozenset({"codec"})
 
     def __init__(self, config: CacheConfig) -> None:
         self.options = options = reuse_options(config.options)

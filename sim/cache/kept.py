@@ -1,0 +1,225 @@
+"""Blocks of a manager that holds only some of a request's tokens (``cache.tokens``), in any form (``cache.codec``).
+
+Memory is counted in pages of a slice (one KV head of one layer), or in whole blocks where all slices hold equally many
+tokens or share a block table. What a prompt takes until it is prefilled, and what remains then, are both the policy's.
+Nothing is offered to other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.parts.span import Span, mean_context, plain_read
+from kvsim.cache.parts.tokens import SliceClass
+from kvsim.cost.work import Kernel, Ramp
+from kvsim.entities import Batch, Request
+
+
+@dataclass(slots=True)
+class Held:
+    """Of a request whose prompt is computed: its length, and pages that are given back when that step has ended."""
+
+    prompt: int = -1
+    excess: int = 0
+
+
+class KeptTokens(Paged):
+    """``free_blocks`` and ``capacity_blocks`` count pages; ``request.kv`` is :class:`Held`."""
+
+    steady_work = True
+
+    def __init__(self, config: CacheConfig) -> None:
+        assert config.tokens is not None
+        self.policy, self.codec = config.tokens, config.codec
+        tokens = self.policy.tokens
+        if self.codec is not None:
+            config = replace(config, bytes_per_token=self.codec.token_bytes)
+        super().__init__(config)
+        moves = tokens.compact or tokens.score == "position"
+        self._frees = moves or tokens.granularity % self.block_tokens == 0
+        """Otherwise what goes leaves holes in pages that stay, and attention reads these pages."""
+        counts = [each.slices for each in self.policy.classes]
+        self._apart = self._frees and tokens.pages == "own" and len(counts) > 1
+        self.pages_per_block = sum(counts) if self._apart else 1
+        self.capacity_blocks = self.free_blocks = (
+            config.capacity_bytes * self.pages_per_block // self.block_bytes
+            - config.reserved_blocks * self.pages_per_block
+        )
+        fixed = 0 if self.codec is None else self.codec.fixed_bytes
+        self._fixed = -(-fixed * self.pages_per_block // self.block_bytes)
+        self._wide = 1.0  # pages of a prompt that is packed at its end, for each page of packed KV
+        if self.codec is not None and self.codec.codec.trigger == "prefill":
+            self._wide = 1 / self.codec.ratio
+
+    # ---- room
+
+    def _pages(self, counts: Sequence[int], tokens: Sequence[int]) -> int:
+        """Of so many tokens in so many slices."""
+        if not self._apart:
+            return blocks_for(max(tokens), self.block_tokens)
+        size = self.block_tokens
+        return sum(count * blocks_for(held, size) for count, held in zip(counts, tokens, strict=True))
+
+    def _prefilling(self, computed: int) -> int:
+        """Pages of a prompt of which ``computed`` tokens are computed."""
+        if not self._frees:
+            return ceil(self._wide * blocks_for(computed, self.block_tokens))
+        policy = self.policy
+        tokens = policy.prefilling(computed)
+        if policy.tokens.schedule == "layer" and not self._apart:
+            *kept, whole = tokens  # of all layers, and of the one that is computed
+            pages = blocks_for(max(kept), self.block_tokens)
+            one_layer = blocks_for(whole, self.block_tokens) / policy.shape.num_layers
+            return pages + ceil(self._wide * one_layer)
+        return ceil(self._wide * self._pages(policy.prefill_counts, tokens))
+
+    def _held(self, prompt: int, context: int) -> int:
+        """Pages of a request after its prompt."""
+        if not self._frees:
+            return blocks_for(context, self.block_tokens)
+        held = [
+            min(context, tokens + self._slack(each))
+            for each, tokens in zip(self.policy.classes, self.policy.held(prompt, context), strict=True)
+        ]
+        return self._pages([each.slices for each in self.policy.classes], held)
+
+    def _slack(self, each: SliceClass) -> int:
+        """Tokens that wait for an eviction of several at once."""
+        every = self.policy.tokens.every
+        return every if every > 1 and each.kind == "capped" else 0
+
+    def fits(self, request: Request) -> bool:
+        tokens = request.kv_tokens  # of these all could be a prompt again
+        return self._fixed + max(self._prefilling(tokens), self._held(tokens, tokens)) <= self.capacity_blocks
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        if self._fixed + self._prefilling(request.prompt_tokens) > self.num_free_blocks:
+            return False
+        self._take(self._fixed)
+        request.kv = Held()
+        return True
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        before = request.cached + request.computed
+        after = before + tokens
+        need = self._prefilling(after) - self._prefilling(before)
+        if need > self.num_free_blocks:
+            return False
+        self._take(need)
+        if request.computed + tokens == request.to_compute:
+            request.kv = Held(after, self._prefilling(after) - self._held(after, after))
+        return True
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        self._give(request.kv.excess)
+        request.kv.excess = 0
+        return ()
+
+    def preempt(self, request: Request, context: int) -> None:
+        held: Held = request.kv
+        pages = self._prefilling(context) if held.prompt < 0 else self._held(held.prompt, context)
+        self._give(pages + held.excess + self._fixed)
+        request.kv = None
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        self.preempt(request, context)
+        return ()
+
+    def _missing(self, request: Request) -> Sequence[tuple[int, int]]:
+        """(slices, tokens of the context that they do not hold), of slices that hold all that is generated."""
+        prompt, policy = request.to_compute, self.policy
+        found = [
+            (each.slices, prompt - kept)
+            for each, kept in zip(policy.classes, policy.kept(prompt), strict=True)
+            if each.kind in ("everything", "append")
+        ]
+        if self._apart or not found:
+            return found
+        return [(1, min(missing for _, missing in found))]
+
+    def new_blocks(self, batch: Batch, steps: int) -> int:
+        if not self._frees:
+            return super().new_blocks(batch, steps)
+        classes = self.policy.classes
+        begun = 0
+        grows = any(each.kind in ("everything", "append") for each in classes)
+        if grows:
+            begun += batch.grown(self._missing).new_blocks(steps)
+        capped = [each for each in classes if each.kind == "capped"]
+        if not self._apart:
+            if grows or not capped:
+                return begun
+            most = max(self.policy.cap(each) + self._slack(each) for each in capped)
+            return batch.capped(most).new_blocks(steps)
+        for each in capped:
+            cap = self.policy.cap(each) + self._slack(each)
+            begun += each.slices * batch.capped(cap).new_blocks(steps)
+        return begun
+
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        free = self.num_free_blocks
+        if self.new_blocks(batch, steps) <= free:
+            return steps
+        low, high = 0, steps  # new_blocks grows with the steps: the last one that fits
+        while low + 1 < high:
+            middle = (low + high) // 2
+            if self.new_blocks(batch, middle) <= free:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    # ---- work
+
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+        past = request.cached + start
+        kernels = self.policy.prefill_attention(past, tokens)
+        kernels += self.policy.prompt_work(past, tokens, request.cached + request.to_compute)
+        if self.codec is None:
+            return kernels
+        if self.codec.codec.trigger != "prefill":
+            return kernels + self.codec.write_work(tokens)
+        whole = start + tokens == request.to_compute
+        return kernels + self.codec.write_work(request.to_compute) if whole else kernels
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        num, policy, codec = len(batch), self.policy, self.codec
+        if self._frees:
+            spans = policy.spans(batch, steps)
+        else:
+            first = batch.sum_context + num
+            spans = (Span(1, Ramp(first, num) if steps > 1 else first),)
+        found: list[Kernel] = []
+        for span in spans:
+            if codec is not None:
+                found += codec.read_work(num, span, steps)
+            elif policy.writes_scores:
+                sizes = {"batch": num, "context": mean_context(span.tokens, num, steps)}
+                found.append(Kernel("decode_with_scores", sizes, calls=1 if span.share == 1 else span.share))
+            else:
+                found.append(plain_read(num, span))
+        if codec is not None:
+            if policy.writes_scores:
+                num_bytes = sum_of_scores(policy.shape.num_heads * policy.shape.num_layers)
+                found += [Kernel("write_scores", {"num_bytes": span.tokens * num_bytes}) for span in spans]
+            found += codec.new_tokens(batch, steps)
+        return (*found, *policy.step_work(batch, steps))
+
+    # ---- counts
+
+    @property
+    def held_bytes(self) -> int:
+        return (self.capacity_blocks - self.free_blocks) * self.block_bytes // self.pages_per_block
+
+    @property
+    def used_bytes(self) -> tuple[int, ...]:
+        return (self.held_bytes,)
+
+
+def sum_of_scores(rows: int) -> int:
+    """Bytes of the probabilities of a token in so many heads, in float32."""
+    return 4 * rows

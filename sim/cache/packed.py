@@ -1,0 +1,107 @@
+"""A manager whose blocks hold packed KV (``cache.codec``): laid over any manager that counts blocks.
+
+A block has the bytes of packed tokens. What a request holds beyond that (tokens at 16 bits, factors, and until a prompt
+that is packed at its end is through, all of it at 16 bits) is a number of blocks that are taken at its admission.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.span import Span
+from kvsim.cost.work import Column, Kernel, Ramp
+from kvsim.entities import Batch, Request
+
+if TYPE_CHECKING:
+    Base = Paged
+else:
+    Base = object
+
+
+class Packed(Base):
+    """To be mixed in before the manager: :func:`packed`."""
+
+    steady_work = True
+
+    def __init__(self, config: CacheConfig) -> None:
+        assert config.codec is not None
+        self.codec: PackedKv = config.codec
+        self._plain_bytes = config.bytes_per_token
+        super().__init__(replace(config, bytes_per_token=self.codec.token_bytes))
+        self._fixed_blocks = self._blocks(self.codec.fixed_bytes)
+        self._extra: dict[Request, int] = {}  # blocks beyond those of its context, of each request
+
+    def _blocks(self, num_bytes: int) -> int:
+        return -(-num_bytes // (self.codec.token_bytes * self.block_tokens))
+
+    def _extra_blocks(self, tokens: int) -> int:
+        """Of a request whose prompt of ``tokens`` tokens is prefilled."""
+        blocks = blocks_for(tokens, self.block_tokens)
+        return max(self._fixed_blocks, self._blocks(self.codec.peak_bytes(tokens)) - blocks)
+
+    # ---- room
+
+    def fits(self, request: Request) -> bool:
+        tokens = request.kv_tokens  # of these all could be a prompt again
+        return blocks_for(tokens, self.block_tokens) + self._extra_blocks(tokens) <= self.capacity_blocks
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        extra = self._extra_blocks(request.prompt_tokens)
+        if extra > self._room_beside(request, plan) or not super().admit(request, plan):
+            return False
+        self._take(extra)
+        self._extra[request] = extra
+        return True
+
+    def _give_back(self, request: Request, extra: int) -> None:
+        """``request`` holds only ``extra`` blocks any more beyond those of its context."""
+        self._give(self._extra[request] - extra)
+        self._extra[request] = extra
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        transfers = super().prefilled(request)
+        self._give_back(request, self._fixed_blocks)
+        return transfers
+
+    def preempt(self, request: Request, context: int) -> None:
+        self._give_back(request, 0)
+        del self._extra[request]
+        super().preempt(request, context)
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        self._give_back(request, 0)
+        del self._extra[request]
+        return super().release(request, context)
+
+    # ---- work
+
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+        kernels = super().prefill_work(request, start, tokens)
+        if self.codec.codec.trigger != "prefill":
+            return kernels + self.codec.write_work(tokens)
+        if start + tokens < request.to_compute:
+            return kernels
+        return kernels + self.codec.write_work(request.to_compute)
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        num = len(batch)
+        first = batch.sum_context + num
+        read: Column = Ramp(first, num) if steps > 1 else first
+        return self.codec.read_work(num, Span(1, read), steps) + self.codec.new_tokens(batch, steps)
+
+    def check_integrity(self) -> None:
+        super().check_integrity()
+        assert min(self._extra.values(), default=0) >= 0, (
+            f"a request holds {min(self._extra.values())} blocks"
+        )
+
+
+@cache
+def packed(manager: type[Paged]) -> type[Paged]:
+    """``manager`` over packed KV."""
+    return type(f"Packed{manager.__name__}", (Packed, manager), {"steady_work": manager.steady_work})

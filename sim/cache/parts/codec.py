@@ -1,0 +1,222 @@
+"""KV in fewer bits or dimensions: bytes by the formulas of the stages, and the kernels that write and read them.
+
+Kernels that no profile has a table of are priced by the roofline of their bytes and FLOPs, and count as extrapolated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+from kvsim.cache.parts.span import KvShape, Span, mean_context, plain_read
+from kvsim.cost.work import Column, Kernel, Ramp
+from kvsim.entities import Batch
+from kvsim.errors import ScenarioError
+from kvsim.scenario.codec import Codec, Tensor
+
+PLAIN_BITS = 16
+SVD_FLOPS = (
+    6  # of a randomised SVD, for each element and rank: two products with a thin matrix and one of factors
+)
+
+
+@dataclass(frozen=True)
+class PackedKv:
+    """One codec on one model. Bytes are of all layers, heads and GPUs of a replica."""
+
+    shape: KvShape
+    codec: Codec
+
+    # ---- bytes
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Of a packed token, whole bytes (rounded up)."""
+        shape, merge = self.shape, self.codec.merge_layers
+        layers: float = shape.num_layers
+        bits = 0.0
+        if merge is not None:
+            groups = round(merge.layers * shape.num_layers / merge.size)
+            layers -= groups * (merge.size - 1) * (1 - merge.retained)
+            bits = 2 * groups * merge.size * merge.norm_bits
+        bits += layers * sum(self._token_bits(tensor) for tensor in self._tensors)
+        return ceil(round(bits / 8 * self.codec.entropy * shape.copies, 3))
+
+    @cached_property
+    def request_bytes(self) -> int:
+        """Of what a request holds whatever its length: masks, and factors that were found for its prompt."""
+        shape, bits = self.shape, 0
+        for tensor in self._tensors:
+            if tensor.channels is not None:
+                bits += shape.width
+            if tensor.rank is not None and self.codec.factors == "request":
+                bits += tensor.rank * shape.width * PLAIN_BITS
+            bits += tensor.error_rank * shape.width * PLAIN_BITS
+        return ceil(shape.num_layers * bits / 8 * shape.copies)
+
+    @property
+    def wide_tokens(self) -> int:
+        """Tokens of a request at 16 bits: the newest and the first ones."""
+        return self.codec.window + self.codec.sinks
+
+    @cached_property
+    def fixed_bytes(self) -> int:
+        """Of a request beyond ``token_bytes`` for each token, from ``wide_tokens`` tokens on."""
+        return self.request_bytes + self.wide_tokens * (self.shape.bytes_per_token - self.token_bytes)
+
+    def held_bytes(self, tokens: int) -> int:
+        """Of a request of at least ``wide_tokens`` tokens, without rounding to pages."""
+        return tokens * self.token_bytes + self.fixed_bytes
+
+    def peak_bytes(self, tokens: int) -> int:
+        """While a prompt of ``tokens`` tokens is prefilled."""
+        if self.codec.trigger == "prefill":
+            return max(tokens * self.shape.bytes_per_token, self.held_bytes(tokens))
+        return self.held_bytes(tokens)
+
+    @property
+    def is_neutral(self) -> bool:
+        """Nothing is packed, and nothing has to be done for it."""
+        idle = self.codec.transform is None and self.codec.input is None
+        forms = [tensor.rank or tensor.error_rank for tensor in self._tensors]
+        return self.token_bytes == self.shape.bytes_per_token and idle and not any(forms)
+
+    @property
+    def ratio(self) -> float:
+        """Packed bytes for each byte at 16 bits."""
+        return self.token_bytes / self.shape.bytes_per_token
+
+    @property
+    def group_tokens(self) -> int:
+        """Tokens that are packed together; 1 where each can be on its own."""
+        groups = [tensor.group for tensor in self._tensors if tensor.axis == "channel"]
+        return max((group for group in groups if isinstance(group, int)), default=1)
+
+    def check_block(self, block_tokens: int) -> None:
+        """Raise ScenarioError unless blocks of so many tokens hold whole groups."""
+        if block_tokens % self.group_tokens:
+            raise ScenarioError(
+                f"cache.codec: {self.group_tokens} tokens share a scale and blocks hold {block_tokens}; "
+                f"set cache.block_tokens to a multiple of {self.group_tokens}"
+            )
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        codec = self.codec
+        return (codec.keys, codec.values) if codec.input is None else (codec.input,)
+
+    def _elements(self, tensor: Tensor) -> float:
+        """That a token has in one layer."""
+        if tensor.rank is not None:
+            return tensor.rank / self.codec.joint_layers
+        if tensor.channels is not None:
+            return self.shape.num_kv_heads * tensor.channels
+        return self.shape.width if self.codec.input is None else self.shape.hidden_size
+
+    def _token_bits(self, tensor: Tensor) -> float:
+        """Of a token in one layer."""
+        elements, sparse = self._elements(tensor), tensor.sparse
+        if sparse is not None:  # a tile's number of values is as likely to be anything modulo the padding
+            values = sparse.tile * sparse.kept + (0 if sparse.kept == 1 else (sparse.padding - 1) / 2)
+            extra = 0 if sparse.kept == 1 else sparse.tile + 8 * sparse.count_bytes
+            return elements * (values * PLAIN_BITS + extra) / sparse.tile
+        important = tensor.important
+        share = 0.0 if important is None else important.share
+        bits = (1 - share) * self._with_metadata(tensor, tensor.bits, elements)
+        if important is not None:
+            bits += share * self._with_metadata(tensor, important.bits, elements)
+        bits += tensor.outliers * tensor.outlier_bits + tensor.error_rank * PLAIN_BITS / self.shape.head_dim
+        return elements * bits
+
+    @staticmethod
+    def _with_metadata(tensor: Tensor, bits: float, elements: float) -> float:
+        if bits == PLAIN_BITS or tensor.group is None:
+            return bits
+        return bits + tensor.metadata_bits / (elements if tensor.group == "token" else tensor.group)
+
+    # ---- kernels
+
+    @cached_property
+    def _bits(self) -> float:
+        """Of an element on average, without metadata: by it tables are looked up."""
+        found = []
+        for tensor in self._tensors:
+            share = 0.0 if tensor.important is None else tensor.important.share
+            important = 0.0 if tensor.important is None else tensor.important.bits
+            found.append((1 - share) * tensor.bits + share * important)
+        return sum(found) / len(found)
+
+    def write_work(self, tokens: int, calls: Column = 1) -> tuple[Kernel, ...]:
+        """Look. Packing ``tokens`` new tokens, ``calls`` times."""
+        codec, shape = self.codec, self.shape
+        plain, moved = shape.bytes_per_token, tokens * (shape.bytes_per_token + self.token_bytes)
+        found = []
+        if codec.transform is not None:
+            found.append(Kernel("rotate_channels", {"num_bytes": tokens * plain}, calls))  # K: read, written
+        for tensor in self._tensors:
+            if tensor.rank is not None and codec.factors == "offline":
+                rank = max(1, tensor.rank // codec.joint_layers)
+                found.append(Kernel("low_rank_project", {"rank": rank, "tokens": tokens}, calls))
+            elif tensor.rank is not None:
+                flops = SVD_FLOPS * tokens * shape.width * tensor.rank * shape.num_layers
+                found.append(Kernel("joint_svd", {"num_bytes": moved, "flops": flops}, calls))
+        if self._bits < PLAIN_BITS:
+            found.append(Kernel("quantise_kv", {"bits": self._bits, "tokens": tokens}, calls))
+        if any(tensor.sparse or tensor.channels for tensor in self._tensors):
+            found.append(Kernel("sparse_pack", {"num_bytes": moved}, calls))
+        if codec.merge_layers is not None:
+            found.append(Kernel("merge_layers", {"num_bytes": moved}, calls))
+        if codec.entropy < 1:
+            found.append(Kernel("entropy_encode", {"num_bytes": moved}, calls))
+        return tuple(found)
+
+    def new_tokens(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        """Look. Packing what the next decode steps generate, a group at a time."""
+        group = self.group_tokens
+        if group == 1:
+            return self.write_work(len(batch))
+        return self.write_work(group, batch.pages(group).num_filled(steps))
+
+    def read_work(self, num_seqs: int, span: Span, steps: int) -> tuple[Kernel, ...]:
+        """Look. Decode attention of ``num_seqs`` queries over ``span`` in packed form."""
+        codec, shape = self.codec, self.shape
+        share, tokens = span
+        calls: float = 1 if share == 1 else share
+        found = []
+        if codec.entropy < 1:
+            found.append(Kernel("entropy_decode", {"num_bytes": tokens * self.token_bytes}, calls))
+        if codec.input is not None:
+            flops = 4 * shape.hidden_size * shape.width * shape.num_layers
+            sizes = {"num_bytes": tokens * self.token_bytes, "flops": tokens * flops}
+            return (*found, Kernel("rematerialise_kv", sizes, calls), plain_read(num_seqs, span))
+        ranks = [tensor.rank for tensor in self._tensors if tensor.rank is not None]
+        if ranks and codec.read == "absorb":
+            flops = 2 * shape.num_heads * sum(ranks) * shape.num_layers
+            sizes = {"num_bytes": tokens * self.token_bytes, "flops": tokens * flops}
+            return (*found, Kernel("latent_attention", sizes, calls))
+        if ranks:
+            for rank in ranks:
+                found.append(Kernel("low_rank_reconstruct", {"rank": rank, "tokens": tokens}, calls))
+            if self._bits < PLAIN_BITS:
+                found.append(Kernel("dequantise_latents", {"num_bytes": tokens * self.token_bytes}, calls))
+            return (*found, plain_read(num_seqs, span))
+        if any(tensor.sparse or tensor.channels for tensor in self._tensors):
+            return (*found, Kernel("sparse_attention", {"num_bytes": tokens * self.token_bytes}, calls))
+        beside = sum(
+            self._elements(t) * (t.outliers * t.outlier_bits + t.error_rank * PLAIN_BITS / shape.head_dim)
+            for t in self._tensors
+        )
+        if beside:
+            num_bytes = tokens * ceil(beside * shape.num_layers / 8 * shape.copies)
+            found.append(Kernel("add_outliers", {"num_bytes": num_bytes}, calls))
+        if self._bits == PLAIN_BITS:
+            return (*found, plain_read(num_seqs, span))
+        context = _more(mean_context(tokens, num_seqs, steps), round(self.wide_tokens * (1 / self.ratio - 1)))
+        sizes = {"bits": self._bits, "batch": num_seqs, "context": context}
+        return (*found, Kernel("dequantise_attention", sizes, calls))
+
+
+def _more(context: Column, tokens: int) -> Column:
+    """Tokens at 16 bits count by their bytes."""
+    return Ramp(context.start + tokens, context.step) if isinstance(context, Ramp) else context + tokens

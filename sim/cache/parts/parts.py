@@ -1,0 +1,59 @@
+"""All parts of a scenario together: what its requests hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.span import KvShape
+from kvsim.cache.parts.tokens import TokenPolicy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """None = the part is not there, or changes nothing. Bytes are of all GPUs of a replica, without rounding to pages."""
+
+    shape: KvShape
+    codec: PackedKv | None = None
+    tokens: TokenPolicy | None = None
+
+    @property
+    def changes_bytes(self) -> bool:
+        """Requests do not hold all their tokens at 16 bits."""
+        return self.codec is not None or self.tokens is not None
+
+    @property
+    def token_bytes(self) -> int:
+        """Of a token in the form in which it is held."""
+        return self.shape.bytes_per_token if self.codec is None else self.codec.token_bytes
+
+    def held_bytes(self, prompt: int, generated: int = 0) -> int:
+        """Of a request that has ``generated`` tokens behind a prompt of ``prompt`` tokens."""
+        fixed = 0 if self.codec is None else self.codec.fixed_bytes
+        if self.tokens is None:
+            return (prompt + generated) * self.token_bytes + fixed
+        slices = self.tokens.held_slices(prompt, prompt + generated)
+        return -(-slices * self.token_bytes // self.shape.num_slices) + fixed
+
+    def peak_bytes(self, prompt: int) -> int:
+        """The most that a request holds until its prompt is prefilled."""
+        held = self.held_bytes(prompt)
+        late = self.codec is not None and self.codec.codec.trigger == "prefill"
+        per_token = self.shape.bytes_per_token if late else self.token_bytes
+        if self.tokens is None:
+            return max(held, prompt * per_token)
+        return max(held, -(-self.tokens.peak_slices(prompt) * per_token // self.shape.num_slices))
+
+    def longest(self, capacity_bytes: int, block_tokens: int) -> int:
+        """Tokens of the longest prompt that so many bytes of whole blocks have room for, one block set aside."""
+        block_bytes = self.token_bytes * block_tokens
+        blocks = capacity_bytes // block_bytes - 1
+        low, high = 0, capacity_bytes
+        while low < high:
+            middle = (low + high + 1) // 2
+            tokens = middle * block_tokens
+            if -(-self.peak_bytes(tokens) // block_bytes) <= blocks:
+                low = middle
+            else:
+                high = middle - 1
+        return low * block_tokens
