@@ -56,7 +56,8 @@ def test_the_card_is_in_order(name: str) -> None:
     card = card_of(name)
     assert card.name == name, "a card is found by its file's name"
     check_card(card, name)
-    assert card.modelled and card.claims
+    stated = {system.name: system.claims for system in load_systems()}
+    assert card.modelled and (card.claims or not stated.get(name, True))
     assert card.knob is not None or card.neutral is not None
 
 

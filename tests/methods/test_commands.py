@@ -41,7 +41,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(list(row) == ["name", "layers", "runnable", "reason", "paper"] for row in rows)
     assert {row["name"] for row in rows if row["runnable"]} >= set(shipped_cards())
     text = said(capsys, "methods", "list", "--runnable")
-    assert "ragcache" in text and "kivi" not in text
+    assert "ragcache" in text and "triforce" not in text
 
 
 def test_show(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,9 +49,9 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("arXiv:2411.19379", "flops_per_byte", "modelled", "out of reach", "claimed", "34.4x"):
         assert part in text
     assert json.loads(said(capsys, "methods", "show", "marconi", "--json"))["runnable"] is True
-    text = said(capsys, "methods", "show", "kivi")
-    assert "cannot be simulated yet" in text and "2.6x" in text
-    assert json.loads(said(capsys, "methods", "show", "kivi", "--json"))["runnable"] is False
+    text = said(capsys, "methods", "show", "triforce")
+    assert "cannot be simulated yet" in text and "2.31x" in text
+    assert json.loads(said(capsys, "methods", "show", "triforce", "--json"))["runnable"] is False
 
 
 def test_a_run_says_which_cards_it_used(
