@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from kvsim.cluster.run import run_scenario
+from kvsim.engine import steps as steps_module
 from kvsim.methods.card import MethodCard
 from kvsim.methods.load import check_card, load_card, shipped_cards
 from kvsim.methods.overlay import lay, without_wildcards
@@ -81,6 +82,16 @@ def test_at_its_neutral_setting_nothing_changes(name: str) -> None:
     _, without = run(without_wildcards(lay(below, card.baseline)))
     for column in SAME:
         assert np.array_equal(getattr(with_card, column), getattr(without, column)), column
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_equals_single_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, overrides = lay(QUICKSTART, card_of(name).probe), [f"method={name}", "workload.max_requests=40"]
+    _, fused = run(data, overrides)
+    monkeypatch.setattr(steps_module, "LONGEST_RUN", 1)
+    _, single = run(data, overrides)
+    for column in SAME:
+        assert np.array_equal(getattr(fused, column), getattr(single, column)), column
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if card_of(name).knob is not None])
