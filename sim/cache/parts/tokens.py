@@ -270,8 +270,11 @@ class TokenPolicy:
                 rows = {"row_bytes": 2 * shape.head_dim, "rows": 2 * moved}
                 found.append(Kernel("compact_kv", rows, calls=evictions))
         if tokens.dropped == "merge":
-            lost = (prompt * shape.num_slices - kept) * self._slice_bytes
-            found.append(Kernel("merge_tokens", {"num_bytes": round(2 * lost * new / prompt)}))
+            part = new / prompt if tokens.schedule == "chunk" else 1.0
+            lost = (prompt * shape.num_slices - kept) * part
+            sizes = {"dropped": max(1, round(lost / shape.num_slices)), "kept": self._mean_kept(prompt)}
+            sizes["num_bytes"] = round(2 * lost * self._slice_bytes)
+            found.append(Kernel("merge_tokens", sizes))
         return tuple(found)
 
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
@@ -296,8 +299,9 @@ class TokenPolicy:
             found.append(Kernel("top_k_select", sizes, calls=evicts * layers))
             if tokens.dropped == "merge":
                 share = each.slices / shape.num_slices
-                read = round(share * num * kept * shape.bytes_per_token / 2)  # keys that it may resemble
-                found.append(Kernel("merge_tokens", {"num_bytes": read}, calls=evicts))
+                read = round(num * kept * shape.bytes_per_token / 2)  # keys that it may resemble
+                sizes = {"dropped": num, "kept": kept, "num_bytes": read}
+                found.append(Kernel("merge_tokens", sizes, calls=evicts * share))
         return tuple(found)
 
     @property
