@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
+from kvsim.cluster.clients import NO_FIRST_TOKEN, Patience
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.responses import ResponseFront
 from kvsim.cluster.router import Router
@@ -18,7 +19,7 @@ from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.timing import Times
-from kvsim.entities import Request
+from kvsim.entities import NEVER, Request
 from kvsim.results.recorder import Recorder
 from kvsim.workloads.trace import Trace, private_ids
 
@@ -71,6 +72,8 @@ class Cluster:
             tuple[int, Sequence[Replica]]
         ] = []  # longest request, and who can take one that long
         self.priorities: Mapping[int, int] = {}  # by tenant
+        self.patience: Patience | None = None  # None = clients wait for ever
+        self._awaited: set[int] = set()  # rows on a replica whose clients may give them up
         self.num_finished = 0
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
@@ -83,6 +86,11 @@ class Cluster:
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
+
+    @property
+    def num_through(self) -> int:
+        """Requests of which nothing more will come."""
+        return self.num_finished + len(self.recorder.rejected) + len(self.recorder.cancelled)
 
     @property
     def awaits_answers(self) -> bool:
@@ -213,7 +221,49 @@ class Cluster:
         if not replica.manager.fits(request):
             self._reject(request, f"{total} tokens exceed the KV capacity of a replica")
             return
-        replica.receive(request)
+        if self.patience is None or self._waits(request, replica, self.patience):
+            replica.receive(request)
+
+    def _waits(self, request: Request, replica: Replica, patience: Patience) -> bool:
+        """Its client waits for ``request``, which is about to go to ``replica``, from now on; False: no more."""
+        first, last = patience.first_token_by_ns(request), patience.last_token_by_ns(request)
+        by = min(first, last)
+        if by < self.env.now:
+            self._cancel(request, patience.reason(request) if last <= first else NO_FIRST_TOKEN)
+            return False
+        self._awaited.add(request.index)
+        if by < NEVER:
+            self._watch(request, replica, patience, by)
+        return True
+
+    def _watch(self, request: Request, replica: Replica, patience: Patience, by_ns: int) -> None:
+        """Look at ``request`` when the client has waited until ``by_ns``."""
+        last = patience.last_token_by_ns(request)
+
+        def look(_: simpy.Event) -> None:
+            replica.take_due()
+            if request.index not in self._awaited:
+                return
+            has_first = 0 <= request.first_token_ns <= by_ns - self.engine.front_out_ns
+            if by_ns < last and has_first:
+                self._watch(request, replica, patience, last)
+                return
+            replica.cancel(request)
+            self._cancel(request, patience.reason(request) if by_ns == last else NO_FIRST_TOKEN)
+
+        if by_ns < NEVER:  # later than what comes at that very time
+            At(self.env, by_ns + 1 - self.env.now, PRIORITY_ARRIVAL, look)
+
+    def _cancel(self, request: Request, reason: str) -> None:
+        """The client has given ``request`` up."""
+        self._awaited.discard(request.index)
+        self.recorder.cancelled.append((request.index, reason))
+        self._release_followers(request.index)
+
+    def dropped(self, replica: ReplicaState, request: Request) -> None:
+        """Call-back of a replica: it has nothing to do with the cancelled ``request`` any more."""
+        if self._ended is not None:
+            self._ended(request, replica)  # type: ignore[arg-type]
 
     def _able(self, tokens: int) -> Sequence[Replica]:
         """Replicas that take requests of so many tokens, prompt and output; the same object each time."""
@@ -251,6 +301,9 @@ class Cluster:
 
     def finish(self, replica: ReplicaState, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
+        if self.patience is not None and not self._has_waited(request, now, self.patience):
+            self.dropped(replica, request)
+            return
         admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
         front_out = self.engine.front_out_ns
@@ -290,6 +343,16 @@ class Cluster:
                 )
             else:
                 self._answered(request.index)
+
+    def _has_waited(self, request: Request, now: int, patience: Patience) -> bool:
+        """Change. The client of ``request``, whose last token was taken at ``now``, gets it in time."""
+        if request.index not in self._awaited:
+            return False
+        out = self.engine.front_out_ns
+        if not patience.in_time(request, request.first_token_ns + out, now + out):
+            return False  # it will be found out at the end of the wait
+        self._awaited.remove(request.index)
+        return True
 
     def sample(self, replica: ReplicaState, now: int) -> int:
         """Call-back of a replica: its state at a decision; when it should tell next."""

@@ -27,9 +27,9 @@ def outcome_of(
     return Outcome(
         recorder=recorder,
         requests_submitted=len(trace),
-        requests_unfinished=len(trace) - cluster.num_finished - len(recorder.rejected),
+        requests_unfinished=len(trace) - cluster.num_through,
         requests_failed=0,
-        requests_cancelled=0,
+        requests_cancelled=len(recorder.cancelled),
         makespan_ns=max(0, cluster.last_token_ns - first),
         warm_up_ns=warm_up or 0,
         warm_up_found=warm_up is not None if after == "auto" else None,

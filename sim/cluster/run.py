@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from kvsim.cache.paged import cache_managers
+from kvsim.cluster.clients import Patience
 from kvsim.cluster.outcome import outcome_of
 from kvsim.cluster.parts import build_manager, build_pools, build_router, check_policies, named
 from kvsim.cluster.simulation import Progress, build_cluster, play
@@ -53,6 +54,7 @@ def run_scenario(
         seed=scenario.seed,
     )
     simulation.cluster.priorities = tenant_priorities(scenario, trace)
+    simulation.cluster.patience = _patience(scenario, len(trace))
     simulation.cluster.limited_by_memory = all(pool.limited_by_memory for pool in pools)
     managers = [replica.manager for replica in simulation.replicas]
     if save_cache_to is not None:
@@ -65,6 +67,18 @@ def run_scenario(
         save_cache(save_cache_to, managers, trace)
     outcome = outcome_of(simulation, scenario, pools, loop_wall_s)
     return dataclasses.replace(outcome, warm_start=brought)
+
+
+def _patience(scenario: Scenario, num_requests: int) -> Patience | None:
+    clients, cluster = scenario.clients, scenario.cluster
+    if clients.wait_for_ever:
+        return None
+    if cluster.response_cache is not None or cluster.small_model is not None:
+        raise ScenarioError(
+            "clients: who gives up in front of a response cache or a small model is not modelled; drop clients, or "
+            "cluster.response_cache and cluster.small_model"
+        )
+    return Patience(clients, num_requests, scenario.seed)
 
 
 def check_parts(scenario: Scenario) -> None:

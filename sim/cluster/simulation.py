@@ -167,9 +167,7 @@ def play(simulation: Simulation, progress: Progress | None = None) -> float:
         if progress is None:
             env.run()
         else:
-            _play_and_tell(
-                env, lambda: progress(cluster.num_finished + len(cluster.recorder.rejected), total)
-            )
+            _play_and_tell(env, lambda: progress(cluster.num_through, total))
         for replica in simulation.replicas:
             replica.end()
     finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from kvsim.cache.manager import Plan, Transfer
 from kvsim.engine.transfers import Transfers
 from kvsim.entities import Request
@@ -77,25 +79,30 @@ class Admission(Transfers):
 
     def _preempt(self, request: Request, now: int) -> None:
         """Give up the room of a running request; it waits again, and starts anew."""
-        del self.running[request]
-        finished = request in self.finishing
-        if finished:  # its last step is in flight: it only loses its room early
-            del self.finishing[request]
-            context = request.kv_tokens
-        elif request is self.partial:
-            self.partial = None
-            context = request.cached + request.computed
-        else:
-            context = self.batch.context(request)
-            self.batch.remove(request)
+        decodes = request in self.batch.requests
+        _, context, finished = stopped = self._stopped(request)
+        if decodes:
             request.last_token_ns = max(now, self._device_end)
             request.generated = context - request.input_tokens + 1
-        self._to_free.append((request, context, finished))
+        self._to_free.append(stopped)
         if not (self._frees_late and self._in_flight):
             self._free_preempted()
         if not finished:
             request.preemptions += 1
             self.waiting.appendleft(request)
+
+    def _stopped(self, request: Request) -> tuple[Request, int, bool]:
+        """Change. A running request runs no more: (request, its tokens with KV, it has finished)."""
+        del self.running[request]
+        if request in self.finishing:  # its last step is in flight: it only loses its room early
+            del self.finishing[request]
+            return request, request.kv_tokens, True
+        if request is self.partial:
+            self.partial = None
+            return request, request.cached + request.computed, False
+        context = self.batch.context(request)
+        self.batch.remove(request)
+        return request, context, False
 
     def _free_preempted(self) -> None:
         """The blocks of preempted requests go back to the pool."""
@@ -106,3 +113,39 @@ class Admission(Transfers):
             else:
                 self.manager.preempt(request, context)
         self._to_free.clear()
+
+    # ---- requests that nobody wants any more
+
+    def _drop_gone(self) -> None:
+        """Drop cancelled requests, whatever has become of them; those that wait for loads when these have ended."""
+        gone, self._gone = self._gone, {}
+        for request in gone:
+            if request in self.loading or request in self.fetching:
+                self._gone[request] = None
+            elif self._dropped(request):
+                self._blocked = False
+                self._outstanding_tokens -= request.input_tokens
+                self._outstanding_requests -= 1
+                self.owner.dropped(self, request)
+        if self._to_free and not (self._frees_late and self._in_flight):
+            self._free_preempted()
+
+    def _dropped(self, request: Request) -> bool:
+        """Change. Take ``request`` out of where it is; False: it has ended."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+            return True
+        if request in self.running:
+            self._to_free.append(self._stopped(request))
+            if (effects := self._due) is not None:  # of the step in flight
+                for requests in (effects.first_tokens, effects.finished):
+                    if request in requests:
+                        requests.remove(request)
+            return True
+        loaded = len(self.polled) + len(self.loaded)
+        self.polled = deque(entry for entry in self.polled if entry[1] is not request)
+        self.loaded = deque(other for other in self.loaded if other is not request)
+        if len(self.polled) + len(self.loaded) == loaded:
+            return False
+        self._to_free.append((request, request.cached, False))
+        return True

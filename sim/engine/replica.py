@@ -59,6 +59,17 @@ class Replica(Steps):
         if self._next == NEVER:
             self._turn_at(now, now)
 
+    def cancel(self, request: Request) -> None:
+        """Change. The client of ``request``, which has not ended, has gone: the engine drops it at its next decision, when
+        the loads that it waits for have ended, and takes no more of its output."""
+        now = self.env.now
+        if self.sample_at < now:
+            self.sync()
+        self._gone[request] = None
+        self._cut(now)
+        if self._next == NEVER:
+            self._turn_at(now, now)
+
     def advance(self, until: int) -> None:
         """Change. Make the decisions that lie before ``until``; those of a replica that rings are made by then."""
         while self._next < until:
@@ -78,16 +89,16 @@ class Replica(Steps):
     @property
     def outstanding_tokens(self) -> int:
         """Prompt tokens of unfinished requests, as of now."""
-        self._take_due()
+        self.take_due()
         return self._outstanding_tokens
 
     @property
     def outstanding_requests(self) -> int:
         """Unfinished requests, as of now."""
-        self._take_due()
+        self.take_due()
         return self._outstanding_requests
 
-    def _take_due(self) -> None:
+    def take_due(self) -> None:
         """Change. Take the outputs that are due by now."""
         now = self.env.now
         if self._next < now:
@@ -130,6 +141,8 @@ class Replica(Steps):
             self._free_preempted()
         if effects is not None:
             self._apply(effects, now)
+        if self._gone:
+            self._drop_gone()
         if self.polled:
             self._poll(now)
         self._decide(now)

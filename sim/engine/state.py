@@ -35,6 +35,9 @@ class Owner(Protocol):
         A request that is ``followed`` is told of at that moment, others at the latest when somebody looks.
         """
 
+    def dropped(self, replica: ReplicaState, request: Request) -> None:
+        """The replica has done with a request that was cancelled."""
+
     def sample(self, replica: ReplicaState, now: int) -> int:
         """The replica decided at ``now``; it asks again at its first decision from the time on that it is given."""
 
@@ -76,6 +79,7 @@ class ReplicaState(Services):
         self.polled: deque[tuple[int, Request]] = deque()
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.finishing: dict[Request, None] = {}
+        self._gone: dict[Request, None] = {}  # cancelled, and not dropped yet
 
         self._run: Run | None = None  # None = no step was decided
         self._deep = engine.async_scheduling  # two steps in flight

@@ -34,6 +34,7 @@ class Steps(Admission):
                 self.partial is not None
                 or admits
                 or self.polled
+                or self._to_free
                 # what the first boundary takes could change the decision there
                 or (self._due is not None and (waits or not manager.steady_work))
             ):

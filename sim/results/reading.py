@@ -41,9 +41,13 @@ def warnings_of(summary: Summary) -> list[str]:
         found.append(
             f"{unfinished} unfinished at the end: the latencies leave them out and look better than they are."
         )
-    for fate in ("failed", "cancelled"):
-        if summary[f"requests_{fate}"]:
-            found.append(f"{_of(summary[f'requests_{fate}'], submitted)} {fate}.")
+    if summary["requests_cancelled"]:
+        reasons = "; ".join(f"{reason} ({number(n)})" for reason, n in summary["cancelled_by_reason"].items())
+        found.append(
+            f"{_of(summary['requests_cancelled'], submitted)} cancelled: {reasons}. The latencies leave them out."
+        )
+    if summary["requests_failed"]:
+        found.append(f"{_of(summary['requests_failed'], submitted)} failed.")
     if summary["extrapolated_time_ratio"] > EXTRAPOLATED_LIMIT:
         share = percent(summary["extrapolated_time_ratio"])
         found.append(

@@ -49,6 +49,7 @@ class Recorder:
         self.timeline: Rows[TimelineRow] = Rows(TimelineRow, wide="used_bytes")
         self.every_ns = every_ns
         self.rejected: list[tuple[int, str]] = []  # (request, reason)
+        self.cancelled: list[tuple[int, str]] = []
         self.inter_token = DurationHistogram()
 
     def itl(self, gap_ns: int, num_tokens: int) -> None:

@@ -99,6 +99,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "by_tenant": _by_tenant(outcome, done),
         "fairness": fairness(outcome, done),
         "rejected_by_reason": _reasons(reason for _, reason in rejected),
+        "cancelled_by_reason": _reasons(reason for _, reason in outcome.recorder.cancelled),
         "num_steps": outcome.num_steps,
         "num_events": outcome.num_events,
         "loop_wall_s": outcome.loop_wall_s,

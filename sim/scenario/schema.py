@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.clients import Clients
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
@@ -295,6 +296,7 @@ class Scenario(Part):
     timings: Timings = Timings()
     cache: Cache = Cache()
     workload: Workload
+    clients: Clients = Clients()
     statistics: Statistics = Statistics()
     output: Output = Output()
 

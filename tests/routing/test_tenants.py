@@ -1,4 +1,4 @@
-"""Tenants in a scenario file: priorities, and what the summary says of them."""
+"""Tenants and clients in a scenario file, and what the summary says of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from kvsim.cluster.run import run_scenario
 from kvsim.errors import ScenarioError
 from kvsim.results.fairness import jain_index
+from kvsim.results.reading import warnings_of
 from kvsim.results.summary import summarise
 from kvsim.scenario.load import parse_scenario
 
@@ -51,3 +52,24 @@ def test_priorities_decide_who_waits(tmp_path: Path) -> None:
 def test_a_tenant_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"workload\.priorities: no tenant is called 'd'; known: a, b, c"):
         run_scenario(parse_scenario(scenario(tmp_path, priorities={"d": 1})))
+
+
+def test_clients_that_give_up(tmp_path: Path) -> None:
+    data = scenario(tmp_path)
+    data["clients"] = {"first_token_timeout": "1 s", "cancel": {"share": 0.2, "after": "100 ms"}}
+    summary = summarise(run_scenario(parse_scenario(data)))
+    assert summary["ttft_s"]["p99"] <= 1
+    assert set(summary["cancelled_by_reason"]) == {
+        "no first token within first_token_timeout",
+        "cancelled by its user",
+    }
+    assert sum(summary["cancelled_by_reason"].values()) == summary["requests_cancelled"] > 10
+    assert summary["requests_completed"] + summary["requests_cancelled"] == 80
+    assert any("cancelled" in warning for warning in warnings_of(summary))
+
+
+def test_clients_in_front_of_a_response_cache(tmp_path: Path) -> None:
+    data = scenario(tmp_path)
+    data |= {"clients": {"timeout": "1 s"}, "cluster": {"response_cache": {}}}
+    with pytest.raises(ScenarioError, match="clients: who gives up in front of a response cache"):
+        run_scenario(parse_scenario(data))

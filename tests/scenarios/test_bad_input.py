@@ -146,6 +146,13 @@ def test_a_mistake_in_the_file(
             "cluster.router={policy: session_affinity, spill_factor: 0}",
             "cluster.router: router 'session_affinity': spill_factor: expected a number of at least 1, found 0",
         ),
+        ("clients.timeout=10", "--set clients.timeout: 10 has no unit; write '10 "),
+        (
+            "clients={cancel: {share: 2, after: 1 s}}",
+            "--set clients.cancel.share: must be at most 1.0, found 2",
+        ),
+        ("clients={cancel: {share: 0.1}}", "--set clients.cancel.after: missing; this key has no default"),
+        ("clients={timout: 10 s}", "--set clients.timout: unknown key; did you mean 'timeout'?"),
         ("engine.queue=vct", "engine.queue: no queue order is called 'vct'; did you mean 'vtc'?"),
         (
             "engine.queue={policy: vtc, output_weight: x}",
