@@ -102,6 +102,7 @@ class CacheConfig:
     codec: PackedKv | None = None  # how KV is held (kvsim.cache.parts); None = at 16 bits
     tokens: TokenPolicy | None = None  # which tokens are held; None = all
     options: Mapping[str, Any] | None = None
+    state_bytes: int = 0  # of the recurrent layers of one sequence; 0 = the model has none
 
     @property
     def num_blocks(self) -> int:
@@ -127,8 +128,7 @@ class CacheManager(ABC):
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
-    may be laid over it; a subclass says so for itself. ``watches_decodes``: begin_decode and end_decode are called on every
-    GPU, not only where an engine spares reads.
+    may be laid over it; a subclass says so for itself.
     """
 
     services: Services
@@ -139,7 +139,6 @@ class CacheManager(ABC):
     needs_future: bool = False
     steady_work: bool = False
     parts: frozenset[str] = frozenset()
-    watches_decodes: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -33,15 +33,17 @@ class SnapshotOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    snapshot: ByteSize
-    """State of all recurrent layers at one place; 0 B = there are none, and the manager is prefix_tree."""
+    snapshot: ByteSize | None = None
+    """State of all recurrent layers at one place; 0 B = there are none, and the manager is prefix_tree; null = the model's."""
     keep: Literal["branches", "every"] = "branches"
     every_tokens: Annotated[int, Field(ge=1)] = 64
     """Distance of snapshots with ``keep: every``; a multiple of the block size."""
 
 
-def snapshot_options(given: Mapping[str, Any] | None, block_tokens: int) -> SnapshotOptions:
-    """The options, checked.
+def snapshot_options(
+    given: Mapping[str, Any] | None, block_tokens: int, state_bytes: int = 0
+) -> SnapshotOptions:
+    """The options, checked; ``state_bytes``: the model's.
 
     Raises:
         ScenarioError: one line that names the key.
@@ -51,6 +53,12 @@ def snapshot_options(given: Mapping[str, Any] | None, block_tokens: int) -> Snap
     except ValidationError as error:
         where, what = problem_lines(error, SnapshotOptions)[0]
         raise ScenarioError(f"cache.options{'.' * bool(where)}{where}: {what}") from None
+    if options.snapshot is None:
+        if not state_bytes:
+            raise ScenarioError(
+                "cache.options.snapshot: the model has no recurrent layers to tell it; give its bytes, such as 50 MB"
+            )
+        options = options.model_copy(update={"snapshot": state_bytes})
     if options.keep == "every" and options.every_tokens % block_tokens:
         raise ScenarioError(
             f"cache.options.every_tokens: {options.every_tokens} is no multiple of block_tokens, {block_tokens}"
@@ -76,14 +84,15 @@ class SnapshotManager(PrefixTreeManager):
     steady_work = False  # snapshots take blocks when requests come and go
 
     def __init__(self, config: CacheConfig) -> None:
-        self.options = options = snapshot_options(config.options, config.block_tokens)
+        self.options = options = snapshot_options(config.options, config.block_tokens, config.state_bytes)
+        self.snapshot_bytes = snapshot = options.snapshot or 0
         super().__init__(replace(config, tiers=()))
         self.config = config
         self.every_blocks = options.every_tokens // config.block_tokens if options.keep == "every" else 0
-        self.snapshot_blocks = blocks_for(options.snapshot, self.block_bytes)
+        self.snapshot_blocks = blocks_for(snapshot, self.block_bytes)
         self.snapshots: dict[Node, None] = {}  # runs at whose end one stands, the oldest first
         if self.every_blocks:
-            share = options.snapshot * config.block_tokens // options.every_tokens
+            share = snapshot * config.block_tokens // options.every_tokens
             self.block_bytes += share  # each block carries its part
             self.capacity_blocks = config.capacity_bytes // self.block_bytes - config.reserved_blocks
             self.free_blocks = self.capacity_blocks
@@ -105,7 +114,7 @@ class SnapshotManager(PrefixTreeManager):
 
     def _with_state(self, found: Found) -> int:
         """Leading blocks up to the deepest snapshot."""
-        if not self.options.snapshot:
+        if not self.snapshot_bytes:
             return found.blocks
         if self.every_blocks:
             return found.blocks // self.every_blocks * self.every_blocks
@@ -145,8 +154,8 @@ class SnapshotManager(PrefixTreeManager):
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
         kernels = super().prefill_work(request, start, tokens)
-        if self.options.snapshot and start == 0 and request.cached:
-            kernels += (Kernel("device_copy", {"num_bytes": self.options.snapshot}),)
+        if self.snapshot_bytes and start == 0 and request.cached:
+            kernels += (Kernel("device_copy", {"num_bytes": self.snapshot_bytes}),)
         return kernels
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:

@@ -88,9 +88,12 @@ def _print_table(facts: dict[str, Any]) -> None:
         return f"{num_bytes / 1e9:,.2f} GB"
 
     gpus = facts["num_gpus"]
+    each = "each GPU"
+    if facts["pipeline_parallel"] > 1:
+        each = f"each GPU of stage {facts['stage'] + 1} of {facts['pipeline_parallel']}, which holds the fewest blocks"
     console = Console()
     pool = f"pool {facts['pool']}: " if "pool" in facts else ""
-    table = Table(title=f"{pool}{facts['model']} on {gpus} x {facts['gpu']}, each GPU", title_justify="left")
+    table = Table(title=f"{pool}{facts['model']} on {gpus} x {facts['gpu']}, {each}", title_justify="left")
     table.add_column("memory")
     table.add_column("bytes", justify="right")
     table.add_column("of HBM", justify="right")
@@ -100,6 +103,7 @@ def _print_table(facts: dict[str, Any]) -> None:
         ("- weights", "weight_bytes"),
         ("- activations, peak", "activation_bytes"),
         ("- graphs and workspaces", "other_bytes"),
+        *([("- recurrent state", "state_bytes")] if facts["state_bytes"] else []),
         ("= left for KV", "kv_bytes"),
     ]
     for label, key in rows:
@@ -109,7 +113,7 @@ def _print_table(facts: dict[str, Any]) -> None:
     tiers = Table(title="KV of one replica", title_justify="left")
     for header in ("tier", "capacity", "tokens"):
         tiers.add_column(header, justify="left" if header == "tier" else "right")
-    tiers.add_row("hbm", gb(facts["num_blocks"] * facts["block_bytes"] * gpus), f"{facts['num_tokens']:,}")
+    tiers.add_row("hbm", gb(facts["num_blocks"] * facts["replica_block_bytes"]), f"{facts['num_tokens']:,}")
     for tier in facts["tiers"]:
         tiers.add_row(
             f"{tier['name']} ({tier['link']})", gb(tier["capacity_bytes"]), f"{tier['num_tokens']:,}"

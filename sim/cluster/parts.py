@@ -18,16 +18,20 @@ from kvsim.cluster.simulation import PoolParts
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import Profile, load_profile
+from kvsim.cost.shares import SharedSteps
 from kvsim.cost.slower import Slower
 from kvsim.engine.profile import load_engine
+from kvsim.engine.rounds import engine_of_rounds
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import GpuSpec, TierSpec
+from kvsim.model.parallel import Parallel
 from kvsim.model.spec import ModelSpec
 from kvsim.scenario.build import (
     build_gpu,
     build_memory,
     build_model,
+    build_parallel,
     build_parts,
     build_tiers,
     packed_ratio,
@@ -76,6 +80,9 @@ def build_pools(scenario: Scenario, step_factor: float = 1.0) -> list[BuiltPool]
 
 def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
     model, gpu, memory = build_model(scenario), build_gpu(scenario), build_memory(scenario)
+    parallel = build_parallel(scenario)
+    kv = build_parts(scenario, model)
+    _check_manager(scenario.cache.manager, model, parallel, kv.changes_bytes)
     engine, terms = load_engine(
         scenario.profile_path(scenario.engine.profile),
         max_num_seqs=scenario.engine.max_num_seqs,
@@ -87,14 +94,15 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
         kv_dtype=model.kv_dtype,
         queue=scenario.engine.queue,
     )
-    tiers, kv = build_tiers(scenario), build_parts(scenario, model)
+    engine = engine_of_rounds(engine, parallel, scenario.engine.async_scheduling)
+    tiers = build_tiers(scenario)
     cache = charge_rest(
         CacheConfig(
-            capacity_bytes=memory.num_blocks * memory.block_bytes * memory.num_gpus,
-            bytes_per_token=memory.block_bytes * memory.num_gpus // memory.block_tokens,
+            capacity_bytes=memory.num_blocks * memory.replica_block_bytes,
+            bytes_per_token=memory.replica_block_bytes // memory.block_tokens,
             block_tokens=memory.block_tokens,
             max_model_len=memory.max_model_len,
-            num_layers=model.num_layers,
+            num_layers=model.attention_layers,
             eviction=scenario.cache.eviction,
             balance_tokens=model.balance_tokens,
             load_policy=scenario.cache.load_policy,
@@ -103,29 +111,64 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
             store_answers=scenario.cache.store_answers,
             codec=kv.codec,
             tokens=kv.tokens,
+            state_bytes=model.state_bytes,
         )
     )
     profile = load_profile(profile_name(scenario, gpu.name))
-    cost: CostModel = KernelCostModel(
-        profile,
-        model,
-        gpu,
-        scenario.cluster.tensor_parallel,
-        terms,
-        scenario.timings.strict_calibration,
-        load_link(gpu.host_link),  # of one GPU, as the cost model sees it
-    )
+
+    def priced(groups: float) -> CostModel:
+        return KernelCostModel(
+            profile,
+            model,
+            gpu,
+            parallel.tensor,
+            terms,
+            scenario.timings.strict_calibration,
+            load_link(gpu.host_link),  # of one GPU, as the cost model sees it
+            pipeline_parallel=parallel.pipeline,
+            data_parallel=parallel.data,
+            expert_parallel=parallel.expert,
+            groups=groups,
+        )
+
+    shared = parallel.shares > 1
+    budget = scenario.engine.max_num_batched_tokens
+    cost = SharedSteps(priced, parallel, budget) if shared else priced(1.0)
     if step_factor != 1.0:
         cost = Slower(cost, step_factor)
     links = tuple(spec.link for spec in tiers)
     return BuiltPool(
         PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name),
         gpu,
-        scenario.cluster.tensor_parallel,
+        parallel.num_gpus,
         tiers,
         profile,
         scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len,
     )
+
+
+def _check_manager(name: str, model: ModelSpec, parallel: Parallel, changes_bytes: bool) -> None:
+    """The manager can serve this model, shared so; ``changes_bytes``: KV is encoded or dropped."""
+    if changes_bytes and (model.latent or model.state or parallel.shares > 1):
+        raise ScenarioError(
+            "cache: codec and tokens are for keys and values of a model on GPUs that all work on the same requests; "
+            f"leave them out for {model.name} and with pipeline_parallel or data_parallel"
+        )
+    if model.state is not None and name in ("prefix_tree", "chunks"):
+        raise ScenarioError(
+            f"cache.manager: {name} attaches KV without the recurrent state of {model.name}; "
+            "take snapshots, or paged or none, which reuse nothing"
+        )
+    if parallel.shares == 1:
+        return
+    manager: type[CacheManager] = named("cache.manager", cache_managers.get, name)
+    if not (
+        manager.decode_work is CacheManager.decode_work and manager.prefill_work is CacheManager.prefill_work
+    ):
+        raise ScenarioError(
+            f"cache.manager: {name} has kernels of its own, which pipeline_parallel and data_parallel cannot divide; "
+            "set both to 1, or take prefix_tree, paged or none"
+        )
 
 
 def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec]) -> tuple[TierConfig, ...]:
@@ -144,8 +187,8 @@ def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec
             prefetch=tier.prefetch,
             shared=spec.shared,
             stored_ratio=tier.stored_ratio * packed,
-            share=tier.holds.share(model.num_layers),
-            num_layers=tier.holds.num_layers(model.num_layers),
+            share=tier.holds.share(model.attention_layers),
+            num_layers=tier.holds.num_layers(model.attention_layers),
         )
         for tier, spec in zip(scenario.cache.tiers, tiers, strict=True)
     )

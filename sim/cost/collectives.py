@@ -6,8 +6,11 @@ the whole message, as nccl-tests counts it: of an all_gather it is the gathered 
 
 from __future__ import annotations
 
-from kvsim.cost.curve import Curve
+import numpy as np
+
+from kvsim.cost.curve import Array, Curve
 from kvsim.cost.profile import Profile, Table
+from kvsim.cost.setting import Setting, worst
 from kvsim.errors import CalibrationError
 
 
@@ -48,6 +51,35 @@ class CollectivePrices:
         if not curves:
             raise CalibrationError(
                 f"profile {self._profile.name}: no {op} over {self._num_gpus} GPUs; "
-                "choose another tensor_parallel"
+                "choose another tensor_parallel or data_parallel"
             )
         return curves
+
+
+def between_groups(setting: Setting, tokens: Array) -> list[tuple[str, list[str], Array]]:
+    """(kernel, provenance of each, nanoseconds) for numbers of ``tokens`` of one micro-batch or group, all layers.
+
+    Pipeline: hidden states and residual go to the next stage, each GPU of a stage sends its share. No table has a plain
+    send; two GPUs that gather twice the bytes send as much each: *derived*. Data parallelism: each layer of experts
+    gathers the tokens of all groups and scatters the results back (vLLM's default, allgather_reducescatter).
+    """
+    found: list[tuple[str, list[str], Array]] = []
+    hidden_bytes = setting.model.hidden_size * 2
+    if setting.pipeline_parallel > 1:
+        two = CollectivePrices(setting.profile, 2)
+        sizes = -(-tokens * (2 * hidden_bytes) // setting.tensor_parallel)
+        times, provenances = _column(two, "all_gather", 2 * sizes)
+        sends = setting.pipeline_parallel - 1
+        found.append(("pipeline_send", [worst(each, "derived") for each in provenances], sends * times))
+    if setting.data_parallel > 1:
+        groups = CollectivePrices(setting.profile, setting.data_parallel)
+        for op, name in (("all_gather", "expert_dispatch"), ("reduce_scatter", "expert_combine")):
+            sizes = np.ceil(tokens * setting.groups).astype(np.int64) * hidden_bytes
+            times, provenances = _column(groups, op, sizes)
+            found.append((name, provenances, setting.model.expert_layers * times))
+    return found
+
+
+def _column(prices: CollectivePrices, op: str, sizes: Array) -> tuple[Array, list[str]]:
+    times, provenances = zip(*(prices.price(op, num_bytes) for num_bytes in sizes.tolist()), strict=True)
+    return np.array(times), list(provenances)

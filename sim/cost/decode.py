@@ -14,10 +14,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from math import floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from kvsim.cost import state
 from kvsim.cost.curve import bracket
 from kvsim.cost.heads import attention_table, head_rows
+from kvsim.cost.latent import latent_decode, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.line import Line, Pieces, after, first_of
 from kvsim.cost.pricer import Pricer
@@ -56,19 +58,26 @@ class DecodeAttention(Pricer):
     def __init__(self, setting: Setting, terms: EngineTerms | None = None) -> None:
         """``terms``: an engine's rate of reading KV, which replaces the table, and its factor for uneven contexts."""
         terms = terms or EngineTerms()
-        table = attention_table("decode_attention", setting)
-        if "contexts" in table.columns:
-            table = table.select(contexts="even")
-        rows = head_rows(table, setting, fold=True)
-        model, roofline = setting.model, setting.roofline
-        self._layers = model.num_layers
-        self._floor_ns_per_token = roofline.decode_ns(
-            1, setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype
-        )
-        self._fold = rows.fold
-        self._provenance = rows.provenance
+        model = setting.model
+        self._layers = model.attention_layers
+        points: Mapping[Any, float]
+        if model.latent:
+            points, self._provenance = latent_decode(setting)
+            self._fold, self._floor_ns_per_token = 1, latent_roofline(setting).decode_ns(1)
+        else:
+            table = attention_table("decode_attention", setting)
+            if "contexts" in table.columns:
+                table = table.select(contexts="even")
+            rows = head_rows(table, setting, fold=True)
+            points, self._fold, self._provenance = rows.points("batch", "context"), rows.fold, rows.provenance
+            self._floor_ns_per_token = setting.roofline.decode_ns(
+                1, setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype
+            )
+        self._state_ns = state.decode_ns(setting)  # of one sequence, all layers
+        if self._state_ns:
+            self._provenance = "extrapolated"
         self._grid: dict[int, tuple[list[int], list[float]]] = {}
-        for (batch, context), time_ns in rows.points("batch", "context").items():
+        for (batch, context), time_ns in points.items():
             contexts, times = self._grid.setdefault(batch, ([], []))
             contexts.append(context)
             times.append(time_ns)
@@ -78,6 +87,8 @@ class DecodeAttention(Pricer):
         self._pieces: dict[int, Pieces] = {}
         self.lines: list[Line] = []
         self._terms, self._kv_heads, bytes_per_s = terms, setting.kv_heads, terms.kv_read_bytes_per_s
+        if model.latent or model.state:
+            bytes_per_s = 0.0
         per_gpu = 2 * setting.kv_heads * model.head_dim * model.num_layers * DTYPE_BYTES[model.kv_dtype]
         self._measured_ns_per_token = quantise(per_gpu / bytes_per_s * 1e9) if bytes_per_s else 0.0
 
@@ -138,7 +149,8 @@ class DecodeAttention(Pricer):
             below, above = self._at(low, context), self._at(high, context)
             time_ns = (below + (above - below) * weight) * grow * factor
             knots.append(context * num_seqs)
-            times.append(quantise(self._layers * max(time_ns, self._floor_ns_per_token * context * num_seqs)))
+            time_ns = self._layers * max(time_ns, self._floor_ns_per_token * context * num_seqs)
+            times.append(quantise(time_ns + self._state_ns * num_seqs))
         slope = [
             quantise((times[i + 1] - times[i]) / (knots[i + 1] - knots[i])) for i in range(len(knots) - 1)
         ] or [0.0]

@@ -13,10 +13,10 @@ from kvsim.cost.generic import TablePricer
 from kvsim.cost.lattice import quantise, quantise_array
 from kvsim.cost.profile import Profile, list_profiles, load_profile
 from kvsim.cost.setting import Setting, worst
+from kvsim.model.spec import ModelSpec
 
 STAND_IN = "h100-sxm-measured"  # a shipped profile that has every kernel
 NEEDED = ("rms_norm", "rotary", "silu_and_mul", "kv_write", "sampling")
-NORMS = 2  # of each layer
 
 
 class Elementwise:
@@ -32,9 +32,8 @@ class Elementwise:
             self._scale = source.header["gpu"]["hbm_bytes_per_s"] / setting.gpu.hbm_bytes_per_s
             self._derived = True
         self._layers = setting.model.num_layers
-        names = ["rms_norm", "rotary", "kv_write", "sampling[greedy]"]
-        if setting.model.moe is None:  # experts' activation is in the moe table
-            names.append("silu_and_mul")
+        self._calls = _calls(setting.model)
+        names = [*self._calls, "sampling[greedy]"]
         lent = replace(setting, profile=source)
         self._pricers = {name.partition("[")[0]: TablePricer(name, lent) for name in names}
 
@@ -48,7 +47,7 @@ class Elementwise:
         for name, pricer in self._pricers.items():
             if name == "sampling":
                 continue
-            calls = (NORMS * self._layers + 1) / self._layers if name == "rms_norm" else 1.0
+            calls = self._calls[name]
             time_ns, provenance = pricer.column("tokens", tokens)
             if self._derived and isinstance(provenance, str):
                 provenance = worst(provenance, "derived")
@@ -67,6 +66,23 @@ class Elementwise:
         time_ns, provenance = priced
         provenance = worst(provenance, "derived") if self._derived else provenance
         return name, quantise(time_ns * calls * self._scale), provenance
+
+
+def _calls(model: ModelSpec) -> dict[str, float]:
+    """Calls of each kernel but sampling, over the number of layers.
+
+    Experts' activation is in their table; latent attention has its rotary embedding and its write in its own. Nemotron-H has
+    no rotary embedding, and squared ReLU moves two thirds of what SiLU of a gate does.
+    """
+    layers = model.num_layers
+    calls = {"rms_norm": (model.norms_per_layer * layers + 1) / layers}
+    if not model.latent:
+        if not model.state:
+            calls["rotary"] = 1.0
+        calls["kv_write"] = model.attention_layers / layers
+    if model.dense_layers:
+        calls["silu_and_mul"] = model.dense_layers / layers * (model.mlp_matrices / 3)
+    return calls
 
 
 def _has_all(profile: Profile) -> bool:

@@ -7,6 +7,7 @@ into equal pieces that fit (the LM head of most models): derived. More rows than
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import product
 from math import ceil, log
 
@@ -47,6 +48,7 @@ class GemmPrices:
         self._n: list[int] = self._table.values("n")
         self._k: list[int] = self._table.values("k")
         self._curves: dict[tuple[int, int], tuple[Curve, str]] = {}
+        self._lender = other if other is not None and other.has("gemm") else None
 
     def price(self, m: int, n: int, k: int) -> tuple[float, str]:
         """(nanoseconds, provenance) of (m, k) x (k, n)."""
@@ -80,6 +82,17 @@ class GemmPrices:
         on_grid = n in self._n and k in self._k and self._table_dtype == self.dtype
         return on_grid and len(self._table.select(n=n, k=k)) > 0
 
+    @cached_property
+    def _lent(self) -> GemmPrices | None:
+        """Prices of the profile that this one names, whose widths may make a grid where these are scattered."""
+        return GemmPrices(self._lender, self._roofline, self.dtype) if self._lender else None
+
+    def surrounds(self, n: int, k: int) -> bool:
+        """Widths around (n, k) were run on all sides."""
+        sides = product(set(bracket(self._n, n)), set(bracket(self._k, k)))
+        inside = self._n[0] <= n <= self._n[-1] and self._k[0] <= k <= self._k[-1]
+        return inside and all(len(self._table.select(n=side_n, k=side_k)) > 0 for side_n, side_k in sides)
+
     def _between(self, n: int, k: int) -> tuple[Curve, str]:
         """Weigh the fractions of the roofline of the widths around (n, k)."""
         low_n, high_n = bracket(self._n, n)
@@ -96,6 +109,9 @@ class GemmPrices:
                     (weight_a * weight_b, corner_n, corner_k, self._floored(rows, corner_n, corner_k))
                 )
         if len(corners) < 2:  # widths that were run are scattered: no rectangle of them around this one
+            lent = self._lent
+            if lent is not None and lent.surrounds(n, k):
+                return lent._curve(n, k)
             corners = self._nearest(n, k)
         grid = sorted(set.intersection(*(set(corner.x) for *_, corner in corners)))
         total = sum(weight for weight, *_ in corners)

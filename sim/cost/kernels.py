@@ -57,14 +57,25 @@ class KernelCostModel(CostModel):
         terms: EngineTerms | None = None,
         strict: bool = False,
         host_link: LinkSpec | None = None,
+        pipeline_parallel: int = 1,
+        data_parallel: int = 1,
+        expert_parallel: int = 1,
+        groups: float | None = None,
     ) -> None:
-        self.setting = Setting(profile, model, gpu, tensor_parallel, host_link)
+        """In a pipeline and with data parallelism steps are those of one micro-batch or group (:mod:`kvsim.cost.shares`);
+        all groups together have ``groups`` times its tokens, None = each as many."""
+        self.setting = Setting(
+            *(profile, model, gpu, tensor_parallel, host_link),
+            *(pipeline_parallel, data_parallel, expert_parallel),
+            float(data_parallel if groups is None else groups),
+        )
         self.terms = terms or EngineTerms()
         self.strict = strict
         self._linear = LinearPart(self.setting)
         self._decode = DecodeAttention(self.setting, self.terms)
         self.spares_reads = bool(self.terms.shared_factors)
-        self._graphs = bool(self.terms.graph_factors) and model.moe is None and tensor_parallel == 1
+        plain = model.moe is None and model.state is None and DTYPE_BYTES[model.weight_dtype] == 2
+        self._graphs = bool(self.terms.graph_factors) and plain and tensor_parallel == pipeline_parallel == 1
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
         self._step_linear: dict[tuple[int, int], StepLinear] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvsim.cost.collectives import CollectivePrices
+from kvsim.cost.collectives import CollectivePrices, between_groups
 from kvsim.cost.curve import Array
 from kvsim.cost.elementwise import Elementwise
 from kvsim.cost.gemm import GemmPrices
@@ -87,14 +87,32 @@ def linear_widths(model: ModelSpec, tensor_parallel: int) -> dict[str, tuple[int
         "qkv_proj": ((heads + 2 * kv_heads) * head_dim, hidden),
         "o_proj": (hidden, heads * head_dim),
     }
-    dense_size = model.intermediate_size
+    if model.latent:
+        widths = model.latent.widths(hidden, heads)
+    if model.state:
+        widths |= model.state.widths(hidden, tensor_parallel)
     if model.moe:
         widths["router"] = (model.moe.num_experts, hidden)
-        dense_size = model.moe.num_shared_experts * model.moe.intermediate_size
-    if dense_size:
-        widths["gate_up_proj"] = (2 * dense_size // tensor_parallel, hidden)
-        widths["down_proj"] = (hidden, dense_size // tensor_parallel)
+        shared = model.moe.num_shared_experts * model.moe.intermediate_size
+        if shared:
+            widths["shared_gate_up_proj"] = (2 * shared // tensor_parallel, hidden)
+            widths["shared_down_proj"] = (hidden, shared // tensor_parallel)
+    if model.dense_layers:
+        gate_up = "gate_up_proj" if model.mlp_matrices == 3 else "up_proj"
+        widths[gate_up] = ((model.mlp_matrices - 1) * model.intermediate_size // tensor_parallel, hidden)
+        widths["down_proj"] = (hidden, model.intermediate_size // tensor_parallel)
     return widths
+
+
+def layers_with(model: ModelSpec, product: str) -> int:
+    """How many layers have the matrix product of that name."""
+    if product == "router" or product.startswith("shared_"):
+        return model.expert_layers
+    if product.startswith("state_"):
+        return model.state.num_layers if model.state else 0
+    if product in ("gate_up_proj", "up_proj", "down_proj"):
+        return model.dense_layers
+    return model.attention_layers
 
 
 class LinearPart:
@@ -110,11 +128,15 @@ class LinearPart:
             self._head_gemm = GemmPrices(setting.profile, setting.roofline, "bfloat16")
         self._collectives = CollectivePrices(setting.profile, parts)
         self._moe: MoePrices | None = None
-        self._gemms = [(name, n, k) for name, (n, k) in linear_widths(model, parts).items()]
+        self._gemms = [
+            (name, n, k, layers_with(model, name)) for name, (n, k) in linear_widths(model, parts).items()
+        ]
         if model.moe:
             moe = model.moe
             shape = (model.hidden_size, moe.intermediate_size, moe.experts_per_token, moe.num_experts)
-            self._moe = MoePrices(setting.profile, setting.roofline, model.weight_dtype, shape, parts)
+            apart = setting.expert_parallel
+            cut = parts * setting.data_parallel // apart
+            self._moe = MoePrices(setting.profile, setting.roofline, model.weight_dtype, shape, cut, apart)
 
         self._elementwise = Elementwise(setting)
 
@@ -123,17 +145,27 @@ class LinearPart:
         model, parts = self._setting.model, self._setting.tensor_parallel
         tokens = np.arange(first, first + BLOCK_TOKENS)
         found = []
-        for name, n, k in self._gemms:
+        for name, n, k, layers in self._gemms:
             time_ns, provenance = self._gemm.column(tokens, n, k)
-            found.append((name, provenance, model.num_layers * time_ns))
+            found.append((name, provenance, layers * time_ns))
         if self._moe:
-            times, provenances = zip(*map(self._moe.price, tokens.tolist()), strict=True)
-            found.append(("moe", list(provenances), model.num_layers * np.array(times)))
+            of_all = np.ceil(tokens * self._setting.groups).astype(
+                np.int64
+            )  # experts get those of every group
+            times, provenances = zip(*map(self._moe.price, of_all.tolist()), strict=True)
+            found.append(("moe", list(provenances), model.expert_layers * np.array(times)))
         if parts > 1:  # after attention and after the MLP; activations are 16 bits
             sizes = (tokens * (model.hidden_size * 2)).tolist()
             reduced = [self._collectives.price("all_reduce", num_bytes) for num_bytes in sizes]
             times, provenances = zip(*reduced, strict=True)
-            found.append(("all_reduce", list(provenances), model.num_layers * (2 * np.array(times))))
+            found.append(
+                (
+                    "all_reduce",
+                    list(provenances),
+                    model.num_layers * (model.norms_per_layer * np.array(times)),
+                )
+            )
+        found += between_groups(self._setting, tokens)
         return Block(found + self._elementwise.layers(tokens))
 
     def head(self, sampled: int) -> Priced:

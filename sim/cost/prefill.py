@@ -9,31 +9,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import floor, log
 
+from kvsim.cost.gemm import GemmPrices
 from kvsim.cost.heads import attention_table, head_rows
+from kvsim.cost.latent import latent_prefill, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.model import PROVENANCES
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
+from kvsim.cost.state import scan_ns
 
 
 class PrefillAttention(Pricer):
     """Args ``new``, ``past``: tokens. Every price has ``launch_ns`` in it; chunks of one step share one."""
 
     def __init__(self, setting: Setting) -> None:
-        table = attention_table("prefill_attention", setting)
-        over_past = "past" in table.axes
-        rows = head_rows(table if over_past else table.select(batch=1), setting, fold=False)
-        model, self._roofline = setting.model, setting.roofline
-        self._shape = (setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype)
-        self._layers = model.num_layers
-        self.provenance = rows.provenance
-        if over_past:
-            chunks = {(new, past): ns for (new, past), ns in rows.points("new", "past").items()}
+        model, self._setting = setting.model, setting
+        self._expand: Callable[[float], float] | None = None
+        self._layers = model.attention_layers
+        over_past = False
+        if model.latent:
+            self._floor: Callable[[float, float], float] = latent_roofline(setting).prefill_ns
+            chunks, self.provenance = latent_prefill(setting)
+            self._expand = _expands(setting)
         else:
-            chunks = {(length, 0): ns for (length,), ns in rows.points("length").items()}
+            table = attention_table("prefill_attention", setting)
+            over_past = "past" in table.axes
+            rows = head_rows(table if over_past else table.select(batch=1), setting, fold=False)
+            shape = (setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype)
+            self._floor = lambda new, past: setting.roofline.prefill_ns(new, past, *shape)
+            self.provenance = rows.provenance
+            if over_past:
+                chunks = {(new, past): ns for (new, past), ns in rows.points("new", "past").items()}
+            else:
+                chunks = {(length, 0): ns for (length,), ns in rows.points("length").items()}
+        if model.state:
+            self.provenance = "extrapolated"
         raised = {(new, past): max(ns, self._floor(new, past)) for (new, past), ns in chunks.items()}
         self._times: _Times = Chunks(raised) if over_past else Prompts(raised)
         self.launch_ns = quantise(self._layers * min(raised.values()))
@@ -55,13 +68,23 @@ class PrefillAttention(Pricer):
                 least_ns = self._floor(new, past)
                 if least_ns > time_ns:
                     time_ns = least_ns
-            found = floor(self._layers * time_ns * SCALE + 0.5) / SCALE, self._worst[kind]
+            if past and self._expand is not None:
+                time_ns += self._expand(past)
+            total_ns = self._layers * time_ns
+            if self._setting.model.state is not None:
+                total_ns += scan_ns(self._setting, new)
+            found = floor(total_ns * SCALE + 0.5) / SCALE, self._worst[kind]
             if len(self._found) < REMEMBERED:
                 self._found[new, past] = found
         return found
 
-    def _floor(self, new: float, past: float) -> float:
-        return self._roofline.prefill_ns(new, past, *self._shape)
+
+def _expands(setting: Setting) -> Callable[[float], float]:
+    """Keys and values of so many cached latents, of one layer: a chunk needs those of its past, too."""
+    assert setting.model.latent is not None
+    gemm = GemmPrices(setting.profile, setting.roofline, setting.model.weight_dtype)
+    n, k = setting.model.latent.widths(setting.model.hidden_size, setting.heads)["kv_b_proj"]
+    return lambda past: gemm.price(max(1, round(past)), n, k)[0]
 
 
 REMEMBERED = 1 << 16  # prices; long traces rarely repeat a chunk

@@ -37,13 +37,20 @@ def table_dtype(dtype: str) -> str:
 
 @dataclass(frozen=True)
 class Setting:
-    """One model on ``tensor_parallel`` GPUs of one kind, priced by one profile."""
+    """One model on ``tensor_parallel`` GPUs of one kind, priced by one profile.
+
+    In a pipeline, or where several groups have requests of their own, it is what one micro-batch or group does.
+    """
 
     profile: Profile
     model: ModelSpec
     gpu: GpuSpec
     tensor_parallel: int
     host_link: LinkSpec | None = None
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    expert_parallel: int = 1
+    groups: float = 1.0  # data parallelism: tokens of all groups, over those of the one that is priced
 
     def __post_init__(self) -> None:
         parts, model = self.tensor_parallel, self.model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvsim.model.layers import LatentSpec, MoeSpec, StateSpec
+
 DTYPE_BYTES = {
     "float32": 4.0,
     "bfloat16": 2.0,
@@ -11,30 +13,23 @@ DTYPE_BYTES = {
     "fp8": 1.0,
     "fp8_block": 1.0 + 4 / 128**2,  # a float32 scale for each 128 x 128 weights (DeepSeek-V3)
     "int8": 1.0,
-    "int4": 0.5,
+    "int4": 0.5 + 2.5 / 128,  # AWQ, GPTQ: a 16-bit scale and a zero point of 4 bits for each 128 weights
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MoeSpec:
-    """Mixture of experts in every layer: ``experts_per_token`` of ``num_experts`` run for each token."""
-
-    num_experts: int
-    experts_per_token: int
-    intermediate_size: int  # of one expert
-    num_shared_experts: int = 0
+__all__ = ["DTYPE_BYTES", "LatentSpec", "ModelSpec", "MoeSpec", "StateSpec"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder-only transformer with equal layers (attention, then a gated MLP or experts)."""
+    """A decoder-only transformer: layers of attention and an MLP or experts; or layers of one kind each (hybrids)."""
 
     name: str
     num_layers: int
     hidden_size: int
     num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    num_kv_heads: int  # 1 with latent attention
+    head_dim: int  # with latent attention: numbers that are cached of a token and layer
     intermediate_size: int
     vocab_size: int
     max_model_len: int
@@ -44,11 +39,42 @@ class ModelSpec:
     kv_dtype: str = "bfloat16"
     moe: MoeSpec | None = None
     qk_norm: bool = False  # Qwen3: one norm over head_dim for Q, one for K
+    latent: LatentSpec | None = None
+    state: StateSpec | None = None  # hybrids: these layers are a part of num_layers
+    num_attention_layers: int = 0  # 0 = all layers
+    num_mlp_layers: int = 0  # 0 = all layers
+    mlp_matrices: int = 3  # gate, up and down; 2 without a gate
+
+    @property
+    def attention_layers(self) -> int:
+        return self.num_attention_layers or self.num_layers
+
+    @property
+    def dense_layers(self) -> int:
+        """Layers with a dense MLP."""
+        if self.moe is not None:
+            return self.moe.num_dense_layers
+        return self.num_mlp_layers or self.num_layers
+
+    @property
+    def expert_layers(self) -> int:
+        return self.num_layers - self.moe.num_dense_layers if self.moe else 0
+
+    @property
+    def norms_per_layer(self) -> int:
+        """One before each part of a layer."""
+        return 1 if self.state else 2
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that K and V of one token take over all layers and heads (of all GPUs together)."""
-        return int(2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.kv_dtype])
+        """Bytes that K and V (or the latent) of one token take over all layers and heads (of all GPUs together)."""
+        per_layer = self.latent.cached if self.latent else 2 * self.num_kv_heads * self.head_dim
+        return int(self.attention_layers * per_layer * DTYPE_BYTES[self.kv_dtype])
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of recurrent state of one sequence, whatever its length, at 16 bits."""
+        return self.state.numbers * 2 if self.state else 0
 
     @property
     def activation_dtype_bytes(self) -> float:
@@ -58,37 +84,54 @@ class ModelSpec:
     @property
     def attention_parameters(self) -> int:
         """Weights of Q, K, V and O of one layer, biases included."""
+        if self.latent:
+            return sum(n * k for n, k in self.latent.widths(self.hidden_size, self.num_heads).values())
         query = self.num_heads * self.head_dim
         key_value = 2 * self.num_kv_heads * self.head_dim
         bias = query + key_value if self.attention_bias else 0
         return self.hidden_size * (query + key_value) + query * self.hidden_size + bias
 
     @property
-    def mlp_parameters(self) -> int:
-        """Weights of gate, up and down of one layer: all experts and their router, or the dense MLP."""
-        if self.moe is None:
-            return 3 * self.hidden_size * self.intermediate_size
-        experts = self.moe.num_experts + self.moe.num_shared_experts
-        return experts * self._expert_parameters + self.hidden_size * self.moe.num_experts
+    def dense_mlp_parameters(self) -> int:
+        """Weights of gate, up and down of one dense layer."""
+        return self.mlp_matrices * self.hidden_size * self.intermediate_size
+
+    def _expert_layer_parameters(self, experts: int) -> int:
+        """Weights of one layer with so many routed experts, the shared ones and the router."""
+        assert self.moe is not None
+        bias = self.moe.num_experts if self.moe.router_bias else 0
+        router = self.hidden_size * self.moe.num_experts + bias
+        return (experts + self.moe.num_shared_experts) * self.expert_parameters + router
 
     @property
-    def active_mlp_parameters(self) -> int:
-        """Weights of one layer's MLP that one token goes through, the router included."""
-        if self.moe is None:
-            return self.mlp_parameters
-        experts = self.moe.experts_per_token + self.moe.num_shared_experts
-        return experts * self._expert_parameters + self.hidden_size * self.moe.num_experts
-
-    @property
-    def _expert_parameters(self) -> int:
+    def expert_parameters(self) -> int:
         assert self.moe is not None
         return 3 * self.hidden_size * self.moe.intermediate_size
 
     @property
+    def routed_parameters(self) -> int:
+        """Weights of all routed experts of all layers."""
+        return self.expert_layers * self.moe.num_experts * self.expert_parameters if self.moe else 0
+
+    def _linear_parameters(self, experts: int) -> int:
+        found = (
+            self.attention_layers * self.attention_parameters + self.dense_layers * self.dense_mlp_parameters
+        )
+        if self.moe:
+            found += self.expert_layers * self._expert_layer_parameters(experts)
+        if self.state:
+            widths = self.state.widths(self.hidden_size).values()
+            found += self.state.num_layers * sum(n * k for n, k in widths)
+        return found
+
+    @property
     def norm_parameters(self) -> int:
-        """Weights of all norms: two a layer, one at the end, and those of Q and K if there are any."""
-        per_layer = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
-        return self.num_layers * per_layer + self.hidden_size
+        """Weights of all norms, of those inside attention too, and of what recurrent layers have beside projections."""
+        per_layer = self.norms_per_layer * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        if self.latent:
+            per_layer += self.latent.query_rank + self.latent.kv_rank
+        small = self.state.num_layers * self.state.small_parameters if self.state else 0
+        return self.num_layers * per_layer + self.hidden_size + small
 
     @property
     def embedding_parameters(self) -> int:
@@ -97,13 +140,13 @@ class ModelSpec:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of attention and MLP of all layers: what is quantised and what GPUs split."""
-        return self.num_layers * (self.attention_parameters + self.mlp_parameters)
+        """Weights of the linear layers: what is quantised and what GPUs split."""
+        return self._linear_parameters(self.moe.num_experts if self.moe else 0)
 
     @property
     def active_linear_parameters(self) -> int:
         """As ``linear_parameters``, but only the experts that one token goes through."""
-        return self.num_layers * (self.attention_parameters + self.active_mlp_parameters)
+        return self._linear_parameters(self.moe.experts_per_token if self.moe else 0)
 
     @property
     def num_parameters(self) -> int:
@@ -137,7 +180,10 @@ class ModelSpec:
         QK and PV take 2 FLOPs each a pair and head dimension; query i sees past + i + 1 keys.
         """
         pairs = new_tokens * past_tokens + new_tokens * (new_tokens + 1) // 2
-        return 4 * self.num_layers * self.num_heads * self.head_dim * pairs
+        dims = 2 * self.head_dim
+        if self.latent:
+            dims = self.latent.nope_dim + self.latent.rope_dim + self.latent.value_dim
+        return 2 * self.attention_layers * self.num_heads * dims * pairs
 
     @property
     def balance_tokens(self) -> float:

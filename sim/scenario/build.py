@@ -15,16 +15,37 @@ from kvsim.hardware.load import load_gpu, load_link, load_media_price
 from kvsim.hardware.spec import GpuSpec, LinkSpec, TierSpec
 from kvsim.model.load import load_model
 from kvsim.model.memory import MemoryBudget, kv_bytes_per_token_and_gpu, memory_budget
-from kvsim.model.spec import ModelSpec
+from kvsim.model.parallel import Parallel
+from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.schema import MeasuredLink, Scenario, Tier
 
 
 def build_model(scenario: Scenario) -> ModelSpec:
-    """The model, with the scenario's KV data type."""
+    """The model, with the scenario's data types of weights and KV.
+
+    Raises:
+        ScenarioError: quantised weights are to be quantised.
+    """
     model = load_model(scenario.model, base=scenario.path("."))
-    dtype = scenario.engine.kv_cache_dtype
+    quantization, dtype = scenario.engine.quantization, scenario.engine.kv_cache_dtype
+    if quantization is not None:
+        if DTYPE_BYTES[model.weight_dtype] < 2:
+            raise ScenarioError(
+                f"engine.quantization: {quantization}, but the weights of {model.name} are {model.weight_dtype} already; "
+                "leave it out"
+            )
+        name = f"{model.name} ({quantization})"
+        model = dataclasses.replace(model, weight_dtype=quantization, name=name)
     return model if dtype is None else dataclasses.replace(model, kv_dtype=dtype)
+
+
+def build_parallel(scenario: Scenario) -> Parallel:
+    """How the GPUs of a replica share the model."""
+    cluster = scenario.cluster
+    return Parallel(
+        cluster.tensor_parallel, cluster.pipeline_parallel, cluster.data_parallel, cluster.expert_parallel
+    )
 
 
 def build_gpu(scenario: Scenario) -> GpuSpec:
@@ -54,6 +75,9 @@ def build_memory(scenario: Scenario, check: bool = True) -> MemoryBudget:
         model,
         build_gpu(scenario),
         tensor_parallel=cluster.tensor_parallel,
+        pipeline_parallel=cluster.pipeline_parallel,
+        data_parallel=cluster.data_parallel,
+        expert_parallel=cluster.expert_parallel,
         gpu_memory_utilization=engine.gpu_memory_utilization,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         max_num_seqs=engine.max_num_seqs,
@@ -69,7 +93,7 @@ def kv_shape(scenario: Scenario, model: ModelSpec) -> KvShape:
     """Sizes of the KV of one replica."""
     gpus = scenario.cluster.tensor_parallel
     return KvShape(
-        model.num_layers,
+        model.attention_layers,
         model.num_heads,
         model.num_kv_heads,
         model.head_dim,
@@ -136,7 +160,7 @@ def profile_name(scenario: Scenario, gpu: str) -> str:
 
 
 def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
-    tiers, gpus = scenario.cache.tiers, scenario.cluster.tensor_parallel
+    tiers, gpus = scenario.cache.tiers, build_parallel(scenario).num_gpus
     tier = tiers[place]
     sharing = tier.gpus_per_link
     if sharing % gpus and gpus % sharing:

@@ -20,7 +20,7 @@ def _of_pool(scenario: Scenario, pool: Pool) -> Scenario:
     of_cluster: dict[str, Any] = {
         "pools": (),
         "replicas": pool.replicas,
-        **_given(pool, "gpu", "tensor_parallel"),
+        **_given(pool, "gpu", "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"),
     }
     if pool.usd_per_gpu_hour is not None or other_gpu:
         of_cluster["usd_per_gpu_hour"] = pool.usd_per_gpu_hour

@@ -25,6 +25,9 @@ class Pool(Part):
     gpu: str | None = None
     """As ``cluster.gpu``."""
     tensor_parallel: Positive | None = None
+    pipeline_parallel: Positive | None = None
+    expert_parallel: Positive | None = None
+    data_parallel: Positive | None = None
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """null = ``cluster.usd_per_gpu_hour`` where the pool has the cluster's GPU, else the list price in the GPU's preset."""
     timings: str | None = None

@@ -26,15 +26,11 @@ def check_references(scenario: Scenario) -> tuple[str, str] | None:
 
 def _checks(scenario: Scenario) -> Iterator[Check]:
     from kvsim.hardware.load import load_gpu, load_link
-    from kvsim.model.memory import check_tensor_parallel
     from kvsim.scenario.build import build_model, measured_link
 
     yield "model", lambda: build_model(scenario)
     yield "cluster.gpu", lambda: load_gpu(scenario.profile_path(scenario.cluster.gpu))
-    yield (
-        "cluster.tensor_parallel",
-        lambda: check_tensor_parallel(build_model(scenario), scenario.cluster.tensor_parallel),
-    )
+    yield from _parallel_checks("cluster", scenario)
     yield "engine.max_model_len", lambda: _model_len(scenario)
     yield "timings.profile", lambda: _timings(scenario, "cluster.gpu", "timings.profile")
     yield from _pool_checks(scenario)
@@ -55,18 +51,28 @@ def _checks(scenario: Scenario) -> Iterator[Check]:
 
 def _pool_checks(scenario: Scenario) -> Iterator[Check]:
     from kvsim.hardware.load import load_gpu
-    from kvsim.model.memory import check_tensor_parallel
-    from kvsim.scenario.build import build_model
     from kvsim.scenario.of_pool import pool_scenarios
 
     for i, (_, alone) in enumerate(pool_scenarios(scenario) if scenario.cluster.pools else ()):
-        key, cluster, gpu = f"cluster.pools.{i}", alone.cluster, alone.profile_path(alone.cluster.gpu)
+        key, gpu = f"cluster.pools.{i}", alone.profile_path(alone.cluster.gpu)
         yield f"{key}.gpu", partial(load_gpu, gpu)
-        yield (
-            f"{key}.tensor_parallel",
-            partial(check_tensor_parallel, build_model(scenario), cluster.tensor_parallel),
-        )
+        yield from _parallel_checks(key, alone)
         yield f"{key}.timings", partial(_timings, alone, "the pool's GPU", "timings")
+
+
+def _parallel_checks(key: str, scenario: Scenario) -> Iterator[Check]:
+    """One key after the other, so that the message names the one that is wrong."""
+    from kvsim.model.parallel import Parallel, check_parallel
+    from kvsim.scenario.build import build_model, build_parallel
+
+    def check(parallel: Parallel) -> None:
+        check_parallel(build_model(scenario), parallel)
+
+    whole = build_parallel(scenario)
+    yield f"{key}.tensor_parallel", partial(check, Parallel(whole.tensor))
+    yield f"{key}.pipeline_parallel", partial(check, Parallel(whole.tensor, whole.pipeline))
+    yield f"{key}.data_parallel", partial(check, Parallel(whole.tensor, whole.pipeline, whole.data))
+    yield f"{key}.expert_parallel", partial(check, whole)
 
 
 def _model_len(scenario: Scenario) -> None:

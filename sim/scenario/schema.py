@@ -38,7 +38,14 @@ class Cluster(Part):
     gpu: str = "h100-sxm"
     """Preset name, or the path of a profile that ``kvsim calibrate`` wrote: the GPU it ran on, with its timings."""
     tensor_parallel: Positive = 1
-    """GPUs of one replica."""
+    """GPUs that hold a part of every matrix; a replica has tensor x pipeline x data of them."""
+    pipeline_parallel: Positive = 1
+    """Stages, each with some of the layers."""
+    expert_parallel: Positive = 1
+    """Groups of GPUs with experts of their own; divides tensor x data, 1 = every expert is cut over all of them."""
+    data_parallel: Positive = 1
+    """Models with experts: groups of tensor x pipeline GPUs with attention and requests of their own, which share the
+    experts. For other models that is the same as replicas."""
     router: PolicyChoice = "round_robin"
     """A name (round_robin, least_outstanding_tokens, prefix_aware, ..., or one that a plug-in registers), or a mapping with
     options, such as {policy: prefix_aware, staleness_s: 1}: docs/routing.md."""
@@ -72,6 +79,9 @@ class Engine(Part):
     """Order of admission of each replica: fcfs, priority, vtc (fair per tenant), shortest_prompt, cached_share, or one that a
     plug-in registers; or a mapping with options, such as {policy: vtc, output_weight: 2}: docs/routing.md."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    quantization: Literal["fp8", "int4"] | None = None
+    """Of the weights of linear layers. fp8: their activations, too, by tensors; int4: weights alone, with a scale for each 128
+    (AWQ, GPTQ). null = as the model's config.json has it."""
     kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "int8"] | None = None
     """null = the model's own."""
 
@@ -203,7 +213,7 @@ class Tier(Part):
 
 class Cache(Part):
     manager: str = "prefix_tree"
-    """none, contiguous, paged, prefix_tree, chunks, shared_prefix, snapshots, or any that a plug-in registers."""
+    """none, contiguous, paged, prefix_tree, chunks, snapshots, or any that a plug-in registers."""
     block_tokens: Positive = 16
     eviction: PolicyChoice = "lru"
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""

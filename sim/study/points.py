@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kvsim.scenario.build import build_parallel
 from kvsim.scenario.load import apply_override, parse_scenario
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.read import read_yaml
@@ -72,7 +73,7 @@ def _parts(scenario: Scenario) -> str:
     capacities = [tier.model_copy(update={"capacity": 0}) for tier in scenario.cache.tiers]
     cache, engine = scenario.cache, scenario.engine
     kinds = [
-        (alone.cluster.gpu, alone.cluster.tensor_parallel, alone.timings, alone.engine)
+        (alone.cluster.gpu, build_parallel(alone), alone.timings, alone.engine)
         for _, alone in pool_scenarios(scenario)
     ]
     cluster = (scenario.cluster.router, kinds)

@@ -97,7 +97,10 @@ def test_any_workload(session, setup, snapshot, keep) -> None:  # type: ignore[n
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({}, "cache.options.snapshot: missing; this key has no default"),
+        (
+            {},
+            "cache.options.snapshot: the model has no recurrent layers to tell it; give its bytes, such as 50 MB",
+        ),
         ({"snapshot": 8}, "cache.options.snapshot: 8 has no unit; write '8 GB' or '8 GiB'"),
         (
             {"snapshot": "8 B", "keep": "every", "every_tokens": 6},

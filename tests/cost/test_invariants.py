@@ -127,7 +127,7 @@ def test_numbers_of_tokens_cost_the_same_one_by_one(name: str, gpus: int) -> Non
         priced = costs.layers(tokens, 1.0)
         assert priced.total_ns == sum(time_ns for _, time_ns in priced.parts)
         found = dict(((kernel, provenance), time_ns) for (kernel, provenance), time_ns in priced.parts)
-        for kernel, n, k in linear._gemms:
+        for kernel, n, k, _ in linear._gemms:
             time_ns, provenance = linear._gemm.price(tokens, n, k)
             assert found[kernel, provenance] == quantise(costs.setting.model.num_layers * time_ns)
 

@@ -68,8 +68,9 @@ def test_qwen3_moe(tmp_path: Path) -> None:
     model = load_model(write(tmp_path, model_type="qwen3_moe", head_dim=32, **experts))
     assert model.moe == MoeSpec(num_experts=8, experts_per_token=2, intermediate_size=32)
     assert model.qk_norm
-    assert model.mlp_parameters == 8 * 3 * 64 * 32 + 64 * 8
-    assert model.active_mlp_parameters == 2 * 3 * 64 * 32 + 64 * 8
+    attention = 64 * (4 + 2 * 4) * 32 + 4 * 32 * 64
+    assert model.linear_parameters == 2 * (attention + 8 * 3 * 64 * 32 + 64 * 8)
+    assert model.active_linear_parameters == 2 * (attention + 2 * 3 * 64 * 32 + 64 * 8)
 
 
 def test_mixtral_names_its_experts_differently(tmp_path: Path) -> None:
@@ -91,7 +92,10 @@ def test_new_dtype_key_and_float32(tmp_path: Path) -> None:
 def test_quantised_linear_layers_leave_embeddings_at_16_bits(tmp_path: Path) -> None:
     model = load_model(write(tmp_path, quantization_config={"quant_method": "awq", "bits": 4}))
     assert (model.weight_dtype, model.kv_dtype) == ("int4", "bfloat16")
-    assert model.weight_bytes == model.linear_parameters // 2 + 2 * (2 * 1000 * 64 + 5 * 64)
+    quantised = (
+        model.linear_parameters // 2 + model.linear_parameters * 2.5 / 128
+    )  # a scale and a zero point for 128
+    assert model.weight_bytes == quantised + 2 * (2 * 1000 * 64 + 5 * 64)
 
 
 @pytest.mark.parametrize(
@@ -103,16 +107,24 @@ def test_quantised_linear_layers_leave_embeddings_at_16_bits(tmp_path: Path) -> 
             "config.json.num_hidden_layers: expected a whole number of at least 1, found '2'",
         ),
         (
+            {"kv_lora_rank": 512, "model_type": "llama"},
+            "config.json: multi-head latent attention (kv_lora_rank) is read of deepseek_v2 and deepseek_v3 only",
+        ),
+        (
             {"kv_lora_rank": 512, "model_type": "deepseek_v3"},
-            "config.json: multi-head latent attention (kv_lora_rank) cannot be expressed yet",
+            "config.json: missing key 'qk_rope_head_dim'; a Hugging Face config.json has it",
+        ),
+        (
+            {"model_type": "nemotron_h", "hybrid_override_pattern": "ME"},
+            "config.json.hybrid_override_pattern: expected 2 of M (Mamba-2), * (attention) and - (MLP), found 'ME'",
         ),
         (
             {"model_type": "mamba", "state_size": 16},
-            "config.json: state-space or linear-attention layers cannot be expressed yet",
+            "config.json: state-space or linear-attention layers are read of nemotron_h only",
         ),
         (
             {"layer_types": ["linear_attention", "full_attention"]},
-            "config.json: state-space or linear-attention layers cannot be expressed yet",
+            "config.json: state-space or linear-attention layers are read of nemotron_h only",
         ),
         (
             {"model_type": "mistral", "sliding_window": 1024},

@@ -70,6 +70,41 @@ def test_mistral_7b() -> None:
     assert model.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2 == 131_072
 
 
+def test_deepseek_v3_caches_a_latent_and_has_dense_first_layers() -> None:
+    model = load_model("deepseek-v3")
+    hidden = 7168
+    # Q over a rank of 1,536 to 128 heads of 128 + 64; K and V over 512 + 64 to heads of 128 + 128; O
+    attention = hidden * 1536 + 1536 * 128 * 192 + hidden * 576 + 512 * 128 * 256 + 128 * 128 * hidden
+    norms = 2 * hidden + 1536 + 512
+    expert, router = 3 * hidden * 2048, hidden * 256 + 256
+    dense, rest = 3 * hidden * 18432, hidden + 2 * 129280 * hidden
+    layers = 61 * (attention + norms) + 3 * dense
+    # the count of the checkpoint's tensors without the layer that predicts a second token; "671B" of its card
+    assert model.num_parameters == layers + 58 * (257 * expert + router) + rest == 671_026_419_200
+    active = layers + 58 * (9 * expert + router) + rest
+    assert model.active_parameters == active == 37_552_297_472
+    assert active - 129280 * hidden == 36_625_618_432  # "37B": without the embedding
+    assert model.kv_bytes_per_token == 61 * (512 + 64) * 2 == 70_272
+    assert model.weight_dtype == "fp8_block"
+    linear = 671_026_419_200 - rest - 61 * norms
+    assert model.linear_parameters == linear
+    assert model.weight_bytes == int(linear * (1 + 4 / 128**2) + 2 * (rest + 61 * norms))
+
+
+def test_nemotron_h_8b_keeps_a_state_and_little_kv() -> None:
+    model = load_model("nemotron-h-8b")
+    inner, channels = 128 * 64, 128 * 64 + 2 * 8 * 128
+    mamba = 4096 * (inner + channels + 128) + inner * 4096
+    small = channels * (4 + 1) + 3 * 128 + inner
+    attention = 2 * 4096 * 4096 + 2 * 4096 * 1024
+    mlp = 2 * 4096 * 21504
+    total = 24 * (mamba + small) + 4 * attention + 24 * mlp + 52 * 4096 + 4096 + 2 * 131072 * 4096
+    assert model.num_parameters == total == 8_100_852_736  # "8B"
+    assert model.kv_bytes_per_token == 4 * 2 * 8 * 128 * 2 == 16_384
+    # the state of 128 heads of 64 x 128, and three inputs of the convolution
+    assert model.state_bytes == 24 * (inner * 128 + channels * 3) * 2 == 51_806_208
+
+
 def test_attention_flops_count_each_query_and_key_pair_once() -> None:
     model = load_model("llama-3.1-8b")
     pairs = 11 + 12 + 13  # three queries after ten cached tokens

@@ -1,0 +1,147 @@
+"""Steps of a replica whose requests are divided: micro-batches of a pipeline, groups with attention of their own (DP).
+
+A step of the replica is a *round*: every running request gets its token once. Its decodes are divided evenly into as many
+shares as there are stages x groups, its prefill chunks go one by one to the share with the fewest tokens, cut where a share
+would exceed its token budget. All shares are under way at once, each through all stages, so a round takes as long as its
+largest share takes through the whole model: a stage works on one share while the others work on the rest. Experts that
+groups share get the tokens of all groups.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.work import Ramp, StepWork, listed
+from kvsim.errors import CalibrationError
+from kvsim.model.parallel import Parallel
+
+Chunks = list[tuple[int, int]]
+FINE = 4
+"""Groups of a data-parallel replica get this many kinds of uneven for each group: how many tokens all of them have, over those of
+the largest, rounded up to a quarter."""
+
+
+class SharedPriced(Priced):
+    """What the largest share takes, and the cost model that priced it."""
+
+    __slots__ = ("model", "of", "step_ns")
+
+    def __init__(self, model: CostModel, of: Priced) -> None:
+        self.model, self.of, self.step_ns = model, of, of.step_ns
+
+
+class SharedSteps(CostModel):
+    """A round takes what its dearest share takes."""
+
+    def __init__(self, make: Callable[[float], CostModel], parallel: Parallel, budget: int) -> None:
+        """``make(groups)``: prices one share where all groups together have ``groups`` times its tokens, which is what the
+        experts get; 1 to ``parallel.data``. ``budget``: tokens of one share."""
+        self._make, self._parallel, self._budget = make, parallel, budget
+        self._shares = parallel.shares
+        self._models: dict[int, CostModel] = {}
+        self._largest = self._model(parallel.data)
+        self.spares_reads = self._largest.spares_reads
+
+    def _model(self, groups: float) -> CostModel:
+        """The one for so many times the tokens, rounded up."""
+        quarters = min(self._parallel.data * FINE, max(FINE, ceil(groups * FINE)))
+        found = self._models.get(quarters)
+        if found is None:
+            found = self._models[quarters] = self._make(quarters / FINE)
+        return found
+
+    def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
+        """Plain steps only: a decode and prefill chunks.
+
+        Raises:
+            CalibrationError: a cache method's kernels, which nobody divides.
+        """
+        num_seqs: Any = 0
+        sums: Any = None
+        chunks: list[tuple[Any, Any]] = []
+        for name, args, calls, group, lane in work.kernels:
+            plain = type(calls) is int and calls == 1 and (group, lane) == ("main", "gpu")
+            if plain and name == "decode_attention" and sums is None:
+                num_seqs, sums = args["num_seqs"], args["sum_context"]
+            elif plain and name == "prefill_attention":
+                chunks.append((args["new"], args["past"]))
+            else:
+                raise CalibrationError(
+                    f"kernel {name}: with pipeline_parallel or data_parallel only steps without kernels of a cache method "
+                    "can be priced; set both to 1, or take cache.manager prefix_tree, paged or none"
+                )
+        if not chunks and type(num_seqs) is int and num_seqs:
+            contexts = listed(sums, work.steps)
+            if contexts == listed(Ramp(contexts[0], num_seqs), work.steps):
+                return self.price_decodes(num_seqs, contexts[0], work.steps)
+        if work.steps > 1:
+            raise CalibrationError(
+                "with pipeline_parallel or data_parallel a run of steps has to be plain decodes"
+            )
+        decodes = (int(num_seqs), int(sums)) if num_seqs else (0, 0)
+        return self.price_mixed(*decodes, [(int(n), int(p)) for n, p in chunks], work.sampled, work.sustained)
+
+    def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
+        most = -(-num_seqs // self._shares)
+        model = self._model(num_seqs / self._parallel.pipeline / most)
+        return SharedPriced(model, model.price_decodes(most, sum_context * most // num_seqs, steps))
+
+    def price_mixed(
+        self,
+        num_seqs: int,
+        sum_context: int,
+        chunks: Sequence[tuple[int, int]],
+        sampled: int,
+        sustained: bool = False,
+    ) -> Priced:
+        rest = sampled - num_seqs
+        total = (num_seqs + sum(new for new, _ in chunks)) / self._parallel.pipeline
+        shares = {(decodes, tuple(some)) for decodes, some in self._divide(num_seqs, chunks)}
+        dearest: SharedPriced | None = None
+        for decodes, some in sorted(shares):
+            tokens = decodes + sum(new for new, _ in some)
+            if not tokens:
+                continue
+            model = self._model(total / tokens)
+            context = sum_context * decodes // num_seqs if num_seqs else 0
+            if some:
+                ends = min(len(some), max(0, rest))  # prompts that end in this step, at most
+                priced = model.price_mixed(decodes, context, some, decodes + ends, sustained)
+            else:
+                priced = model.price_decodes(decodes, context, 1)
+            if dearest is None or priced.step_ns[0] > dearest.step_ns[0]:
+                dearest = SharedPriced(model, priced)
+        assert dearest is not None, "a step of no tokens"
+        return dearest
+
+    def _divide(self, num_seqs: int, chunks: Sequence[tuple[int, int]]) -> list[tuple[int, Chunks]]:
+        """(decodes, prefill chunks) of each share."""
+        fewest, more = divmod(num_seqs, self._shares)
+        shares: list[tuple[int, Chunks]] = [(fewest + (i < more), []) for i in range(self._shares)]
+        tokens = [decodes for decodes, _ in shares]
+        for new, past in chunks:
+            while new > 0:
+                least = min(range(self._shares), key=tokens.__getitem__)
+                room = self._budget - tokens[least]
+                some = new if self._parallel.pipeline == 1 or new <= room else max(1, room)
+                shares[least][1].append((some, past))
+                tokens[least] += some
+                new, past = new - some, past + some
+        return shares
+
+    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
+        return self._largest.spared_tokens(-(-num_seqs // self._shares), read_again)
+
+    def account(self, priced: Priced, start: int, stop: int) -> int:
+        assert isinstance(priced, SharedPriced)
+        return priced.model.account(priced.of, start, stop)
+
+    def used_ns(self) -> dict[tuple[str, str], int]:
+        total: Counter[tuple[str, str]] = Counter()
+        for model in self._models.values():
+            total.update(model.used_ns())
+        return dict(total)
