@@ -128,7 +128,8 @@ class CacheManager(ABC):
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
-    may be laid over it; a subclass says so for itself.
+    may be laid over it; a subclass says so for itself. ``watches_decodes``: begin_decode and end_decode are called on every
+    GPU, not only where an engine spares reads.
     """
 
     services: Services
@@ -139,6 +140,7 @@ class CacheManager(ABC):
     needs_future: bool = False
     steady_work: bool = False
     parts: frozenset[str] = frozenset()
+    watches_decodes: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

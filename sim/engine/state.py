@@ -115,7 +115,7 @@ class ReplicaState(Services):
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
         watches = type(manager).begin_decode is not CacheManager.begin_decode
         self._spares_reads = cost.spares_reads and watches
-        if self._spares_reads:
+        if self._spares_reads or manager.watches_decodes:
             self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)

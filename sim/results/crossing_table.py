@@ -21,7 +21,7 @@ def crossing_rows(chart: Chart) -> list[tuple[str, ...]]:
 
 def value_text(chart: Chart, value: float) -> str:
     """A value of the chart's key with its unit."""
-    return f"{digits(float(f'{value:.3g}'))} {chart['unit']}".strip()
+    return f"{digits(value)} {chart['unit']}".strip()
 
 
 def figure_text(figure: str, value: float | None) -> str:

@@ -35,7 +35,7 @@ class ToyCost(CostModel):
         self.spares_reads = spares
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return read_again // 2
+        return read_again // 2 if self.spares_reads else 0
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> ToyPriced:
         steps = work.steps

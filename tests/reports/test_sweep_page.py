@@ -119,7 +119,7 @@ def test_a_crossing_is_marked_where_two_lines_meet(tmp_path: Path) -> None:
     *lines, crossing = figures[0]["data"]
     assert [line["name"] for line in lines] == ["router a", "router b"]
     assert crossing["x"] == pytest.approx([2.0]) and crossing["y"] == pytest.approx([0.07])
-    assert crossing["text"] == ["2 GB/s"]
+    assert crossing["text"] == ["2.00 GB/s"]
     text = text.replace("\u00a0", " ")
     assert "Where lines over link read cross" in text
     assert "<td>router a</td><td>router b</td>" in text  # lower below, lower above
