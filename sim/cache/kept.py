@@ -198,7 +198,11 @@ class KeptTokens(Paged):
             if codec is not None:
                 found += codec.read_work(num, span, steps)
             elif policy.writes_scores:
-                sizes = {"batch": num, "context": mean_context(span.tokens, num, steps)}
+                context, read = (
+                    mean_context(span.tokens, num, steps),
+                    span.tokens * policy.shape.bytes_per_token,
+                )
+                sizes = {"batch": num, "context": context, "num_bytes": read}
                 found.append(Kernel("decode_with_scores", sizes, calls=1 if span.share == 1 else span.share))
             else:
                 found.append(plain_read(num, span))

@@ -119,6 +119,12 @@ def _print_table(facts: dict[str, Any]) -> None:
             f"{tier['name']} ({tier['link']})", gb(tier["capacity_bytes"]), f"{tier['num_tokens']:,}"
         )
     console.print(tiers)
+    if facts["request_tokens"] != facts["num_tokens"]:
+        console.print(
+            f"longest request: {facts['request_tokens']:,} tokens, as cache.codec and cache.tokens have it",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"{facts['num_blocks']:,} blocks of {facts['block_tokens']} tokens; "
         f"{facts['kv_bytes_per_token']:,} bytes a token; "

@@ -61,14 +61,15 @@ class RooflinePricer(Pricer):
     def line(
         self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
     ) -> tuple[Line, Column] | None:
-        """Over ``num_bytes``, over ``rows`` of so many bytes, or over ``flops`` where these take longer throughout."""
+        """Over ``num_bytes``, over ``rows`` of so many bytes, or over ``flops`` where these take longer throughout. Other
+        sizes are those of a table that the profile lacks."""
         row_bytes: Any = 1
-        x = args.get("num_bytes")
-        if x is not None and len(args) == 1:
+        x, flops = args.get("num_bytes"), args.get("flops")
+        if x is not None and flops is None:
             pass
-        elif x is not None and len(args) == 2 and "flops" in args and lane in ("gpu", "cpu"):
-            return self._longer(x, args["flops"], lane, steps)
-        elif x is None and len(args) == 2 and "rows" in args and type(args.get("row_bytes")) is int:
+        elif x is not None and lane in ("gpu", "cpu"):
+            return self._longer(x, flops, lane, steps)  # type: ignore[arg-type]
+        elif x is None and flops is None and "rows" in args and type(args.get("row_bytes")) is int:
             x, row_bytes = args["rows"], args["row_bytes"]
             if row_bytes < 1:
                 return None

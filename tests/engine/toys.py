@@ -26,7 +26,7 @@ class ToyPriced(Priced):
 class ToyCost(CostModel):
     """100 ns a step, 10 a token, 1 per token of context read by decodes, new * past / 50 + new * new / 100 of prefill.
 
-    Any other kernel costs ``calls`` x the sum of its arguments, on its lane.
+    Any other kernel costs ``calls`` x the sum of its arguments, on its lane; bytes and FLOPs only where it has no others.
     """
 
     def __init__(self, spares: bool = False) -> None:
@@ -47,7 +47,7 @@ class ToyCost(CostModel):
             elif kernel.name == "prefill_attention":
                 ns = a["new"] * a["past"] / 50 + a["new"] ** 2 / 100
             else:
-                ns = sum(a.values())
+                ns = sum([size for name, size in a.items() if name not in ("num_bytes", "flops")] or a.values())
             ns = ns * column(kernel.calls, steps) / (link_share or {}).get(kernel.lane, 1.0)
             lanes = groups.setdefault(kernel.group, {})
             lanes[kernel.lane] = lanes.get(kernel.lane, 0) + ns

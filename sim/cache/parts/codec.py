@@ -147,24 +147,39 @@ class PackedKv:
             found.append((1 - share) * tensor.bits + share * important)
         return sum(found) / len(found)
 
+    @cached_property
+    def _kept_percent(self) -> float | None:
+        """Of the elements, on average, where some are zeroed."""
+        kept = [tensor.sparse.kept if tensor.sparse else 1.0 for tensor in self._tensors]
+        return None if min(kept) == 1 else round(100 * sum(kept) / len(kept))
+
     def write_work(self, tokens: int, calls: Column = 1) -> tuple[Kernel, ...]:
         """Look. Packing ``tokens`` new tokens, ``calls`` times."""
         codec, shape = self.codec, self.shape
         plain, moved = shape.bytes_per_token, tokens * (shape.bytes_per_token + self.token_bytes)
         found = []
         if codec.transform is not None:
-            found.append(Kernel("rotate_channels", {"num_bytes": tokens * plain}, calls))  # K: read, written
+            sizes = {"tokens": tokens, "num_bytes": tokens * plain}  # keys: read, and written
+            found.append(Kernel("hadamard_keys", sizes, calls))
         for tensor in self._tensors:
             if tensor.rank is not None and codec.factors == "offline":
                 rank = max(1, tensor.rank // codec.joint_layers)
-                found.append(Kernel("low_rank_project", {"rank": rank, "tokens": tokens}, calls))
+                flops = 2 * tokens * shape.hidden_size * rank * shape.num_layers
+                weights = 2 * shape.hidden_size * rank * shape.num_layers
+                sizes = {"rank": rank, "tokens": tokens, "num_bytes": weights, "flops": flops}
+                found.append(Kernel("low_rank_project", sizes, calls))
             elif tensor.rank is not None:
                 flops = SVD_FLOPS * tokens * shape.width * tensor.rank * shape.num_layers
                 found.append(Kernel("joint_svd", {"num_bytes": moved, "flops": flops}, calls))
         if self._bits < PLAIN_BITS:
-            found.append(Kernel("quantise_kv", {"bits": self._bits, "tokens": tokens}, calls))
-        if any(tensor.sparse or tensor.channels for tensor in self._tensors):
-            found.append(Kernel("sparse_pack", {"num_bytes": moved}, calls))
+            found.append(
+                Kernel("quantise_kv", {"bits": self._bits, "tokens": tokens, "num_bytes": moved}, calls)
+            )
+        if self._kept_percent is not None:
+            sizes = {"kept": self._kept_percent, "tokens": tokens, "num_bytes": moved}
+            found.append(Kernel("prune_kv", sizes, calls))
+        elif any(tensor.channels for tensor in self._tensors):
+            found.append(Kernel("prune_channels", {"num_bytes": moved}, calls))
         if codec.merge_layers is not None:
             found.append(Kernel("merge_layers", {"num_bytes": moved}, calls))
         if codec.entropy < 1:
@@ -197,24 +212,36 @@ class PackedKv:
             return (*found, Kernel("latent_attention", sizes, calls))
         if ranks:
             for rank in ranks:
-                found.append(Kernel("low_rank_reconstruct", {"rank": rank, "tokens": tokens}, calls))
+                sizes = {
+                    "rank": rank,
+                    "tokens": tokens,
+                    "num_bytes": tokens * (2 * (rank + shape.width) * shape.num_layers),
+                    "flops": tokens * (2 * rank * shape.width * shape.num_layers),
+                }
+                found.append(Kernel("low_rank_reconstruct", sizes, calls))
             if self._bits < PLAIN_BITS:
                 found.append(Kernel("dequantise_latents", {"num_bytes": tokens * self.token_bytes}, calls))
             return (*found, plain_read(num_seqs, span))
-        if any(tensor.sparse or tensor.channels for tensor in self._tensors):
-            return (*found, Kernel("sparse_attention", {"num_bytes": tokens * self.token_bytes}, calls))
-        beside = sum(
-            self._elements(t) * (t.outliers * t.outlier_bits + t.error_rank * PLAIN_BITS / shape.head_dim)
-            for t in self._tensors
-        )
-        if beside:
-            num_bytes = tokens * ceil(beside * shape.num_layers / 8 * shape.copies)
-            found.append(Kernel("add_outliers", {"num_bytes": num_bytes}, calls))
+        read = tokens * self.token_bytes
+        if self._kept_percent is not None:
+            context = mean_context(tokens, num_seqs, steps)
+            sizes = {"kept": self._kept_percent, "batch": num_seqs, "context": context, "num_bytes": read}
+            return (*found, Kernel("bitmap_attention", sizes, calls))
+        if any(tensor.channels for tensor in self._tensors):
+            return (*found, Kernel("pruned_channel_attention", {"num_bytes": read}, calls))
+        if any(tensor.error_rank for tensor in self._tensors):
+            bits = sum(self._elements(t) * t.error_rank for t in self._tensors) * PLAIN_BITS / shape.head_dim
+            num_bytes = tokens * ceil(bits * shape.num_layers / 8 * shape.copies)
+            found.append(Kernel("add_low_rank_error", {"num_bytes": num_bytes}, calls))
         if self._bits == PLAIN_BITS:
             return (*found, plain_read(num_seqs, span))
         context = _more(mean_context(tokens, num_seqs, steps), round(self.wide_tokens * (1 / self.ratio - 1)))
-        sizes = {"bits": self._bits, "batch": num_seqs, "context": context}
-        return (*found, Kernel("dequantise_attention", sizes, calls))
+        sizes = {"bits": self._bits, "batch": num_seqs, "context": context, "num_bytes": read}
+        outliers = sum(tensor.outliers for tensor in self._tensors) / len(self._tensors)
+        if not outliers:
+            return (*found, Kernel("dequantise_attention", sizes, calls))
+        sizes["outliers"] = outliers * shape.head_dim
+        return (*found, Kernel("outlier_attention", sizes, calls))
 
 
 def _more(context: Column, tokens: int) -> Column:

@@ -240,11 +240,12 @@ class TokenPolicy:
             return ()
         found: list[Kernel] = []
         if tokens.score in ("norm", "key_similarity"):
-            found.append(Kernel("key_statistics", {"page": 16, "tokens": new}))
+            read = new * shape.bytes_per_token // 2
+            found.append(Kernel("key_statistics", {"page": 16, "tokens": new, "num_bytes": read}))
         elif tokens.score == "gate":
             found.append(Kernel("retaining_heads", {"num_bytes": 0, "flops": new * self._gate_flops}))
         elif tokens.score == "accumulated":
-            sizes = {"window": SCORED_QUERIES, "context": past + new // 2 + 1}
+            sizes = self._scoring(SCORED_QUERIES, past + new // 2 + 1)
             found.append(Kernel("score_reduction", sizes, calls=new / SCORED_QUERIES))
         if tokens.schedule == "chunk":
             entries, evictions = self._mean_kept(prompt) + tokens.block, new / tokens.block
@@ -256,25 +257,18 @@ class TokenPolicy:
         else:
             entries, evictions, moved = prompt, 1, kept
         if tokens.score == "window":
-            found.append(
-                Kernel("score_reduction", {"window": tokens.window, "context": prompt}, calls=evictions)
-            )
+            found.append(Kernel("score_reduction", self._scoring(tokens.window, prompt), calls=evictions))
         if tokens.score != "position":
-            rows = {
-                "rows": shape.num_kv_heads,
-                "entries": entries,
-                "k": min(self._mean_kept(prompt), entries),
-            }
+            rows = _choosing(shape.num_kv_heads, entries, min(self._mean_kept(prompt), entries))
             found.append(Kernel("top_k_select", rows, calls=evictions * shape.num_layers))
             if tokens.compact:
                 rows = {"row_bytes": 2 * shape.head_dim, "rows": 2 * moved}
                 found.append(Kernel("compact_kv", rows, calls=evictions))
         if tokens.dropped == "merge":
-            part = new / prompt if tokens.schedule == "chunk" else 1.0
-            lost = (prompt * shape.num_slices - kept) * part
-            sizes = {"dropped": max(1, round(lost / shape.num_slices)), "kept": self._mean_kept(prompt)}
-            sizes["num_bytes"] = round(2 * lost * self._slice_bytes)
-            found.append(Kernel("merge_tokens", sizes))
+            stays = self._mean_kept(prompt)
+            goes = min(new, prompt - stays) if tokens.schedule == "chunk" else prompt - stays
+            read = (goes + stays) * shape.bytes_per_token
+            found.append(Kernel("merge_tokens", {"dropped": goes, "kept": stays, "num_bytes": read}))
         return tuple(found)
 
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
@@ -295,13 +289,14 @@ class TokenPolicy:
             layers = each.slices // shape.num_kv_heads
             rows = shape.num_kv_heads * (num if tokens.every == 1 else 1)
             entries = max(1, kept // tokens.granularity)
-            sizes = {"rows": rows, "entries": entries, "k": min(32, entries)}
-            found.append(Kernel("top_k_select", sizes, calls=evicts * layers))
+            found.append(
+                Kernel("top_k_select", _choosing(rows, entries, min(32, entries)), calls=evicts * layers)
+            )
             if tokens.dropped == "merge":
-                share = each.slices / shape.num_slices
-                read = round(num * kept * shape.bytes_per_token / 2)  # keys that it may resemble
-                sizes = {"dropped": num, "kept": kept, "num_bytes": read}
-                found.append(Kernel("merge_tokens", sizes, calls=evicts * share))
+                # each sequence's token against its own kept keys: as many products as one token against all of them
+                share, read = each.slices / shape.num_slices, num * kept * shape.bytes_per_token // 2
+                sizes = {"dropped": 1, "kept": num * kept, "num_bytes": read}
+                found.append(Kernel("merge_tokens", sizes, calls=share * evicts if share < 1 else evicts))
         return tuple(found)
 
     @property
@@ -316,9 +311,12 @@ class TokenPolicy:
     def _mean_kept(self, prompt: int) -> int:
         return max(1, round(self._kept_slices(prompt) / self.shape.num_slices))
 
-    @property
-    def _slice_bytes(self) -> int:
-        return 4 * self.shape.head_dim
+    def _scoring(self, window: int, context: int) -> dict[str, int]:
+        """Sizes of the scores of ``window`` queries over ``context`` keys."""
+        shape = self.shape
+        flops = 2 * window * context * shape.num_heads * shape.head_dim * shape.num_layers
+        read = context * shape.bytes_per_token // 2
+        return {"window": window, "context": context, "num_bytes": read, "flops": flops}
 
     @property
     def _gate_flops(self) -> int:
@@ -326,6 +324,11 @@ class TokenPolicy:
         shape = self.shape
         wide = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
         return 2 * shape.num_layers * 1024 * (wide + shape.num_kv_heads)
+
+
+def _choosing(rows: int, entries: int, k: int) -> dict[str, int]:
+    """Sizes of choosing the ``k`` best of each row's scores, which are of 4 bytes."""
+    return {"rows": rows, "entries": entries, "k": k, "num_bytes": 4 * rows * entries}
 
 
 def _growing(first: int, num: int, steps: int) -> Column:

@@ -1,0 +1,82 @@
+"""Requests under a codec or a token policy, every time by hand.
+
+The toy cluster: blocks of 4 tokens, 16 bytes a token, 4 layers of 2 KV heads, 64 tokens a step, one step in flight. A step
+costs 100 ns + 10 a token + 1 per token that decode attention reads + new * past / 50 + new * new / 100 per prefilled
+chunk + calls x the sum of all sizes of every other kernel.
+"""
+
+from __future__ import annotations
+
+from harness import cache_of, simulate, times, trace_of, with_parts
+
+
+def test_packed_blocks_and_a_window() -> None:
+    """4 bits in all for 16: 4 bytes a token, 16 a block, so 48 blocks where there were 12; 8 tokens at 16 bits take 6 more."""
+    four = {"bits": 2, "group": 4, "metadata_bits": 8}
+    codec = {"trigger": "group", "window": 8, "keys": {**four, "axis": "channel"}, "values": four}
+    trace = trace_of([(0, 30, 3), (0, 30, 2), (0, 4, 1)])
+    simulation = simulate(with_parts("paged"), trace, cache_of(12, {"codec": codec}))
+    manager = simulation.replicas[0].manager
+    assert manager.capacity_blocks == 48  # type: ignore[attr-defined]
+    # 0: A, B and C: 100 + 640 + 9 + 9 + 0.16; packing (bits and tokens) 2 + 30, 2 + 30, 2 + 4 -> 828
+    # 828: A and B: 100 + 20; bits, batch, and 31 tokens each, of which 8 count for 4: 2 + 2 + 31 + 24; no group fills -> 1007
+    # 1007: A: 100 + 10 + 2 + 1 + 32 + 24; its 32nd token fills a group: 2 + 4 -> 1182
+    assert times(simulation) == {0: (828, 1182), 1: (828, 1007), 2: (828, 828)}
+
+
+def test_a_prompt_that_is_packed_at_its_end_needs_room_for_all_of_it() -> None:
+    """Two prompts of 16 tokens, 4 blocks each at 16 bits, in 6 blocks: the second waits until the first is packed."""
+    eight = {"bits": 8}
+    trace = trace_of([(0, 16, 3), (0, 16, 1)])
+    late, early = (
+        {"codec": {"trigger": trigger, "keys": eight, "values": eight}} for trigger in ("prefill", "chunk")
+    )
+    # 0: A: 100 + 160 + 2.56; 8 + 16 of packing -> 287; B needs 8 blocks of 8 bytes a token, of 12 A has 8
+    # 287: A holds 4 + 1, B takes 7... 8 are not left: it has to wait until A has ended
+    waits = times(simulate(with_parts("paged"), trace, cache_of(6, late)))
+    assert waits[0][0] == 287 and waits[1][0] > waits[0][1]
+    # together: 100 + 320 + 2 * (2.56 + 24) -> 473
+    assert times(simulate(with_parts("paged"), trace, cache_of(6, early)))[1] == (473, 473)
+
+
+def test_tokens_that_the_end_of_the_prompt_attends_to() -> None:
+    """Budget 8: the room of what goes lets C in while A and B decode."""
+    tokens = {"score": "window", "window": 3, "budget": 8}
+    trace = trace_of([(0, 20, 3), (0, 8, 2), (400, 12, 2)])
+    simulation = simulate(with_parts("paged"), trace, cache_of(9, {"tokens": tokens}))
+    # 0: A (5 blocks) and B (2): 100 + 280 + 4 + 0.64; A's scores 3 + 20, 4 layers of choosing 8 of 20 in 2 heads: 4 * 30,
+    #    moving 2 * 8 * 8 rows of 16 bytes: 16 + 128 -> 672
+    # 672: A has 2 blocks left; A and B begin one each, C takes the last 3: 100 + 140 + 9 + 9 + 1.44; its scores 3 + 12,
+    #    4 * (2 + 12 + 8), 16 + 128 -> 1178: B ends
+    # 1178: A reads 10, C 9: 139 -> 1317
+    assert times(simulation) == {0: (672, 1317), 1: (672, 1178), 2: (1178, 1317)}
+
+
+def test_two_classes_of_heads_have_pages_of_their_own() -> None:
+    """Half of the 8 slices keep everything, the others 8 tokens: 40 pages hold a prompt of 21, which takes 6 blocks else."""
+    tokens = {
+        "score": "position",
+        "schedule": "chunk",
+        "block": 4,
+        "heads": {"full": 0.5, "sinks": 2, "recent": 6},
+    }
+    simulation = simulate(with_parts("paged"), trace_of([(0, 21, 2)]), cache_of(5, {"tokens": tokens}))
+    manager = simulation.replicas[0].manager
+    assert manager.capacity_blocks == 40  # type: ignore[attr-defined]
+    # 0: 4 * 6 pages, and 4 * 3 for 8 tokens and a block of 4: 100 + 210 + 4.41 -> 314
+    # 314: half of 22 tokens and half of 8: 100 + 10 + 11 + 4 -> 439
+    assert times(simulation) == {0: (314, 439)}
+    shared = {**tokens, "pages": "shared"}
+    refused = simulate(with_parts("paged"), trace_of([(0, 21, 2)]), cache_of(5, {"tokens": shared}))
+    assert len(refused.recorder.rejected) == 1, "a page is freed only where no head needs it"
+
+
+def test_holes_in_pages_free_nothing() -> None:
+    tokens = {"score": "norm", "ratio": 0.5, "compact": False}
+    pages = {**tokens, "granularity": 4}
+    trace = trace_of([(0, 20, 9), (400, 16, 1)])
+    holes, freed = (
+        times(simulate(with_parts("paged"), trace, cache_of(7, {"tokens": keys}))) for keys in (tokens, pages)
+    )
+    assert holes[1][0] > holes[0][1], "the second prompt waits for the end of the first"
+    assert freed[1][0] < freed[0][1]
