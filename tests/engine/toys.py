@@ -47,7 +47,9 @@ class ToyCost(CostModel):
             elif kernel.name == "prefill_attention":
                 ns = a["new"] * a["past"] / 50 + a["new"] ** 2 / 100
             else:
-                ns = sum([size for name, size in a.items() if name not in ("num_bytes", "flops")] or a.values())
+                ns = sum(
+                    [size for name, size in a.items() if name not in ("num_bytes", "flops")] or a.values()
+                )
             ns = ns * column(kernel.calls, steps) / (link_share or {}).get(kernel.lane, 1.0)
             lanes = groups.setdefault(kernel.group, {})
             lanes[kernel.lane] = lanes.get(kernel.lane, 0) + ns

@@ -148,7 +148,7 @@ class PackedKv:
         return sum(found) / len(found)
 
     @cached_property
-    def _kept_percent(self) -> float | None:
+    def _kept_percent(self) -> int | None:
         """Of the elements, on average, where some are zeroed."""
         kept = [tensor.sparse.kept if tensor.sparse else 1.0 for tensor in self._tensors]
         return None if min(kept) == 1 else round(100 * sum(kept) / len(kept))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from kvsim.cache.parts.span import KvShape, Span
 from kvsim.cost.work import Column, Kernel, Ramp
@@ -281,7 +281,7 @@ class TokenPolicy:
         found: list[Kernel] = []
         for each in evicting:
             kept = self.cap(each) if each.kind == "capped" else max(1, batch.total(self.constant) // num)
-            evicts: Column = 1
+            evicts: Any = 1
             if each.kind == "capped":
                 evicts = (batch.capped(kept).num_beyond(steps) > 0) * 1
             if tokens.every > 1:
