@@ -29,6 +29,24 @@ def pools_table(summary: Mapping[str, Any]) -> str:
     return markup.table(header, (_row(pool) for pool in summary["pools"]))
 
 
+def handover_facts(summary: Mapping[str, Any]) -> str:
+    """How long KV took from prefill to decode; nothing where no pool hands over."""
+    found = summary.get("disaggregation")
+    if found is None:
+        return ""
+
+    def times(key: str) -> str:
+        return f"{duration(found[key]['p50'])}; p95 {duration(found[key]['p95'])}"
+
+    rows = (
+        ("KV handed over", f"{number(found['requests'])} requests"),
+        ("wait for room on the decode side, p50", times("kv_wait_s")),
+        ("transfer, p50", times("kv_transfer_s")),
+        ("prompt tokens that the decode side had", percent(found["decode_hit_token_ratio"])),
+    )
+    return markup.facts(rows)
+
+
 def _row(pool: Mapping[str, Any]) -> list[str]:
     return [
         pool["name"],

@@ -40,6 +40,9 @@ class Request:
     base: int = 0  # context = base + batch round, while decoding
     last_round: int = -1  # batch round after its last token; -1 = not decoding
     kv: Any = None  # the cache manager's own state
+    handover: Any = (
+        None  # of a request that another replica prefills (kvsim.engine.handover), until it decodes
+    )
 
     first_cached: int = -1  # exact reuse at first admission
     first_approximate: int = 0

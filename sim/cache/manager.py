@@ -128,8 +128,9 @@ class CacheManager(ABC):
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
-    may be laid over it; a subclass says so for itself. ``watches_decodes``: begin_decode and end_decode are called on every
-    GPU, not only where an engine spares reads.
+    may be laid over it, ``hands_over``: a prompt's KV can be computed on one replica and received on another, all of it and as
+    it is; a subclass says both for itself. ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only
+    where an engine spares reads.
     """
 
     services: Services
@@ -141,6 +142,7 @@ class CacheManager(ABC):
     steady_work: bool = False
     parts: frozenset[str] = frozenset()
     watches_decodes: bool = False
+    hands_over: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -149,6 +151,8 @@ class CacheManager(ABC):
             cls.steady_work = False
         if "parts" not in own:
             cls.parts = frozenset()
+        if "hands_over" not in own:
+            cls.hands_over = False
 
     @abstractmethod
     def match(self, request: Request) -> Plan:
@@ -209,6 +213,13 @@ class CacheManager(ABC):
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
         """Change. The link ended it: unpin, free, make it visible. May start further transfers."""
         return ()
+
+    def reserve(self, request: Request, tokens: int) -> bool:
+        """Change, after admit: room for ``tokens`` prompt tokens that another replica computes, reusable when received."""
+        return self.grow(request, tokens)
+
+    def received(self, request: Request) -> None:  # noqa: B027
+        """Change. The KV for which :meth:`reserve` took room is there."""
 
     def prefetch(self, request: Request) -> tuple[Transfer, ...]:
         """Change, when a request has reached the replica: what brings its KV nearer while it waits.

@@ -13,5 +13,7 @@ from kvsim.cache.paged import Paged, cache_managers
 
 @cache_managers.register("none")
 class NoReuse(Paged):
+    hands_over = True
+
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(replace(config, block_tokens=1, reserved_blocks=0))

@@ -21,6 +21,7 @@ class Paged(CacheManager):
     api_version = API_VERSION
     steady_work = True
     parts = frozenset({"codec", "tokens"})
+    hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config

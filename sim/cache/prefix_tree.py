@@ -55,6 +55,7 @@ class PrefixTreeManager(Paged):
     uses_tiers = True
     steady_work = True
     parts = frozenset({"codec"})
+    hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
@@ -219,12 +220,22 @@ class PrefixTreeManager(Paged):
             held: Held | None = request.kv
             kept = held is not None and bool(held.loading)
             if held is not None and held.loading:
-                held.loading -= 1
-                if not held.loading:
-                    context = request.cached + request.computed
-                    self._index(held, self._complete(request, context) // self.block_tokens)
+                self._one_loaded(held, request)
             more = self.tiers.loaded(payload, kept)
         return more + self.tiers.demote(0) if self.tiers.demotes_hbm else more
+
+    def _one_loaded(self, held: Held, request: Request) -> None:
+        held.loading -= 1
+        if not held.loading:
+            context = request.cached + request.computed
+            self._index(held, self._complete(request, context) // self.block_tokens)
+
+    def reserve(self, request: Request, tokens: int) -> bool:
+        request.kv.loading += 1
+        return self.grow(request, tokens)
+
+    def received(self, request: Request) -> None:
+        self._one_loaded(request.kv, request)
 
     # ---- decoding and the end
 

@@ -30,6 +30,7 @@ class PrivatePrefixes(Paged):
 
     steady_work = True
     parts = frozenset({"codec"})
+    hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

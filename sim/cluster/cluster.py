@@ -11,6 +11,7 @@ import simpy
 
 from kvsim.cluster.clients import NO_FIRST_TOKEN, Patience
 from kvsim.cluster.clock import Clock
+from kvsim.cluster.disaggregation import Disaggregation
 from kvsim.cluster.responses import ResponseFront
 from kvsim.cluster.router import Router
 from kvsim.cluster.small_model import SmallPool
@@ -68,6 +69,8 @@ class Cluster:
         self.responses, self.small = responses, small
         self._taken_in_ns = 0  # when the front end has all prompts that were sent on to it
         self.replicas: Sequence[Replica] = ()
+        self._entrances: Sequence[Replica] = ()
+        self.disaggregation: Disaggregation | None = None
         self._roomy: list[
             tuple[int, Sequence[Replica]]
         ] = []  # longest request, and who can take one that long
@@ -97,12 +100,13 @@ class Cluster:
         """Something happens when a request is through: another one arrives, or its answer is kept."""
         return bool(self._followers) or self.responses is not None
 
-    def start(self, replicas: Sequence[Replica]) -> None:
-        """Set the run up; ``env.run()`` then plays it."""
+    def start(self, replicas: Sequence[Replica], entrances: Sequence[Replica] | None = None) -> None:
+        """Set the run up; ``env.run()`` then plays it. ``entrances``: the replicas that take new requests, None = all."""
         self.replicas = replicas
-        limits = sorted({replica.engine.max_model_len for replica in replicas})
+        entrances = self._entrances = replicas if entrances is None else entrances
+        limits = sorted({replica.engine.max_model_len for replica in entrances})
         self._roomy = [
-            (most, [replica for replica in replicas if replica.engine.max_model_len >= most])
+            (most, [replica for replica in entrances if replica.engine.max_model_len >= most])
             for most in limits
         ]
         self.env.process(self._arrivals())
@@ -116,7 +120,7 @@ class Cluster:
             enter, entries = self._arrive, trace.arrival_ns[rows]
         else:
             tokens = trace.input_tokens[rows]
-            entries = entry_ns(trace.arrival_ns[rows], tokens, self.engine, len(self.replicas))
+            entries = entry_ns(trace.arrival_ns[rows], tokens, self.engine, len(self._entrances))
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
             for at, row in zip(entries[some].tolist(), self._lengths(rows[some]), strict=True):
@@ -167,7 +171,7 @@ class Cluster:
         now, engine = self.env.now, self.engine
         at = now + engine.taken_in_ns(input_tokens)
         if self.trace.after.item(row) < 0:
-            before = self._taken_in_ns + input_tokens * engine.intake_token_ns // len(self.replicas)
+            before = self._taken_in_ns + input_tokens * engine.intake_token_ns // len(self._entrances)
             at = self._taken_in_ns = max(at, before)
         arrives = (row, arrival_ns, input_tokens, *rest)
         At(self.env, at - now, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
@@ -218,6 +222,11 @@ class Cluster:
             self._reject(request, f"{total} tokens exceed {limit}")
             return
         replica = self.router.pick(request, replicas)
+        if self.disaggregation is not None and self.disaggregation.takes(request, replica):
+            problem = self.disaggregation.enter(request, replica)
+            if problem is not None:
+                self._reject(request, problem)
+            return
         if not replica.manager.fits(request):
             self._reject(request, f"{total} tokens exceed the KV capacity of a replica")
             return
@@ -308,6 +317,9 @@ class Cluster:
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
         front_out = self.engine.front_out_ns
         end = now + front_out
+        prefilled_by = None
+        if self.disaggregation is not None:
+            prefilled_by = self.disaggregation.ended(request, replica)  # type: ignore[arg-type]
         self._add_row(
             (
                 request.index,
@@ -321,7 +333,7 @@ class Cluster:
                 request.first_token_ns - admitted_ns,
                 entered_ns - arrival_ns + front_out,
                 end - arrival_ns,
-                replica.index,
+                replica.index if prefilled_by is None else prefilled_by,
                 request.preemptions,
                 request.session,
                 request.tenant,
@@ -329,7 +341,7 @@ class Cluster:
             )
         )
         self.num_finished += 1
-        if self._ended is not None:
+        if self._ended is not None and prefilled_by is None:
             self._ended(request, replica)  # type: ignore[arg-type]  # no other state of a replica finishes
         if end > self.last_token_ns:
             self.last_token_ns = end

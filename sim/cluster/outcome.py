@@ -6,10 +6,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.parts import BuiltPool
 from kvsim.cluster.simulation import Simulation
+from kvsim.engine.replica import Replica
 from kvsim.hardware.spec import TierSpec
-from kvsim.results.outcome import CacheCounts, Outcome, PoolUse
+from kvsim.results.outcome import CacheCounts, LinkUse, Outcome, PoolUse
 from kvsim.results.steady import warm_up_ns
 from kvsim.scenario.schema import Scenario
 
@@ -42,7 +44,7 @@ def outcome_of(
         num_events=sum(replica.num_events for replica in replicas),
         used_ns=_used_ns(simulation),
         cache=_cache_counts(simulation),
-        links=tuple(use for replica in replicas for use in replica.links.use(replica.index)),
+        links=tuple(use for replica in replicas for use in _link_uses(cluster, replica)),
         shared_tiers_usd_per_hour=_usd_per_hour(tiers, shared=True),
         names_content=trace.names_content,
         turns_at_once=trace.turns_at_once,
@@ -57,13 +59,22 @@ def outcome_of(
         joins=tuple(join for replica in replicas for join in replica.joins),
         responses=None if cluster.responses is None else cluster.responses.use(),
         small_model=None if cluster.small is None else cluster.small.use(),
+        handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )
+
+
+def _link_uses(cluster: Cluster, replica: Replica) -> list[LinkUse]:
+    uses = replica.links.use(replica.index)
+    if cluster.disaggregation is not None:
+        uses += cluster.disaggregation.network.use(replica.index)
+    return uses
 
 
 def _pool_uses(pools: Sequence[BuiltPool]) -> tuple[PoolUse, ...]:
     return tuple(
         PoolUse(
             name=pool.parts.name,
+            role=pool.parts.role,
             num_replicas=pool.parts.num_replicas,
             gpus_per_replica=pool.gpus_per_replica,
             gpu_name=pool.gpu.name,

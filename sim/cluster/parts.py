@@ -13,6 +13,7 @@ from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.tiers import TierConfig, charge_rest
+from kvsim.cluster.disaggregation import KvTransfer
 from kvsim.cluster.router import Router, make_router
 from kvsim.cluster.simulation import PoolParts
 from kvsim.cost.kernels import KernelCostModel
@@ -31,12 +32,14 @@ from kvsim.scenario.build import (
     build_gpu,
     build_memory,
     build_model,
+    build_network_link,
     build_parallel,
     build_parts,
     build_tiers,
     packed_ratio,
     profile_name,
 )
+from kvsim.scenario.clients import Clients
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
 
@@ -62,10 +65,11 @@ def build_pools(scenario: Scenario, step_factor: float = 1.0) -> list[BuiltPool]
     Raises:
         KvsimError: anything in the scenario that cannot be used.
     """
+    roles = {pool.name: pool.role for pool in scenario.cluster.pools}
     pools = []
     for name, alone in pool_scenarios(scenario):
         try:
-            pools.append(_build_pool(name, alone, step_factor))
+            pools.append(_build_pool(name, roles.get(name, "mixed"), alone, step_factor))
         except ScenarioError as error:
             raise (ScenarioError(f"cluster.pools.{name}: {error}") if name else error) from None
     shared = any(tier.shared for tier in pools[0].tiers)
@@ -78,7 +82,7 @@ def build_pools(scenario: Scenario, step_factor: float = 1.0) -> list[BuiltPool]
     return pools
 
 
-def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
+def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) -> BuiltPool:
     model, gpu, memory = build_model(scenario), build_gpu(scenario), build_memory(scenario)
     parallel = build_parallel(scenario)
     kv = build_parts(scenario, model)
@@ -138,7 +142,7 @@ def _build_pool(name: str, scenario: Scenario, step_factor: float) -> BuiltPool:
         cost = Slower(cost, step_factor)
     links = tuple(spec.link for spec in tiers)
     return BuiltPool(
-        PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name),
+        PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name, role),
         gpu,
         parallel.num_gpus,
         tiers,
@@ -201,6 +205,25 @@ def build_router(scenario: Scenario) -> Router:
     return router
 
 
+def build_kv_transfer(scenario: Scenario) -> KvTransfer | None:
+    """How prefill pools hand KV over; None where there are none."""
+    setting = scenario.cluster.kv_transfer
+    if setting is None:
+        return None
+    if scenario.clients != Clients():
+        raise ScenarioError(
+            "clients: that they give up is not modelled where one pool prefills and another decodes; leave it out, or let all "
+            "pools be mixed"
+        )
+    for key in ("codec", "tokens"):
+        if getattr(scenario.cache, key) is not None:
+            raise ScenarioError(
+                f"cluster.kv_transfer: KV goes to other replicas whole and as the model has it; leave out cache.{key}, "
+                "or let all pools be mixed"
+            )
+    return KvTransfer(build_network_link(setting), setting.mode == "layerwise", setting.extent)
+
+
 def named(key: str, find: Callable[[S], T], name: S) -> T:
     """``find(name)``; what it has against the name is said of the scenario's ``key``."""
     try:
@@ -216,11 +239,16 @@ def check_policies(hbm: EvictionSpec, tiers: Sequence[EvictionSpec]) -> None:
         named(f"cache.tiers.{number}.eviction", eviction_policy, policy)
 
 
-def build_manager(name: str, config: CacheConfig) -> CacheManager:
-    """A new manager, which has a use for the tiers if there are some."""
+def build_manager(name: str, config: CacheConfig, hands_over: bool = False) -> CacheManager:
+    """A new manager, which has a use for the tiers if there are some, and ``hands_over`` KV if it has to."""
     named("cache.manager", cache_managers.get, name)
     check_policies(config.eviction, [tier.eviction for tier in config.tiers])
     manager = load_manager(name, config)
+    if hands_over and not manager.hands_over:
+        raise ScenarioError(
+            f"cache.manager: '{name}' cannot hand KV over to another replica; "
+            "take prefix_tree, paged or none, or pools of role mixed"
+        )
     if config.tiers and not manager.uses_tiers:
         raise ScenarioError(
             f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"

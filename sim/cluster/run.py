@@ -8,7 +8,14 @@ from pathlib import Path
 from kvsim.cache.paged import cache_managers
 from kvsim.cluster.clients import Patience
 from kvsim.cluster.outcome import outcome_of
-from kvsim.cluster.parts import build_manager, build_pools, build_router, check_policies, named
+from kvsim.cluster.parts import (
+    build_kv_transfer,
+    build_manager,
+    build_pools,
+    build_router,
+    check_policies,
+    named,
+)
 from kvsim.cluster.simulation import Progress, build_cluster, play
 from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.engine.profile import load_engine
@@ -41,10 +48,11 @@ def run_scenario(
         raise ScenarioError(
             f"statistics.after: no request arrives after {after / 1e9:g} s, the last one at {last / 1e9:g} s"
         )
+    kv_transfer = build_kv_transfer(scenario)
     simulation = build_cluster(
         trace,
         [pool.parts.with_names(trace.names_content) for pool in pools],
-        lambda config: build_manager(scenario.cache.manager, config),
+        lambda config: build_manager(scenario.cache.manager, config, kv_transfer is not None),
         build_router(scenario),
         every_ns=scenario.output.timeline_interval,
         check=check,
@@ -52,6 +60,8 @@ def run_scenario(
         responses=scenario.cluster.response_cache,
         small_model=scenario.cluster.small_model,
         seed=scenario.seed,
+        kv_transfer=kv_transfer,
+        decode_router=None if kv_transfer is None else build_router(scenario),
     )
     simulation.cluster.priorities = tenant_priorities(scenario, trace)
     simulation.cluster.patience = _patience(scenario, len(trace))

@@ -15,6 +15,7 @@ from simpy.core import EmptySchedule
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
+from kvsim.cluster.disaggregation import Disaggregation, KvTransfer
 from kvsim.cluster.responses import build_responses
 from kvsim.cluster.router import Router
 from kvsim.cluster.small_model import SmallPool
@@ -42,6 +43,7 @@ class PoolParts:
     cost: CostModel  # pure but for its counts: the replicas are alike and share it
     num_replicas: int = 1
     name: str = ""
+    role: str = "mixed"  # or prefill, decode
 
     def with_names(self, names_content: bool) -> PoolParts:
         """The same for a workload that says what some prompt or answer contains, or not."""
@@ -87,10 +89,13 @@ def build_cluster(
     responses: ResponseCache | None = None,
     small_model: SmallModel | None = None,
     seed: int = 0,
+    kv_transfer: KvTransfer | None = None,
+    decode_router: Router | None = None,
 ) -> Simulation:
     """Put a cluster together from its parts: what a scenario file does, for tests and for other programs.
 
-    ``seed`` is that of the draws of ``responses`` and ``small_model``.
+    ``seed`` is that of the draws of ``responses`` and ``small_model``. With pools that prefill and others that decode
+    ``router`` chooses among the first (and mixed ones), ``decode_router`` among the others.
     """
     env = Clock(initial_time=0)
     recorder = Recorder(every_ns)
@@ -111,14 +116,18 @@ def build_cluster(
         pools[0].cache.num_layers,
         link_sharing,
     )
+    by_role: dict[str, list[Replica]] = {"prefill": [], "mixed": [], "decode": []}
     for pool in pools:
         for _ in range(pool.num_replicas):
             manager = make_manager(pool.cache)
             batch = Batch(manager.block_tokens)
-            rings = bool(pool.links) or cluster.awaits_answers or manager.needs_future
+            rings = bool(pool.links or kv_transfer) or cluster.awaits_answers or manager.needs_future
             index = len(replicas)
+            # those that prefill decide before those that they hand over to
+            rank = index + len(chains) * (kv_transfer is not None and pool.role != "prefill")
             parts = (env, index, pool.engine, manager, pool.cost, chains[index], batch, cluster)
-            replicas.append(Replica(*parts, check, rings))
+            replicas.append(Replica(*parts, check, rings, rank))
+            by_role[pool.role].append(replicas[-1])
     if any(tier.shared for tier in pools[0].cache.tiers):
         for replica in replicas:
             replica.peers = [other for other in replicas if other is not replica]
@@ -126,7 +135,23 @@ def build_cluster(
         cluster.with_kinds = True
     if any(replica.manager.needs_future for replica in replicas):
         _tell_the_future(cluster, replicas, pools[0].cache.block_tokens)
-    cluster.start(replicas)
+    if kv_transfer is not None and decode_router is not None:
+        cluster.disaggregation = Disaggregation(
+            env,
+            kv_transfer,
+            by_role["prefill"],
+            by_role["decode"],
+            [
+                pool.cache.bytes_per_token
+                for pool in pools
+                for _ in range(pool.num_replicas)
+                if pool.role == "decode"
+            ],
+            (router, decode_router),
+            len(trace),
+        )
+    decode = set(by_role["decode"])
+    cluster.start(replicas, [replica for replica in replicas if replica not in decode])
     return Simulation(env, trace, cluster, pools, replicas, recorder)
 
 

@@ -34,6 +34,9 @@ class Admission(Transfers):
                     self._blocked = True
                     break
                 self.waiting.popleft()
+                if request.handover is not None and request.handover.target is request:
+                    self._await_handover(request, plan, now)
+                    continue
                 self._note_plan(request, plan)
                 if plan.transfers:
                     self._start(plan.transfers)
@@ -58,6 +61,50 @@ class Admission(Transfers):
             if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
                 hold += request.input_tokens * engine.intake_token_ns
         return attach, attach + hold
+
+    def _await_handover(self, request: Request, plan: Plan, now: int) -> None:
+        """Change. An admitted request keeps room for its prompt, which another replica computes."""
+        request.cached = plan.cached_tokens + plan.approximate_tokens
+        request.to_compute, request.computed = plan.compute_tokens, 0
+        reserved = self.manager.reserve(request, plan.compute_tokens)
+        assert reserved, f"request {request.index} was admitted without room for its prompt"
+        request.computed = plan.compute_tokens
+        self.loading[request] = len(plan.transfers) + 1
+        self._start(plan.transfers)
+        request.handover.reserved(request.cached, now)
+
+    def _join(self) -> list[Request]:
+        """Change. Requests that another replica has prefilled decode from this step on, as far as slots and room go."""
+        batch, manager, engine = self.batch, self.manager, self.engine
+        joined: list[Request] = []
+        while (
+            self.handed
+            and len(self.running) < engine.max_num_seqs
+            and len(batch.requests) < engine.max_num_batched_tokens
+        ):
+            request = self.handed[0]
+            self._order += 1
+            request.order = self._order
+            batch.add(request, request.input_tokens, request.output_tokens - 1)
+            if not manager.decode_steps(batch, 1):
+                batch.remove(request)
+                if self.running or not (len(self.handed) > 1 or self.loaded):
+                    break
+                self._give_way(self.handed.pop())
+                continue
+            self.handed.popleft()
+            self.running[request] = None
+            request.generated, request.handover = 1, None
+            joined.append(request)
+        return joined
+
+    def _give_way(self, request: Request) -> None:
+        """Change. Those that wait to decode hold all the room, and nobody runs: one drops its KV and will compute it again."""
+        self.manager.preempt(request, request.input_tokens)
+        request.generated, request.handover = 1, None
+        request.preemptions += 1
+        self._blocked = False
+        self.waiting.appendleft(request)
 
     def _note_plan(self, request: Request, plan: Plan) -> None:
         request.cached = plan.cached_tokens + plan.approximate_tokens

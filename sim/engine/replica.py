@@ -184,11 +184,14 @@ class Replica(Steps):
                 del finishing[request]
                 del running[request]
                 self._blocked = False
-                if transfers := manager.release(request, request.kv_tokens):
+                if request.handover is None and (transfers := manager.release(request, request.kv_tokens)):
                     self._start(transfers)
             self._outstanding_tokens -= request.input_tokens
             self._outstanding_requests -= 1
-            self.owner.finish(self, request, now)
+            if request.handover is None:
+                self.owner.finish(self, request, now)
+            else:
+                request.handover.prefilled(now)
 
     def _commit(self, run: Run, steps: int) -> None:
         """Change. The first ``steps`` steps of the run are scheduled, and the boundaries between them are passed."""

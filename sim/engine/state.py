@@ -57,8 +57,10 @@ class ReplicaState(Services):
         owner: Owner,
         check: bool = False,
         rings: bool = True,
+        rank: int | None = None,
     ) -> None:
-        """``rings``: somebody waits for what the replica does, so each of its decisions is an event of the clock."""
+        """``rings``: somebody waits for what the replica does, so each of its decisions is an event of the clock.
+        ``rank``: of replicas that decide at the same moment the lowest goes first; None = by ``index``."""
         self.env, self.index, self.engine = env, index, engine
         self.manager, self.cost, self.links, self.batch = manager, cost, links, batch
         self.owner = owner
@@ -78,6 +80,7 @@ class ReplicaState(Services):
         # whose loads have ended: (decisions until the engine knows, request)
         self.polled: deque[tuple[int, Request]] = deque()
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
+        self.handed: deque[Request] = deque()  # and those that another replica has prefilled
         self.finishing: dict[Request, None] = {}
         self._gone: dict[Request, None] = {}  # cancelled, and not dropped yet
 
@@ -89,10 +92,9 @@ class ReplicaState(Services):
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
-        self._priority = (
-            PRIORITY_BOUNDARY + index
-        )  # of replicas that decide at the same moment the first goes first
+        self._priority = PRIORITY_BOUNDARY + (index if rank is None else rank)
         self._rings = rings
+        self.streams = False  # KV of prompts goes to other replicas while it is computed
         self._next = NEVER  # the next boundary; NEVER = idle
         self._at = -1  # of the decision that is made, or the output that is taken, late; -1 = none
         self._alarm: At | None = None  # rings there
@@ -173,7 +175,7 @@ class ReplicaState(Services):
     def num_waiting(self) -> int:
         """As of the last decision that was made (:meth:`sync`)."""
         waiting = len(self.waiting) + len(self.fetching)
-        return waiting + len(self.loading) + len(self.polled) + len(self.loaded)
+        return waiting + len(self.loading) + len(self.polled) + len(self.loaded) + len(self.handed)
 
     @property
     def busy_ns(self) -> int:
@@ -211,9 +213,11 @@ class ReplicaState(Services):
     def _sync_peers(self, at_decision: bool = False) -> None:
         """Change. Peers sample the timeline up to now before this replica changes what they share.
 
-        ``at_decision``: of equal times the replica with the lower index decides first.
+        ``at_decision``: of equal times the replica with the lower rank decides first.
         """
         for peer in self.peers:
             run = peer._run
             if run is not None and run.fused:
-                peer._commit(run, run.decided_by(self.env.now + (at_decision and peer.index < self.index)))
+                peer._commit(
+                    run, run.decided_by(self.env.now + (at_decision and peer._priority < self._priority))
+                )

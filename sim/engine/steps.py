@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kvsim.cache.manager import Transfer
 from kvsim.cost.model import Priced
 from kvsim.cost.work import Kernel, StepWork
@@ -21,6 +23,7 @@ class Steps(Admission):
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager
+        joined = self._join() if self.handed else ()
         decoding, waits = batch.requests, self.waiting or self.loaded
         admits = bool(
             waits
@@ -35,8 +38,9 @@ class Steps(Admission):
                 or admits
                 or self.polled
                 or self._to_free
+                or joined
                 # what the first boundary takes could change the decision there
-                or (self._due is not None and (waits or not manager.steady_work))
+                or (self._due is not None and (waits or self.handed or not manager.steady_work))
             ):
                 alike = 1
             else:  # in so many steps nothing but the contexts changes, as far as scheduling goes
@@ -46,8 +50,8 @@ class Steps(Admission):
                 self._preempt(self.waiting.victim(self.running), now)
                 preempted = True
                 steps = manager.decode_steps(batch, 1) if decoding else 0
-        if self.partial is not None or (admits and not preempted):
-            self._mixed_step(now, preempted)
+        if self.partial is not None or ((admits or joined) and not preempted):
+            self._mixed_step(now, preempted, joined)
         elif steps:
             self._decode_run(now, steps)
         else:
@@ -102,10 +106,11 @@ class Steps(Admission):
                 at = int(boundaries[0])
                 self._tap = At(self.env, at - now, self._priority, self._tapped)
 
-    def _mixed_step(self, now: int, preempted: bool) -> None:
-        """One step in which prompts may be prefilled."""
+    def _mixed_step(self, now: int, preempted: bool, joined: Sequence[Request] = ()) -> None:
+        """One step in which prompts may be prefilled. ``joined``: decodes that begin with it."""
         engine, manager, batch, plain = self.engine, self.manager, self.batch, self._plain
         inputs = self._loads_end  # loads that this step starts come behind its inputs
+        before = self._device_end
         decodes = len(batch.requests)
         sum_context = batch.sum_context + decodes
         if self._spares_reads and (again := manager.tokens_read_again):
@@ -136,8 +141,11 @@ class Steps(Admission):
         attach = hold = 0
         if budget > 0 and not preempted and (self.waiting or self.loaded):
             attach, hold = self._admit(now, budget, prefills, loads)
+        for request in joined:
+            attach += request.input_tokens * engine.cached_token_ns
+            hold += request.input_tokens * engine.cached_token_ns + engine.cpu_request_ns
 
-        complete: list[Request] = []
+        complete: list[Request] = list(joined)  # their next token comes later than the others'
         chunks: list[tuple[int, int]] = []
         step_tokens = decodes
         for request, tokens in prefills:
@@ -180,9 +188,16 @@ class Steps(Admission):
             priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
         else:
             priced = self.cost.price_decodes(decodes, sum_context, 1)
-        end = self._one_step(now, priced, decodes, launch, cpu, engine.output_ns(sampled), loads)
+        end = self._one_step(
+            now, priced, decodes - len(joined), launch, cpu, engine.output_ns(sampled), loads
+        )
         if chunks:
             self._prefill_end = end
+        if self.streams:
+            start = max(before, now + launch)
+            for request, _ in prefills:
+                if request.handover is not None:
+                    request.handover.computed(request.cached + request.computed, start, end)
 
     # ---- time of a step
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kvsim.cache.manager import Transfer
 from kvsim.cost.work import Kernel
 from kvsim.engine.state import ReplicaState
-from kvsim.entities import NEVER
+from kvsim.entities import NEVER, Request
 
 
 class Transfers(ReplicaState):
@@ -34,22 +34,47 @@ class Transfers(ReplicaState):
         self._blocked = False
         request = transfer.request
         if request is not None and request in self.loading:
-            self.loading[request] -= 1
-            if not self.loading[request]:
-                del self.loading[request]
-                self.polled.append((self.engine.load_decisions, request))
+            self._one_loaded(request)
         elif request is not None and request in self.fetching:
             self.fetching[request] -= 1
             if not self.fetching[request]:
                 del self.fetching[request]
                 self.waiting.insert_by_arrival(request)
+        self._wake()
+
+    def _one_loaded(self, request: Request) -> None:
+        """Change. One of the loads that a request waits for has ended."""
+        self.loading[request] -= 1
+        if not self.loading[request]:
+            del self.loading[request]
+            self.polled.append((self.engine.load_decisions, request))
+
+    def _wake(self) -> None:
+        """Change. The next decision could be another one than was foreseen."""
         now = self.env.now
         if self._next == NEVER:
             self._turn_at(now, now)
-        elif self.waiting or self.loaded or self.polled or not self.manager.steady_work:
+        elif self.waiting or self.loaded or self.polled or self.handed or not self.manager.steady_work:
             self._cut(now)
         else:
             self._share_changed()
+
+    def let_go(self, request: Request) -> None:
+        """Change. What was kept of a request that is decoded elsewhere has been sent: it becomes evictable."""
+        self.sync()
+        self._sync_peers()
+        self._start(self.manager.release(request, request.kv_tokens))
+        self._blocked = False
+        self._wake()
+
+    def take_over(self, request: Request) -> None:
+        """Change. The KV that another replica sent is there, and so is the first output token."""
+        self.sync()
+        self._sync_peers()
+        self.manager.received(request)
+        self._blocked = False
+        self._one_loaded(request)
+        self._wake()
 
     def _share_changed(self) -> None:
         """A transfer began or ended, maybe another replica's over a link that this one shares: steps whose copies get
@@ -77,7 +102,7 @@ class Transfers(ReplicaState):
         polled, self.polled = self.polled, deque()
         for decisions, request in polled:
             if decisions == 0 or idle:
-                self.loaded.append(request)
+                (self.loaded if request.handover is None else self.handed).append(request)
                 self._blocked = False
             else:
                 self.polled.append((decisions - 1, request))

@@ -71,10 +71,23 @@ class SmallModelUse:
 
 
 @dataclass(frozen=True, slots=True)
+class HandoverUse:
+    """Requests that one replica has prefilled and another decoded. All arrays int64 (n,), -1 where it is not so."""
+
+    decode_replica: npt.NDArray[np.int64]
+    wait_ns: npt.NDArray[np.int64]  # from the first token until the decode side had room
+    transfer_ns: npt.NDArray[
+        np.int64
+    ]  # from then on (or the first token, if that came later) until the KV was there
+    cached_tokens: npt.NDArray[np.int64]  # of the prompt, in the decode side's own cache
+
+
+@dataclass(frozen=True, slots=True)
 class PoolUse:
     """Replicas that are alike, and what they cost."""
 
     name: str  # empty where the scenario names no pools
+    role: str  # mixed, prefill, decode
     num_replicas: int
     gpus_per_replica: int
     gpu_name: str
@@ -124,6 +137,7 @@ class Outcome:
     responses: ResponseUse | None = None
     small_model: SmallModelUse | None = None
     warm_up_found: bool | None = None  # whether MSER-5 found its end; None: it was not asked
+    handovers: HandoverUse | None = None
 
     @property
     def num_replicas(self) -> int:

@@ -44,7 +44,10 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
     ``tpot_s`` is null at one output token; ``session`` and ``tenant`` are names, null if there are none;
     ``hit_tokens_TIER`` splits the tokens found in cache by the tier that held them. With a cache of responses
     ``lookup_s`` is the part of ``host_s`` that the look-up took, ``response`` miss, hit or wrong; ``replica`` is -1 for
-    a request that the cache has answered. With two models ``model`` is large, small or both, and null after a hit.
+    a request that the cache has answered. With prefill and decode pools ``replica`` is the one that gave the first token,
+    ``decode_replica`` the one that went on (null if nobody had to), ``kv_wait_s`` and ``kv_transfer_s`` the time until that
+    had room and until it had the KV, ``decode_cached_tokens`` what it had already. With two models ``model`` is large,
+    small or both, and null after a hit.
     """
 
     def part(rows: slice) -> dict[str, Any]:
@@ -60,6 +63,13 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
             requests = columns.request[rows]
             table["lookup_s"] = _numbers(use.lookup_ns[requests] / 1e9)
             table["response"] = _names(use.verdict[requests].astype(np.int64), VERDICTS)
+        if (handed := outcome.handovers) is not None:
+            requests = columns.request[rows]
+            nowhere = handed.decode_replica[requests] < 0
+            table["decode_replica"] = _numbers(handed.decode_replica[requests], null=nowhere)
+            table["kv_wait_s"] = _numbers(handed.wait_ns[requests] / 1e9, null=nowhere)
+            table["kv_transfer_s"] = _numbers(handed.transfer_ns[requests] / 1e9, null=nowhere)
+            table["decode_cached_tokens"] = _numbers(handed.cached_tokens[requests], null=nowhere)
         if (small := outcome.small_model) is not None:
             table["model"] = _names(small.model[columns.request[rows]].astype(np.int64), MODELS)
         return table

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvsim.results.columns import Ints, RequestColumns
 from kvsim.results.outcome import Outcome, PoolUse
-from kvsim.results.statistics import ratio
+from kvsim.results.statistics import ratio, statistics
 
 Group = Callable[[RequestColumns, Ints], dict[str, Any]]
 
@@ -61,6 +61,33 @@ def pool_facts(outcome: Outcome, done: RequestColumns, group: Group) -> dict[str
     return {"pools": [_row(outcome, done, group, *place) for place in _places(outcome.pools)]}
 
 
+def members_of(outcome: Outcome, done: RequestColumns, replica: int) -> Ints:
+    """Positions of the requests that a replica gave the first token of, or all the others."""
+    gave = done.replica == replica
+    if outcome.handovers is not None:
+        gave |= outcome.handovers.decode_replica[done.request] == replica
+    return np.flatnonzero(gave)
+
+
+def disaggregation(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
+    """``{"disaggregation": what was handed over}`` where some pools prefill and others decode, else nothing."""
+    use = outcome.handovers
+    if use is None:
+        return {}
+    handed = use.decode_replica[done.request] >= 0
+    requests = done.request[handed]
+    return {
+        "disaggregation": {
+            "requests": len(requests),
+            "kv_wait_s": statistics(use.wait_ns[requests] / 1e9),
+            "kv_transfer_s": statistics(use.transfer_ns[requests] / 1e9),
+            "decode_hit_token_ratio": ratio(
+                int(use.cached_tokens[requests].sum()), int(done.input_tokens[handed].sum())
+            ),
+        }
+    }
+
+
 def _places(pools: Sequence[PoolUse]) -> list[tuple[PoolUse, slice]]:
     """Each pool with the replicas that are its own."""
     starts = np.cumsum([0, *(pool.num_replicas for pool in pools)]).tolist()
@@ -73,10 +100,11 @@ def _row(
     outcome: Outcome, done: RequestColumns, group: Group, pool: PoolUse, replicas: slice
 ) -> dict[str, Any]:
     busy_ns = outcome.busy_ns[replicas]
-    members = np.flatnonzero((done.replica >= replicas.start) & (done.replica < replicas.stop))
+    members = np.concatenate([members_of(outcome, done, i) for i in range(replicas.start, replicas.stop)])
     gpu_hours = gpu_hours_of(outcome, pool)
     return {
         "name": pool.name,
+        "role": pool.role,
         "replicas": pool.num_replicas,
         "first_replica": replicas.start,
         "gpus_per_replica": pool.gpus_per_replica,

@@ -16,7 +16,7 @@ from kvsim.results.fairness import fairness
 from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
-from kvsim.results.pools import cluster_facts, cost, pool_facts
+from kvsim.results.pools import cluster_facts, cost, disaggregation, members_of, pool_facts
 from kvsim.results.statistics import PERCENTILES, ratio, statistics
 from kvsim.results.steady import backlog, percentile_intervals
 from kvsim.version import __version__
@@ -94,6 +94,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         **_time_shares(outcome),
         "cluster": cluster_facts(outcome),
         **pool_facts(outcome, done, _group),
+        **disaggregation(outcome, done),
         "tiers": _tiers(outcome),
         "by_replica": _by_replica(outcome, done),
         "by_tenant": _by_tenant(outcome, done),
@@ -270,7 +271,10 @@ def _group(done: RequestColumns, members: Ints) -> dict[str, Any]:
 
 
 def _by_replica(outcome: Outcome, done: RequestColumns) -> list[dict[str, Any]]:
-    _, *members = _members(done.replica, outcome.num_replicas)
+    if outcome.handovers is None:
+        _, *members = _members(done.replica, outcome.num_replicas)
+    else:
+        members = [members_of(outcome, done, i) for i in range(outcome.num_replicas)]
     return [
         {"replica": i, "busy_ratio": ratio(busy_ns, outcome.makespan_ns)} | _group(done, members[i])
         for i, busy_ns in enumerate(outcome.busy_ns)

@@ -126,6 +126,16 @@ def _facts(summary: Summary) -> Table:
             "published",
             (f"{quality['method']}: {quality['metric']} {quality['value']} [{quality['source']}]",),
         )
+    if (handed := summary.get("disaggregation")) is not None:
+        wait, transfer = handed["kv_wait_s"], handed["kv_transfer_s"]
+        row(
+            "handed over",
+            (
+                f"{number(handed['requests'])} requests",
+                f"room after {duration(wait['p50'])} (p95 {duration(wait['p95'])})",
+                f"transfer {duration(transfer['p50'])} (p95 {duration(transfer['p95'])})",
+            ),
+        )
     row(
         "throughput",
         (

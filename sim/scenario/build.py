@@ -18,7 +18,9 @@ from kvsim.model.memory import MemoryBudget, kv_bytes_per_token_and_gpu, memory_
 from kvsim.model.parallel import Parallel
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 from kvsim.scenario.codec import Codec
-from kvsim.scenario.schema import MeasuredLink, Scenario, Tier
+from kvsim.scenario.link import MeasuredLink
+from kvsim.scenario.pools import KvTransfer
+from kvsim.scenario.schema import Scenario, Tier
 
 
 def build_model(scenario: Scenario) -> ModelSpec:
@@ -195,6 +197,18 @@ def _link(scenario: Scenario, tier: Tier, gpu: GpuSpec, number: int) -> LinkSpec
         read_bytes_per_s=link.read_bytes_per_s * number,
         write_bytes_per_s=link.write_bytes_per_s * number,
     )
+
+
+def build_network_link(transfer: KvTransfer) -> LinkSpec:
+    """What joins each replica to the network that KV goes over between replicas.
+
+    Raises:
+        ScenarioError: no link has that name.
+    """
+    if isinstance(transfer.link, str):
+        return load_link(transfer.link)
+    own = transfer.link
+    return LinkSpec("kv-network", own.read, own.write, own.operation, own.latency)
 
 
 def measured_link(scenario: Scenario, link: MeasuredLink, number: int = 1) -> tuple[CopyTimes, CopyTimes]:

@@ -19,6 +19,7 @@ def _of_pool(scenario: Scenario, pool: Pool) -> Scenario:
     other_gpu = pool.gpu is not None and pool.gpu != cluster.gpu
     of_cluster: dict[str, Any] = {
         "pools": (),
+        "kv_transfer": None,
         "replicas": pool.replicas,
         **_given(pool, "gpu", "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"),
     }

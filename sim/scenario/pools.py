@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
+from kvsim.scenario.link import InlineLink, link_kind
 from kvsim.scenario.part import Part, Positive
+from kvsim.scenario.units import ByteSize
 
 
 class PoolEngine(Part):
@@ -21,6 +23,8 @@ class Pool(Part):
     """Replicas of one kind. null = as the key of that name outside the pools has it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    """mixed: requests stay; prefill and decode: docs/disaggregation.md."""
     replicas: Positive = 1
     gpu: str | None = None
     """As ``cluster.gpu``."""
@@ -38,8 +42,29 @@ class Pool(Part):
     engine: PoolEngine = PoolEngine()
 
 
-def problem_of(pools: tuple[Pool, ...], replicas: int) -> str | None:
+class KvTransfer(Part):
+    """From the replicas of pools that prefill to those of pools that decode."""
+
+    link: Annotated[
+        Annotated[str, Tag("preset")] | Annotated[InlineLink, Tag("inline")], Discriminator(link_kind)
+    ]
+    """Of each replica, into the network: a preset (nic-400g, nvlink4, ...), or {read, write, operation, latency}."""
+    mode: Literal["after", "layerwise"] = "after"
+    """after: when the prompt is computed; layerwise: each layer as soon as it is."""
+    extent: Annotated[ByteSize, Field(ge=1)] = 2 * 2**20
+    """Bytes that lie together: a transfer pays the link's operation time once for each such piece."""
+
+
+def problem_of(pools: tuple[Pool, ...], replicas: int, kv_transfer: KvTransfer | None) -> str | None:
     """What is wrong with the pools of a cluster whose own key ``replicas`` is given; None = nothing."""
+    roles = {pool.role for pool in pools}
+    if len(roles & {"prefill", "decode"}) == 1:
+        has, lacks = ("prefill", "decode") if "prefill" in roles else ("decode", "prefill")
+        return f"a pool has role {has} and none has role {lacks}; add one, or make it mixed"
+    if "prefill" in roles and kv_transfer is None:
+        return "kv_transfer is missing: what joins prefill and decode pools? Write {link: nic-400g}, or another link"
+    if "prefill" not in roles and kv_transfer is not None:
+        return "kv_transfer is given, and no pool has role prefill; leave it out, or give pools the roles prefill and decode"
     if not pools:
         return None
     if replicas != 1:

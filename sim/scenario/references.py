@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from kvsim.errors import KvsimError
-from kvsim.scenario.schema import MeasuredLink, Scenario
+from kvsim.scenario.link import MeasuredLink
+from kvsim.scenario.pools import KvTransfer
+from kvsim.scenario.schema import Scenario
 
 Check = tuple[str, Callable[[], object]]
 
@@ -53,6 +55,8 @@ def _pool_checks(scenario: Scenario) -> Iterator[Check]:
     from kvsim.hardware.load import load_gpu
     from kvsim.scenario.of_pool import pool_scenarios
 
+    if (transfer := scenario.cluster.kv_transfer) is not None:
+        yield "cluster.kv_transfer.link", partial(_network, transfer)
     for i, (_, alone) in enumerate(pool_scenarios(scenario) if scenario.cluster.pools else ()):
         key, gpu = f"cluster.pools.{i}", alone.profile_path(alone.cluster.gpu)
         yield f"{key}.gpu", partial(load_gpu, gpu)
@@ -96,6 +100,14 @@ def _timings(scenario: Scenario, gpu_key: str, key: str) -> None:
             f"{profile.name} has the timings of {profile.gpu}, and {gpu_key} is {gpu}; "
             f"take a profile of that GPU, or leave {key} out"
         )
+
+
+def _network(transfer: KvTransfer) -> None:
+    from kvsim.scenario.build import build_network_link
+
+    link = build_network_link(transfer)
+    if not (link.read_bytes_per_s > 0 and link.write_bytes_per_s > 0):
+        raise KvsimError("a rate of 0 B/s never ends a transfer; give read and write")
 
 
 def _file(scenario: Scenario, name: str) -> None:

@@ -22,9 +22,10 @@ from pydantic import (
 
 from kvsim.scenario.clients import Clients
 from kvsim.scenario.codec import Codec
+from kvsim.scenario.link import InlineLink, MeasuredLink, link_kind
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
-from kvsim.scenario.pools import Pool, problem_of
+from kvsim.scenario.pools import KvTransfer, Pool, problem_of
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.tokens import Tokens
@@ -57,10 +58,12 @@ class Cluster(Part):
     """A second pool for what a cheaper model can answer: docs/responses.md."""
     pools: Annotated[tuple[Pool, ...], Field(strict=False)] = ()
     """Replicas of several kinds: docs/pools.md."""
+    kv_transfer: KvTransfer | None = None
+    """How KV gets from pools that prefill to pools that decode: docs/disaggregation.md."""
 
     @model_validator(mode="after")
     def _pools_go_together(self) -> Cluster:
-        if (problem := problem_of(self.pools, self.replicas)) is not None:
+        if (problem := problem_of(self.pools, self.replicas, self.kv_transfer)) is not None:
             raise ValueError(problem)
         return self
 
@@ -91,39 +94,6 @@ class Timings(Part):
     """Name or path of a profile of ``cluster.gpu``; null = the default one of the GPU."""
     strict_calibration: bool = False
     """Refuse a price that only extrapolation could give."""
-
-
-class InlineLink(Part):
-    """A link of one's own, in place of a preset's name."""
-
-    read: BytesPerSecond
-    """Towards the GPU."""
-    write: BytesPerSecond
-    operation: Nanoseconds = 0
-    """For each contiguous extent."""
-    latency: Nanoseconds = 0
-    """Once per transfer."""
-
-
-class MeasuredLink(Part):
-    """A link whose transfers take what the timing profile's table of copies says."""
-
-    table: Literal["host_copy", "disk"]
-    memory: Literal["pinned", "pageable"] | None = None
-    """Host memory of host_copy; null = pinned."""
-
-    @model_validator(mode="after")
-    def _memory_of_the_host(self) -> MeasuredLink:
-        if self.table == "disk" and self.memory is not None:
-            raise ValueError("memory is a key of table host_copy; leave it out for disk")
-        return self
-
-
-def _link_kind(value: object) -> str:
-    if isinstance(value, str):
-        return "preset"
-    tables = isinstance(value, MeasuredLink) or (isinstance(value, dict) and "table" in value)
-    return "measured" if tables else "inline"
 
 
 class Holds(Part):
@@ -157,7 +127,7 @@ class Tier(Part):
             Annotated[str, Tag("preset")]
             | Annotated[InlineLink, Tag("inline")]
             | Annotated[MeasuredLink, Tag("measured")],
-            Discriminator(_link_kind),
+            Discriminator(link_kind),
         ]
         | None
     ) = None

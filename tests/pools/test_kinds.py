@@ -127,6 +127,31 @@ def test_a_long_request_goes_where_it_fits(tmp_path: Path) -> None:
         ),
         ([{"name": "a", "engine": {"max_num_seq": 4}}], {}, "did you mean 'max_num_seqs'?"),
         ([{"name": "0"}], {}, "scenario.cluster.pools.0.name: "),
+        (
+            [{"name": "a", "role": "prefill"}],
+            {},
+            "scenario.cluster: a pool has role prefill and none has role decode; add one, or make it mixed",
+        ),
+        (
+            [{"name": "a", "role": "prefill"}, {"name": "b", "role": "decode"}],
+            {},
+            "scenario.cluster: kv_transfer is missing: what joins prefill and decode pools? Write {link: nic-400g}",
+        ),
+        (
+            [{"name": "a"}],
+            {"kv_transfer": {"link": "nvlink4"}},
+            "kv_transfer is given, and no pool has role prefill",
+        ),
+        (
+            [{"name": "a", "role": "prefill"}, {"name": "b", "role": "decode"}],
+            {"kv_transfer": {"link": "nic400g"}},
+            "scenario.cluster.kv_transfer.link: no link is called 'nic400g'; did you mean 'nic-400g'",
+        ),
+        (
+            [{"name": "a", "role": "prefill"}, {"name": "b", "role": "decode"}],
+            {"kv_transfer": {"link": {"read": "0 B/s", "write": "1 GB/s"}}},
+            "scenario.cluster.kv_transfer.link: a rate of 0 B/s never ends a transfer",
+        ),
     ],
 )
 def test_mistakes(scenario, pools, cluster, line: str) -> None:  # type: ignore[no-untyped-def]
@@ -139,6 +164,46 @@ def test_a_pool_that_cannot_run_is_named(scenario) -> None:  # type: ignore[no-u
     pools = [{"name": "a"}, {"name": "b", "engine": {"max_num_batched_tokens": 100}}]
     with pytest.raises(ScenarioError, match=r"cluster\.pools\.b: .*100 is below max_num_seqs 256"):
         run_scenario(scenario(pools))
+
+
+SPLIT = [{"name": "p", "role": "prefill"}, {"name": "d", "role": "decode", "gpu": "a100-80gb-sxm"}]
+
+
+def test_results_of_prefill_and_decode_pools(scenario, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    outcome = run_scenario(scenario(SPLIT, kv_transfer={"link": "nic-400g"}), check=True)
+    out = tmp_path / "out"
+    summary = write_results(outcome, out, finish=write_report)
+    table = pq.read_table(out / "requests.parquet").to_pydict()
+    assert set(table["replica"]) == {0} and set(table["decode_replica"]) == {1}
+    parts = zip(*(table[f"{part}_s"] for part in ("queue", "load", "prefill", "host")), strict=True)
+    assert table["ttft_s"] == [queue + load + prefill + host for queue, load, prefill, host in parts]
+    for ttft, wait, transfer, e2e in zip(
+        *(table[name] for name in ("ttft_s", "kv_wait_s", "kv_transfer_s", "e2e_s")), strict=True
+    ):
+        assert wait >= 0 and transfer > 0 and ttft + wait + transfer < e2e
+    assert [pool["requests"] for pool in summary["pools"]] == [60, 60]
+    assert [row["requests"] for row in summary["by_replica"]] == [60, 60]
+    assert summary["disaggregation"]["requests"] == 60
+    links = {
+        (link["replica"], link["name"], link["direction"]): link for link in summary["utilisation"]["links"]
+    }
+    sent = summary["cluster"]["kv_bytes_per_token"] * sum(row["input_tokens"] for row in ROWS)
+    assert links[0, "nic-400g", "write"]["bytes"] == links[1, "nic-400g", "read"]["bytes"] == sent
+    assert "KV handed over" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (["cache.manager=chunks"], "cache.manager: 'chunks' cannot hand KV over to another replica"),
+        (["cache.codec={keys: {bits: 4}, values: {bits: 4}}"], "leave out cache.codec"),
+        (["clients.timeout=1 s"], "clients: that they give up is not modelled where one pool prefills"),
+    ],
+)
+def test_what_cannot_be_handed_over(scenario, keys: list[str], line: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ScenarioError) as error:
+        run_scenario(scenario(SPLIT, *keys, kv_transfer={"link": "nic-400g"}))
+    assert line in str(error.value)
 
 
 def test_set_of_a_pools_key(scenario) -> None:  # type: ignore[no-untyped-def]
