@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from kvsim.errors import TraceError, did_you_mean
-from kvsim.workloads.trace import NS_PER_S, Array, Queries, Trace
+from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, Array, Queries, Trace
 
 
 def slice_rows(trace: Trace, start: int = 0, stop: int | None = None) -> Trace:
@@ -65,6 +65,22 @@ def by_prefix(trace: Trace) -> Trace:
     prompts = [ids[start:stop] for start, stop in pairwise(offsets)]
     order = sorted(range(len(trace)), key=prompts.__getitem__)
     return replace(trace.take(np.array(order, dtype=np.int64)), arrival_ns=trace.arrival_ns)
+
+
+def chunks_last(trace: Trace) -> Trace:
+    """The same prompts with their retrieved passages (segments of kind chunk) behind all other segments, in their order.
+
+    Tokens that the trace does not explain stay last.
+    """
+    row = np.repeat(np.arange(len(trace)), np.diff(trace.segment_offsets))
+    is_chunk = trace.segment_kind == SEGMENT_KINDS.index("chunk")
+    order = np.lexsort((is_chunk, row))
+    return replace(
+        trace,
+        segment_id=trace.segment_id[order],
+        segment_tokens=trace.segment_tokens[order],
+        segment_kind=trace.segment_kind[order],
+    )
 
 
 def request_rate(trace: Trace) -> float:

@@ -16,7 +16,15 @@ from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload_schema import Slice, Source
 from kvsim.workloads import Trace, generate, read
-from kvsim.workloads.operations import by_prefix, mix, rescale_time, shift_to_zero, slice_sessions, slice_time
+from kvsim.workloads.operations import (
+    by_prefix,
+    chunks_last,
+    mix,
+    rescale_time,
+    shift_to_zero,
+    slice_sessions,
+    slice_time,
+)
 
 NS_PER_S = 1e9
 
@@ -78,6 +86,8 @@ def build_trace(scenario: Scenario) -> Trace:
     trace = _first(trace, workload.max_requests)
     if not len(trace):
         raise TraceError(f"workload of {scenario.name}: no request is left; raise workload.duration")
+    if workload.chunks == "last":
+        trace = chunks_last(trace)
     return by_prefix(trace) if workload.order == "prefix" else trace
 
 

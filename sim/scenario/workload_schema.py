@@ -65,6 +65,8 @@ class Workload(WorkloadPart):
     """Arrivals after this much (rescaled) time are dropped."""
     order: Literal["arrival", "prefix"] = "arrival"
     """prefix: a batch that is known beforehand; prompts with a common beginning follow each other."""
+    chunks: Literal["as_given", "last"] = "as_given"
+    """last: retrieved passages (segments of kind chunk) stand behind a prompt's other segments."""
 
     priorities: dict[str, int] = {}
     """By tenant, as vLLM has them: the lowest number goes first, 0 = who is not named. ``engine.queue: priority`` heeds them."""

@@ -10,6 +10,7 @@ from kvsim.workloads import Trace, generate, read
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.operations import (
     by_prefix,
+    chunks_last,
     mix,
     repeat,
     request_rate,
@@ -19,6 +20,7 @@ from kvsim.workloads.operations import (
     slice_sessions,
     slice_time,
 )
+from kvsim.workloads.trace import SEGMENT_KINDS
 
 S = 1_000_000_000
 
@@ -154,3 +156,41 @@ def test_conversations_have_an_order_of_their_own() -> None:
     )
     with pytest.raises(TraceError, match="has conversations"):
         by_prefix(chat)
+
+
+def test_passages_stand_behind_all_else_that_is_named() -> None:
+    system, chunk, history, user = (
+        SEGMENT_KINDS.index(kind) for kind in ("system", "chunk", "history", "user")
+    )
+    builder = TraceBuilder()
+    ids, kinds = [1, 7, 8, 2, 3], [system, chunk, chunk, history, user]
+    builder.add(0, 160, 1, ids, [10, 20, 30, 40, 50], kinds)  # and 10 tokens that nothing explains
+    builder.add(5, 30, 1, [9, 1], [10, 20], [chunk, system])
+    trace = builder.build("two", {})
+    moved = chunks_last(trace)
+    assert moved.segment_id.tolist() == [1, 2, 3, 7, 8, 1, 9]
+    assert moved.segment_tokens.tolist() == [10, 40, 50, 20, 30, 20, 10]
+    assert moved.segment_kind.tolist() == [system, history, user, chunk, chunk, system, chunk]
+    assert moved.segment_offsets.tolist() == [0, 5, 7] and moved.input_tokens.tolist() == [160, 30]
+
+
+def test_turns_retrieve_passages_of_their_own() -> None:
+    options = {
+        "sessions": 3,
+        "arrivals": {"process": "constant", "rate_per_s": 1},
+        "turns": 3,
+        "user_tokens": 10,
+    }
+    options |= {"output_tokens": 5, "system_tokens": 20}
+    plain = generate("chat", seed=1, **options)
+    trace = generate("chat", seed=1, **options, chunks_per_turn=2, chunk_tokens=30, corpus_chunks=5)
+    assert trace.input_tokens.tolist() == (plain.input_tokens + 60).tolist()
+    assert trace.arrival_ns.tolist() == plain.arrival_ns.tolist()
+    for row in range(len(trace)):
+        own = slice(trace.segment_offsets[row], trace.segment_offsets[row + 1])
+        kinds = [SEGMENT_KINDS[kind] for kind in trace.segment_kind[own]]
+        assert kinds[:3] == ["system", "chunk", "chunk"] and "chunk" not in kinds[3:]
+        first, second = trace.segment_id[own][1:3]
+        assert first != second
+    with pytest.raises(TraceError, match="6 of a corpus of 5"):
+        generate("chat", seed=1, **options, chunks_per_turn=6, corpus_chunks=5)
