@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from kvsim.cli import calibrate, explain, methods, profiles, report, reproduce, run, sweep, trace, validate
+from kvsim.cli import (
+    calibrate,
+    explain,
+    methods,
+    plan,
+    profiles,
+    report,
+    reproduce,
+    run,
+    sweep,
+    trace,
+    validate,
+)
 from kvsim.cli.problems import usage_line
 from kvsim.errors import KvsimError
 from kvsim.version import __version__
@@ -26,6 +38,7 @@ app = typer.Typer(
 app.command(epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.replicas=4 --out results/four")(
     run.run
 )
+app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog="Example: kvsim report results/rag_mix")(report.report)
 app.command(epilog=f"Example: {reproduce.EXAMPLE}")(reproduce.reproduce)
 app.command(epilog=f"Example: {sweep.EXAMPLE}")(sweep.sweep)
@@ -55,7 +68,8 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 a user's mistake, 1 a mistake of ours, 130 interrupted."""
+    """Run the command line and exit: 0 done, 2 a user's mistake, 1 a mistake of ours, 3 a plan that nothing meets,
+    130 interrupted."""
     gc.set_threshold(100_000, 20, 20)  # imports and traces make no garbage to look for: a tenth of a second
     os.environ.setdefault(
         "OPENBLAS_NUM_THREADS", "1"

@@ -54,12 +54,18 @@ def parse_axes(settings: Sequence[str]) -> list[Axis]:
     Raises:
         ScenarioError: no value, a range that runs backwards, a key or a value given twice, or nothing varies.
     """
-    axes = [_axis(setting) for setting in settings]
-    check_keys([axis.key for axis in axes])
+    axes = read_axes(settings)
     if not any(len(axis.values) > 1 for axis in axes):
         raise ScenarioError(
             "the grid is empty: no --set has more than one value; give one such as --set cluster.replicas=1..4"
         )
+    return axes
+
+
+def read_axes(settings: Sequence[str]) -> list[Axis]:
+    """As :func:`parse_axes`, where nothing needs to vary."""
+    axes = [_axis(setting) for setting in settings]
+    check_keys([axis.key for axis in axes])
     size = grid_size(axes)
     if size > MAX_POINTS:
         raise ScenarioError(f"the grid has {size:,} points; give fewer values, {MAX_POINTS:,} points at most")

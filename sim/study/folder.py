@@ -63,7 +63,7 @@ class SweepFolder:
         return row if isinstance(row, dict) and "error" in row else None
 
     def keep(self, name: str, row: Row) -> None:
-        self._write(f"{POINTS}/{name}.json", json.dumps(row, allow_nan=False).encode())
+        self.write(f"{POINTS}/{name}.json", json.dumps(row, allow_nan=False).encode())
 
     def write_sweep(self, told: Mapping[str, Any], rows: Sequence[Row]) -> None:
         """sweep.json and sweep.parquet; equal rows give equal bytes."""
@@ -72,10 +72,11 @@ class SweepFolder:
 
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(_columns(rows)), sink, compression="zstd")
-        self._write(TABLE, sink.getvalue().to_pybytes())
-        self._write(SWEEP, (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self.write(TABLE, sink.getvalue().to_pybytes())
+        self.write(SWEEP, (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        """``content`` as the file ``name``, which appears whole or not at all."""
         path = self.path / name
         new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:

@@ -79,6 +79,11 @@ def test_page_about_a_sweep_is_drawn_and_fits(tmp_path, width):
     assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=4)
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_about_a_plan_is_drawn_and_fits(planned, tmp_path, width):
+    assert_drawn_and_fits(planned, tmp_path, width, num_charts=6)
+
+
 def assert_drawn_and_fits(page: Path, tmp_path: Path, width: int, num_charts: int) -> None:
     text = page.read_text(encoding="utf-8").replace("<head>", "<head>" + PROBE, 1)
     (tmp_path / "probed.html").write_text(text, encoding="utf-8")
