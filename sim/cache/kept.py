@@ -34,7 +34,9 @@ class KeptTokens(Paged):
 
     def __init__(self, config: CacheConfig) -> None:
         assert config.tokens is not None
-        self.policy, self.codec = config.tokens, config.codec
+        self.policy, self.codec, self.reads = config.tokens, config.codec, config.reads
+        if self.reads is not None:
+            config = replace(config, beside_bytes=self.reads.block_bytes(config.block_tokens))
         tokens = self.policy.tokens
         if self.codec is not None:
             config = replace(config, bytes_per_token=self.codec.token_bytes)
@@ -178,22 +180,24 @@ class KeptTokens(Paged):
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
         past = request.cached + start
         kernels = self.policy.prefill_attention(past, tokens)
-        kernels += self.policy.prompt_work(past, tokens, request.cached + request.to_compute)
+        prompt, through = request.cached + request.to_compute, start + tokens == request.to_compute
+        kernels += self.policy.prompt_work(past, tokens, prompt)
+        if self.reads is not None:
+            kernels += self.reads.write_work(tokens, prompt if through else 0)
         if self.codec is None:
             return kernels
         if self.codec.codec.trigger != "prefill":
             return kernels + self.codec.write_work(tokens)
-        whole = start + tokens == request.to_compute
-        return kernels + self.codec.write_work(request.to_compute) if whole else kernels
+        return kernels + self.codec.write_work(request.to_compute) if through else kernels
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        num, policy, codec = len(batch), self.policy, self.codec
+        num, policy, codec, reads = len(batch), self.policy, self.codec, self.reads
         if self._frees:
-            spans = policy.spans(batch, steps)
+            spans = policy.spans(batch, steps, () if reads is None else reads.spans(batch, steps))
         else:
             first = batch.sum_context + num
             spans = (Span(1, Ramp(first, num) if steps > 1 else first),)
-        found: list[Kernel] = []
+        found = [] if reads is None else [*reads.select_work(batch, steps), *reads.new_tokens(batch)]
         for span in spans:
             if codec is not None:
                 found += codec.read_work(num, span, steps)

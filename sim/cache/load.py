@@ -10,6 +10,7 @@ from kvsim.cache.packed import packed
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
+from kvsim.cache.selective import offloading, selective
 from kvsim.errors import ScenarioError
 
 
@@ -27,6 +28,8 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
         found = PrivatePrefixes
     if config.codec is not None:
         found = packed(found)
+    if config.reads is not None:
+        found = selective(found) if config.reads.reads.offload is None else offloading(found)
     return found(config)  # type: ignore[call-arg]
 
 
@@ -38,6 +41,20 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
                 f"cache.codec: manager '{name}' holds KV at 16 bits; take paged, prefix_tree or chunks, or leave codec out"
             )
         config.codec.check_block(config.block_tokens)
+    if config.reads is not None:
+        offload = config.reads.reads.offload
+        if "reads" not in manager.parts:
+            raise ScenarioError(
+                f"cache.reads: the steps of manager '{name}' read all of it; take paged or prefix_tree, or leave reads out"
+            )
+        if offload is not None and "offload" not in manager.parts:
+            raise ScenarioError(
+                f"cache.reads.offload: manager '{name}' has other uses for tiers; set cache.manager to paged"
+            )
+        if offload is not None and config.codec is not None:
+            raise ScenarioError(
+                "cache.reads.offload: what leaves HBM has 16 bits; leave cache.codec out, or set index.kind to copy"
+            )
     if config.tokens is not None and "tokens" not in manager.parts:
         tokens = config.tokens.tokens
         why = f"manager '{name}' holds all tokens"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from kvsim.cache.eviction import EvictionSpec, Setting
 from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
@@ -101,13 +102,20 @@ class CacheConfig:
     names_content: bool = True  # some prompt or answer says what it contains; else nothing can be shared
     codec: PackedKv | None = None  # how KV is held (kvsim.cache.parts); None = at 16 bits
     tokens: TokenPolicy | None = None  # which tokens are held; None = all
+    reads: ReadSelector | None = None  # which tokens a decode step reads; None = all that are held
+    beside_bytes: int = 0  # of a block, beside its KV: an index
     options: Mapping[str, Any] | None = None
     state_bytes: int = 0  # of the recurrent layers of one sequence; 0 = the model has none
 
     @property
     def num_blocks(self) -> int:
         """Usable blocks in HBM."""
-        return self.capacity_bytes // (self.bytes_per_token * self.block_tokens) - self.reserved_blocks
+        return self.capacity_bytes // self.block_bytes - self.reserved_blocks
+
+    @property
+    def block_bytes(self) -> int:
+        """Of a block in HBM."""
+        return self.bytes_per_token * self.block_tokens + self.beside_bytes
 
     @property
     def only_counts(self) -> bool:

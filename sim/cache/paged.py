@@ -20,13 +20,13 @@ class Paged(CacheManager):
 
     api_version = API_VERSION
     steady_work = True
-    parts = frozenset({"codec", "tokens"})
+    parts = frozenset({"codec", "tokens", "reads", "offload"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
         self.block_tokens = config.block_tokens
-        self.block_bytes = config.block_tokens * config.bytes_per_token
+        self.block_bytes = config.block_bytes
         self.capacity_blocks = config.num_blocks
         self.free_blocks = self.capacity_blocks  # blocks without content
 

@@ -29,7 +29,7 @@ class PrivatePrefixes(Paged):
     """``request.kv`` is what a preempted request may find again, else None."""
 
     steady_work = True
-    parts = frozenset({"codec"})
+    parts = frozenset({"codec", "reads"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:

@@ -116,6 +116,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             codec=kv.codec,
             tokens=kv.tokens,
             state_bytes=model.state_bytes,
+            reads=None if kv.reads is None or kv.reads.is_neutral(memory.max_model_len) else kv.reads,
         )
     )
     profile = load_profile(profile_name(scenario, gpu.name))

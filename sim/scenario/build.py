@@ -6,6 +6,7 @@ import dataclasses
 
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.parts import Parts
+from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
 from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.cost.copies import DIRECTIONS, CopyTimes
@@ -114,7 +115,37 @@ def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
     in_hbm = codec is not None and codec.place == "hbm"
     packed = _packed(scenario, model, codec) if codec is not None and in_hbm else None
     policy = None if scenario.cache.tokens is None else TokenPolicy(shape, scenario.cache.tokens)
-    return Parts(shape, packed, None if policy is None or policy.is_neutral else policy)
+    if policy is not None and policy.is_neutral:
+        policy = None
+    return Parts(shape, packed, policy, _reads(scenario, model, policy))
+
+
+def _reads(scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None) -> ReadSelector | None:
+    keys, shape = scenario.cache.reads, kv_shape(scenario, model)
+    if keys is None:
+        return None
+    if keys.dense_layers > model.num_layers:
+        raise ScenarioError(
+            f"cache.reads.dense_layers: {keys.dense_layers} of a model with {model.num_layers} layers"
+        )
+    if model.kv_dtype not in ("bfloat16", "float16"):
+        raise ScenarioError(
+            f"cache.reads: it reads KV of 16 bits, the engine holds {model.kv_dtype}; leave out one of the two"
+        )
+    if model.latent is not None:
+        raise ScenarioError(f"cache.reads: it compares keys, and {model.name} caches latents; leave it out")
+    if policy is None:
+        return ReadSelector(shape, keys)
+    if policy.tokens.heads is None:
+        raise ScenarioError(
+            "cache.reads: cache.tokens drops what it would choose from; leave one out, or set tokens.heads"
+        )
+    if keys.offload is not None:
+        raise ScenarioError(
+            "cache.reads.offload: cache.tokens frees the same memory; leave one of the two out"
+        )
+    whole = sum(each.slices for each in policy.classes if each.kind == "everything")
+    return ReadSelector(shape, keys, whole / shape.num_slices)
 
 
 def _packed(scenario: Scenario, model: ModelSpec, codec: Codec) -> PackedKv | None:

@@ -26,6 +26,7 @@ from kvsim.scenario.link import InlineLink, MeasuredLink, link_kind
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
 from kvsim.scenario.pools import KvTransfer, Pool, problem_of
+from kvsim.scenario.reads import Reads
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.tokens import Tokens
@@ -193,6 +194,8 @@ class Cache(Part):
     """How KV is held: fewer bits, fewer dimensions; docs/methods.md."""
     tokens: Tokens | None = None
     """Which tokens of a running request stay; docs/methods.md."""
+    reads: Reads | None = None
+    """Which of them a decode step reads, and what lies in a tier; docs/reads.md."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Handed to the manager as they are."""
     load_policy: Literal["always", "if_faster"] = "always"

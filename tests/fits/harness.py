@@ -28,6 +28,7 @@ from kvsim.cache.load import load_manager  # noqa: E402
 from kvsim.cache.manager import CacheConfig, CacheManager  # noqa: E402
 from kvsim.cache.paged import Paged  # noqa: E402
 from kvsim.cache.parts.codec import PackedKv  # noqa: E402
+from kvsim.cache.parts.reads import ReadSelector  # noqa: E402
 from kvsim.cache.parts.span import KvShape  # noqa: E402
 from kvsim.cache.parts.tokens import TokenPolicy  # noqa: E402
 from kvsim.cache.prefix_tree import PrefixTreeManager  # noqa: E402
@@ -38,6 +39,7 @@ from kvsim.engine import steps as steps_module  # noqa: E402
 from kvsim.engine.spec import EngineSpec  # noqa: E402
 from kvsim.hardware.spec import LinkSpec  # noqa: E402
 from kvsim.scenario.codec import Codec  # noqa: E402
+from kvsim.scenario.reads import Reads  # noqa: E402
 from kvsim.scenario.tokens import Tokens  # noqa: E402
 from kvsim.workloads.trace import SEGMENT_KINDS, Trace  # noqa: E402
 
@@ -69,7 +71,15 @@ def with_parts(manager: str) -> Callable[[CacheConfig], CacheManager]:
         codec = PackedKv(SHAPE, Codec.model_validate(options.pop("codec", {})))
         keys = options.pop("tokens", None)
         tokens = None if keys is None else TokenPolicy(SHAPE, Tokens.model_validate(keys))
-        config = replace(config, options=options, codec=None if codec.is_neutral else codec, tokens=tokens)
+        read = options.pop("reads", None)
+        share = 1.0
+        if tokens is not None and tokens.tokens.heads is not None:
+            share = tokens.classes[0].slices / SHAPE.num_slices
+        reads = None if read is None else ReadSelector(SHAPE, Reads.model_validate(read), share)
+        if reads is not None and reads.is_neutral(config.max_model_len):
+            reads = None
+        codec_or_none = None if codec.is_neutral else codec
+        config = replace(config, options=options, codec=codec_or_none, tokens=tokens, reads=reads)
         return load_manager(manager, config)
 
     return make
@@ -109,6 +119,41 @@ POLICIES = {
     "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "groups": GROUPS,
     "streaming": STREAMING, "by prompt": BY_PROMPT, "holes": HOLES, "shared": SHARED, "whole layers": WHOLE,
 }  # fmt: skip
+BOUNDS = {"index": {"kind": "bounds", "tokens": 4}, "budget": 12, "dense_layers": 1, "refresh": 2.0}
+SCORED = {
+    "index": {"kind": "keys", "held": False, "channels": 4},
+    "budget": 9,
+    "gathered": True,
+    "prefill_budget": 16,
+}
+CODES = {
+    "index": {"kind": "codes", "parts": 2},
+    "budget": 12,
+    "offload": {"tier": "ddr", "resident": 3, "hit_rate": 0.3, "extent_tokens": 2},
+}
+SHADOW = {
+    "index": {"kind": "vectors", "tokens": 8},
+    "budget": 8,
+    "offload": {"tier": "ddr", "stored": "values", "key_rank": 2, "hit_rate": 0.6, "fetch": "beside_keys"},
+}
+COPY = {
+    "index": {"kind": "copy", "bits": 2, "group": 8},
+    "budget": 6,
+    "dense_layers": 1,
+    "offload": {"tier": "ddr", "fetch": "ahead", "buffer": 0.5, "heads_together": True},
+}
+ON_CPU = {
+    "index": {"kind": "keys", "bits": 4, "group": 8},
+    "budget": 10,
+    "offload": {"tier": "ddr", "stored": "values", "attention": "cpu"},
+}
+CLUSTERS = {
+    "index": {"kind": "vectors", "tokens": 5, "rounds": 3},
+    "budget": 11,
+    "offload": {"tier": "ddr", "leaves": "values", "stored": "values"},
+}
+READS = {"codes": CODES, "shadow": SHADOW, "copy": COPY, "on cpu": ON_CPU, "clusters": CLUSTERS}
+WHOLE_READ = {"reads": {"index": {"kind": "none"}, "budget": 10_000}}
 EVERYTHING = {"score": "norm", "budget": 10_000}
 VARIANTS = {"share": 0.5, "fix": "by_context", "variants": 3, "max_share": 0.4}
 LEVELS = [{"name": "fine", "ratio": 0.5}, {"name": "coarse", "ratio": 0.2}]
@@ -150,6 +195,13 @@ FITS = {
     },
     "slots packed": Fit(with_parts("paged"), Paged, {"tokens": SLOTS, "codec": PACKED}, {}),
     "streaming packed": Fit(with_parts("paged"), Paged, {"tokens": STREAMING, "codec": PACKED}, {}),
+    "bounds": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"reads": BOUNDS}, WHOLE_READ),
+    "scored": Fit(with_parts("paged"), Paged, {"reads": SCORED}, WHOLE_READ, tiers=0),
+    "bounds packed": Fit(
+        with_parts("prefix_tree"), PrefixTreeManager, {"reads": BOUNDS, "codec": PACKED}, {}
+    ),
+    "bounds of heads": Fit(with_parts("paged"), Paged, {"reads": BOUNDS, "tokens": STREAMING}, {}),
+    **{name: Fit(with_parts("paged"), Paged, {"reads": keys}, WHOLE_READ) for name, keys in READS.items()},
     "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),
 }
 every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

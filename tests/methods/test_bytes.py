@@ -29,5 +29,8 @@ def test_bytes_are_those_computed_by_hand(row: dict[str, Any]) -> None:
     parts = build_parts(scenario, build_model(scenario))
     prompt = row["prompt"]
     assert parts.held_bytes(prompt) == row["request"]
+    if "tier" in row:
+        assert parts.reads is not None
+        assert parts.reads.tier_bytes(prompt) == row["tier"]
     if "token" in row:
         assert parts.held_bytes(prompt, 1) - parts.held_bytes(prompt) == row["token"]

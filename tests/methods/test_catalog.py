@@ -74,7 +74,8 @@ def test_it_runs_on_quickstart(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if {"codec", "tokens"} & set(card_of(name).overlay.get("cache", {}))]
+    "name",
+    [name for name in NAMES if {"codec", "tokens", "reads"} & set(card_of(name).overlay.get("cache", {}))],
 )
 def test_it_runs_where_few_kernels_were_measured(name: str) -> None:
     summary, _ = run(QUICKSTART, [f"method={name}", "cluster.gpu=a100-80gb-sxm", "workload.max_requests=15"])

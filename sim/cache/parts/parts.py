@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
 from kvsim.cache.parts.tokens import TokenPolicy
 
@@ -16,11 +17,12 @@ class Parts:
     shape: KvShape
     codec: PackedKv | None = None
     tokens: TokenPolicy | None = None
+    reads: ReadSelector | None = None
 
     @property
     def changes_bytes(self) -> bool:
-        """Requests do not hold all their tokens at 16 bits."""
-        return self.codec is not None or self.tokens is not None
+        """Requests do not hold all their tokens at 16 bits, and nothing else."""
+        return self.codec is not None or self.tokens is not None or self.reads is not None
 
     @property
     def token_bytes(self) -> int:
@@ -30,6 +32,8 @@ class Parts:
     def held_bytes(self, prompt: int, generated: int = 0) -> int:
         """Of a request that has ``generated`` tokens behind a prompt of ``prompt`` tokens."""
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
+        if self.reads is not None:
+            fixed += self.reads.held_bytes(prompt + generated, prompt)
         if self.tokens is None:
             return (prompt + generated) * self.token_bytes + fixed
         slices = self.tokens.held_slices(prompt, prompt + generated)
@@ -38,6 +42,8 @@ class Parts:
     def peak_bytes(self, prompt: int) -> int:
         """The most that a request holds until its prompt is prefilled."""
         held = self.held_bytes(prompt)
+        if self.reads is not None:  # what leaves HBM does so when the prompt is through
+            held += self.reads.freed_bytes(prompt)
         late = self.codec is not None and self.codec.codec.trigger == "prefill"
         per_token = self.shape.bytes_per_token if late else self.token_bytes
         if self.tokens is None:
@@ -46,7 +52,12 @@ class Parts:
 
     def longest(self, capacity_bytes: int, block_tokens: int) -> int:
         """Tokens of the longest prompt that so many bytes of whole blocks have room for, one block set aside."""
-        block_bytes = self.token_bytes * block_tokens
+        if self.reads is not None:
+            plain = replace(self, reads=None).longest(capacity_bytes, block_tokens)
+            if self.reads.is_neutral(plain):
+                return plain
+        beside = 0 if self.reads is None else self.reads.block_bytes(block_tokens)
+        block_bytes = self.token_bytes * block_tokens + beside
         blocks = capacity_bytes // block_bytes - 1
         low, high = 0, capacity_bytes
         while low < high:

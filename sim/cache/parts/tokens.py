@@ -10,6 +10,7 @@ A *slice* is one KV head of one layer. A class of slices holds, of a request wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -178,8 +179,11 @@ class TokenPolicy:
 
     # ---- what a batch holds
 
-    def spans(self, batch: Batch, steps: int) -> tuple[Span, ...]:
-        """What decode attention reads in the next steps; each class, or classes that grow alike as one."""
+    def spans(self, batch: Batch, steps: int, whole: Sequence[Span] = ()) -> tuple[Span, ...]:
+        """What decode attention reads in the next steps; each class, or classes that grow alike as one.
+
+        ``whole``: what it reads where everything is held, if not that.
+        """
         num, total = len(batch), self.shape.num_slices
         first, found = batch.sum_context + num, []
         by_kind: dict[Kind, int] = {}
@@ -189,7 +193,7 @@ class TokenPolicy:
                 found.append(Span(each.slices / total, batch.capped(self.cap(each)).sum_read(steps)))
         for kind, slices in by_kind.items():
             if kind == "everything":
-                found.append(Span(slices / total, _growing(first, num, steps)))
+                found += whole or [Span(slices / total, _growing(first, num, steps))]
             elif kind == "append":
                 found.append(Span(slices / total, _growing(first - batch.total(self.dropped), num, steps)))
             elif kind == "constant":

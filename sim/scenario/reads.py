@@ -1,0 +1,111 @@
+"""``cache.reads``: all tokens stay, each decode step reads some. docs/reads.md has the meaning of every key."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ReadsPart(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Index(ReadsPart):
+    """What a query is compared with to find the tokens that are read."""
+
+    kind: Literal["bounds", "vectors", "keys", "codes", "copy", "none"]
+    """bounds: lowest and highest key of a page; vectors: one for each entry (centroid, landmark, sentence); keys: every key,
+    in ``channels`` and ``bits``; codes: every key as ``parts`` codes of a byte; copy: K and V in ``bits``, whose attention
+    also counts; none: chosen for nothing (position, a trained model)."""
+    tokens: Positive = 16
+    """Tokens of an entry, on average; keys, codes and copies have one for each token."""
+    channels: Positive | None = None
+    """Of a key that are compared; null = all."""
+    bits: Literal[16, 8, 4, 2, 1] = 16
+    group: Positive | None = None
+    """Elements that share a scale and zero of 16 bits each; null = none stored."""
+    parts: Positive = 8
+    """Codes of a key, of one byte each."""
+    held: bool = True
+    """Beside the keys, in HBM. False: it is (a part of) the keys that HBM holds anyway."""
+    rounds: Count = 0
+    """Of k-means over a prompt's keys, when it is through: how the entries come about."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Index:
+        if self.kind == "bounds" and (self.bits != 16 or self.channels is not None):
+            raise ValueError("bounds are whole keys of 16 bits; leave bits and channels out")
+        if self.kind == "copy" and self.bits == 16:
+            raise ValueError("a copy has fewer bits than what it stands for; set bits to 8, 4 or 2")
+        if self.kind not in ("keys", "copy") and self.bits != 16:
+            raise ValueError("bits are of kind keys or copy; leave them out")
+        return self
+
+    @property
+    def entry_tokens(self) -> int:
+        return self.tokens if self.kind in ("bounds", "vectors") else 1
+
+
+class Offload(ReadsPart):
+    """What leaves HBM when a prompt is through; steps fetch what they read of it."""
+
+    tier: str
+    """Its name in ``cache.tiers``."""
+    leaves: Literal["kv", "values"] = "kv"
+    """HBM."""
+    stored: Literal["kv", "values"] = "kv"
+    """In the tier: values alone where HBM keeps another form of the keys (``key_rank``, the index)."""
+    key_rank: Positive | None = None
+    """Of the keys' low-rank form in HBM, all KV heads of a layer together; selected keys are rebuilt from it."""
+    resident: Count = 0
+    """Tokens of a prompt that stay: sinks, outliers, the newest."""
+    buffer: Annotated[float, Field(ge=0)] = 1.0
+    """Room in HBM for fetched tokens, as a multiple of the budget."""
+    hit_rate: Share = 0.0
+    """Of what a step reads, the share that an earlier step has fetched."""
+    extent_tokens: Positive = 1
+    """Tokens that lie together in the tier."""
+    heads_together: bool = False
+    """All KV heads of a layer read the same tokens, and their rows lie together."""
+    fetch: Literal["in_turn", "beside_keys", "ahead"] = "in_turn"
+    """Before attention; while keys are rebuilt; or during the step before, beside everything else."""
+    attention: Literal["gpu", "cpu"] = "gpu"
+    """cpu: the host's cores attend to what is in the tier; only results are copied."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Offload:
+        if self.leaves == "values" and self.stored == "kv":
+            raise ValueError("stored: kv, and only values leave HBM; set stored: values")
+        if self.key_rank is not None and (self.leaves, self.stored) != ("kv", "values"):
+            raise ValueError("key_rank stands for the keys; set leaves: kv and stored: values")
+        if self.fetch == "beside_keys" and self.key_rank is None:
+            raise ValueError("fetch: beside_keys hides behind keys that are rebuilt; give key_rank")
+        return self
+
+
+class Reads(ReadsPart):
+    index: Index
+    budget: Positive
+    """Tokens that a step reads of each request."""
+    refresh: Annotated[float, Field(ge=1)] = 1.0
+    """Steps that one selection serves, on average."""
+    dense_layers: Count = 0
+    """First layers that read everything."""
+    prefill_budget: Positive | None = None
+    """Tokens that a prompt's tokens see, in blocks; null = all before them."""
+    gathered: bool = False
+    """Selected tokens are copied together before attention."""
+    offload: Offload | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Reads:
+        if self.offload is not None and not self.index.held and self.offload.leaves == "kv":
+            raise ValueError(
+                "the index is the keys, and they leave HBM; set index.held: true or leaves: values"
+            )
+        return self

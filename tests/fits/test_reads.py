@@ -1,0 +1,158 @@
+"""Read selectors: what a step reads and fetches, what a prompt leaves in HBM, all by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import LINK, cache_of, simulate, times, trace_of, with_parts
+from toys import toy_engine
+
+from kvsim.cache.parts.reads import ReadSelector
+from kvsim.cache.parts.span import KvShape
+from kvsim.cost.work import Kernel, Ramp, column
+from kvsim.entities import Batch, Request
+from kvsim.errors import ScenarioError
+from kvsim.scenario.load import parse_scenario
+from kvsim.scenario.reads import Reads
+
+SHAPE = KvShape(num_layers=4, num_heads=4, num_kv_heads=2, head_dim=8, hidden_size=32, bytes_per_token=256)
+
+
+def selector(**keys: Any) -> ReadSelector:
+    return ReadSelector(SHAPE, Reads.model_validate(keys))
+
+
+def batch_of(*contexts: int) -> Batch:
+    batch = Batch(4)
+    for index, context in enumerate(contexts):
+        batch.add(Request(index, 0, context, 9, [], [], order=index), context, 9)
+    return batch
+
+
+def by_name(kernels: tuple[Kernel, ...]) -> dict[str, Kernel]:
+    return {kernel.name: kernel for kernel in kernels}
+
+
+def test_a_page_has_two_keys_in_the_layers_that_choose() -> None:
+    bounds = selector(index={"kind": "bounds", "tokens": 4}, budget=8, dense_layers=1)
+    assert bounds.entry_bytes == 3 * 2 * 2 * 8 * 2  # layers, bounds, heads, channels, bytes
+    assert bounds.index_bytes(9) == 3 * bounds.entry_bytes
+    assert bounds.block_bytes(6) == 288  # one and a half pages
+    assert selector(index={"kind": "keys", "held": False}, budget=8).entry_bytes == 0
+
+
+def test_what_a_step_reads_and_compares() -> None:
+    bounds = selector(index={"kind": "bounds", "tokens": 4}, budget=8, dense_layers=1, refresh=2)
+    batch = batch_of(3, 10)
+    whole, some = bounds.spans(batch, 2)
+    assert (whole.share, whole.tokens) == (0.25, Ramp(4 + 11, 2))
+    assert some.share == 0.75
+    assert column(some.tokens, 2).tolist() == [4 + 8, 5 + 8]
+    found = by_name(bounds.select_work(batch, 2))
+    assert column(found["page_scores"].args["pages"], 2).tolist() == [
+        2,
+        2,
+    ]  # (1 + 3) / 2, (2 + 3) / 2 rounded down
+    assert np.all(column(found["page_scores"].calls, 2) == 0.75 / 2)
+    assert found["top_k_select"].args["k"] == 2
+    assert found["top_k_select"].calls == pytest.approx(4 * 0.75 / 2)
+    assert by_name(bounds.select_work(batch_of(3), 1))["page_scores"].calls == 0  # it reads everything
+
+
+def test_what_a_step_fetches() -> None:
+    offload = {
+        "tier": "ddr",
+        "stored": "values",
+        "key_rank": 2,
+        "hit_rate": 0.75,
+        "extent_tokens": 4,
+        "fetch": "beside_keys",
+    }
+    shadow = selector(index={"kind": "vectors", "tokens": 4}, budget=8, offload=offload)
+    found = by_name(shadow.select_work(batch_of(3, 10, 20), 1))
+    rebuilt = found["low_rank_reconstruct"].args
+    assert (rebuilt["rank"], rebuilt["tokens"]) == (2, 16)  # of the two that have more than 8
+    assert (rebuilt["num_bytes"], rebuilt["flops"]) == (16 * 4 * 2 * 2, 2 * 16 * 4 * 2 * 16)
+    gather = found["host_gather"]
+    # values of 16 tokens in 4 layers and 2 heads, four tokens a row of 64 bytes, a quarter of them
+    assert gather.args == {"row_bytes": 64, "rows": 16 * 4 * 2 / 4 / 4}
+    assert (gather.lane, gather.group, found["low_rank_reconstruct"].group) == ("h2d", "fetch", "fetch")
+    ahead = selector(
+        index={"kind": "vectors", "tokens": 4}, budget=8, offload={"tier": "ddr", "fetch": "ahead"}
+    )
+    gather = by_name(ahead.select_work(batch_of(3, 10, 20), 1))["host_gather"]
+    assert (gather.args, gather.group) == ({"row_bytes": 16, "rows": 16 * 4 * 2 * 2}, "main")
+    hits = selector(index={"kind": "none"}, budget=8, offload={"tier": "ddr", "hit_rate": 1.0})
+    assert hits.select_work(batch_of(20), 1) == ()
+
+
+def test_what_a_prompt_leaves_in_hbm() -> None:
+    offload = {"tier": "ddr", "resident": 3, "buffer": 0.5}
+    part = selector(index={"kind": "codes", "parts": 2}, budget=8, dense_layers=1, offload=offload)
+    assert part.leaving_bytes == 192  # three of four layers
+    assert part.freed_bytes(7) == part.tier_bytes(7) == 0  # as many as stay and fit the buffer
+    assert part.freed_bytes(17) == 10 * 192
+    assert part.tier_bytes(17) == 14 * 192
+    assert part.held_bytes(17, 17) == 17 * 2 * 2 * 3 - 10 * 192
+
+
+def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
+    """40 tokens of 16 bytes in blocks of 4; all but 8 of them leave: 32 x 16 / 64 = 8 blocks, 640 bytes in the tier."""
+    reads = {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "ddr"}}
+    trace = trace_of([(0, 40, 8), (0, 40, 8)])
+    engine = toy_engine(max_num_seqs=8, max_num_batched_tokens=64)
+    tight = cache_of(13, {"reads": reads})  # 10 blocks for the prompt, 2 for the answer
+    simulation = simulate(with_parts("paged"), trace, tight, engine, LINK)
+    first, second = (times(simulation)[index] for index in (0, 1))
+    assert second[0] < first[1]  # the second starts while the first decodes
+    plain = simulate(with_parts("paged"), trace, cache_of(13, tiers=0), engine, LINK)
+    assert times(plain)[1][0] > times(plain)[0][1]  # without it, it waits
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"index": {"kind": "copy"}, "budget": 1}, "a copy has fewer bits"),
+        ({"index": {"kind": "bounds", "bits": 4}, "budget": 1}, "bounds are whole keys of 16 bits"),
+        (
+            {"index": {"kind": "keys", "held": False}, "budget": 1, "offload": {"tier": "ddr"}},
+            "the index is the keys, and they leave HBM",
+        ),
+        (
+            {"index": {"kind": "none"}, "budget": 1, "offload": {"tier": "ddr", "fetch": "beside_keys"}},
+            "give key_rank",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(keys: dict[str, Any], says: str) -> None:
+    data = {"workload": {"sources": [{"name": "any", "generator": "chat"}]}, "cache": {"reads": keys}}
+    with pytest.raises(ScenarioError, match=says) as error:
+        parse_scenario(data)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("manager", "reads", "says"),
+    [
+        ("chunks", {"index": {"kind": "none"}, "budget": 8}, "take paged or prefix_tree"),
+        (
+            "prefix_tree",
+            {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "ddr"}},
+            "set cache.manager to paged",
+        ),
+        (
+            "paged",
+            {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "dr"}},
+            "no tier is called 'dr'; known: ddr",
+        ),
+    ],
+)
+def test_what_a_manager_cannot_do_is_said(manager: str, reads: dict[str, Any], says: str) -> None:
+    with pytest.raises(ScenarioError, match=says):
+        with_parts(manager)(cache_of(100, {"reads": reads}))
