@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvsim.cache.eviction import EvictionSpec, Setting
+from kvsim.cache.node import Changed
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.tokens import TokenPolicy
@@ -266,6 +267,13 @@ class CacheManager(ABC):
 
     def end_decode(self, request: Request) -> None:  # noqa: B027
         """Change. It no longer is; it still holds its blocks."""
+
+    def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
+        """Change. From now on tell ``changed(tier)`` what prefixes can be found in each tier, those that already can included.
+
+        True = that is all that :meth:`match` can find for the prompt of another request. False: this manager does not tell.
+        """
+        return False
 
     def set_future(self, future: Any) -> None:
         """Change. The trace is known in full (:class:`kvsim.cache.future.Future`)."""

@@ -10,7 +10,7 @@ that made it, so nothing is stored twice:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BlockKey = tuple[tuple[int, int], ...] | tuple[int, int]
@@ -72,6 +72,27 @@ class Copy:
 
 
 Evictable = Node | Copy
+
+Changed = Callable[[list[int], list[int], int, int, bool], None]
+"""Of a content, given as segments (ids and ends), blocks start .. end can be found from now on (True), or no more."""
+
+
+class Blocks:
+    """What is made of blocks of ``block_tokens`` tokens."""
+
+    block_tokens: int
+
+    def _block_key(self, ids: list[int], ends: list[int], first: int, block: int) -> BlockKey:
+        """Content of one block: the ids that overlap it and where each ends, cut at the block's end."""
+        stop = (block + 1) * self.block_tokens
+        if ends[first] >= stop:
+            return ids[first], stop
+        parts = []
+        while True:
+            parts.append((ids[first], min(ends[first], stop)))
+            if ends[first] >= stop:
+                return tuple(parts)
+            first += 1
 
 
 def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:

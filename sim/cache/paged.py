@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
+from kvsim.cache.node import Changed
 from kvsim.entities import Batch, Request
 from kvsim.registry import Registry
 
@@ -40,6 +43,9 @@ class Paged(CacheManager):
 
     def match(self, request: Request) -> Plan:
         return Plan(request.prompt_tokens, hits_by_tier=(0,) * (1 + len(self.config.tiers)))
+
+    def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
+        return type(self).match is Paged.match  # which finds nothing
 
     def admit(self, request: Request, plan: Plan) -> bool:
         return blocks_for(request.prompt_tokens, self.block_tokens) <= self.num_free_blocks

@@ -15,7 +15,7 @@ from kvsim.cache.eviction import eviction_policy
 from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
-from kvsim.cache.node import Node
+from kvsim.cache.node import Changed, Node
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
 from kvsim.cache.private_tree import PrivateTree
 from kvsim.cache.saved import SavedRun, dump_tree, load_tree
@@ -319,6 +319,14 @@ class PrefixTreeManager(Paged):
 
     def _trees(self) -> list[PrefixTree]:
         return [self.tree, *(tier.tree for tier in self.tiers.tiers)]
+
+    def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
+        if type(self).match is not PrefixTreeManager.match or any(tier.shared for tier in self.config.tiers):
+            return False
+        if not isinstance(self.tree, PrivateTree):
+            for tier, tree, _ in self._stores():
+                tree.watch(changed(tier))
+        return True
 
     def set_future(self, future: Future) -> None:
         for tree in self._trees():

@@ -9,8 +9,10 @@ takes it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.node import Changed
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.entities import Batch, Request
 
@@ -36,6 +38,9 @@ class PrivatePrefixes(Paged):
         super().__init__(config)
         self.num_evictable = self.num_evicted = 0  # blocks
         self._freed: deque[Freed] = deque()  # the least recently used first
+
+    def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
+        return True  # nobody finds what another one has computed
 
     @property
     def num_free_blocks(self) -> int:

@@ -15,10 +15,10 @@ from collections.abc import Hashable
 
 from kvsim.cache.eviction import QueuesPolicy
 from kvsim.cache.eviction.queue import EvictionQueue
-from kvsim.cache.node import BlockKey, Copy, Evictable, Node, shared_tokens
+from kvsim.cache.node import Blocks, Changed, Copy, Evictable, Node, shared_tokens
 
 
-class PrefixTree:
+class PrefixTree(Blocks):
     """Cached and held runs of one tier. Counts blocks only; who pays for them is the manager's business."""
 
     def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
@@ -33,6 +33,7 @@ class PrefixTree:
         self.num_copies = 0  # :class:`Copy` objects; zero nearly always
         self._queue = EvictionQueue(policy)
         self._clock = 0
+        self.changed: Changed | None = None  # hears of content that comes and goes
 
     # ---- look
 
@@ -53,18 +54,6 @@ class PrefixTree:
     def _reach(self, child: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:
         size = self.block_tokens
         return shared_tokens(child, ids, ends, first, min(child.end, limit) * size) // size
-
-    def _block_key(self, ids: list[int], ends: list[int], first: int, block: int) -> BlockKey:
-        """Content of one block: the ids that overlap it and where each ends, cut at the block's end."""
-        stop = (block + 1) * self.block_tokens
-        if ends[first] >= stop:
-            return ids[first], stop
-        parts = []
-        while True:
-            parts.append((ids[first], min(ends[first], stop)))
-            if ends[first] >= stop:
-                return tuple(parts)
-            first += 1
 
     def evictable_on_path(self, node: Node, blocks: int) -> int:
         """Evictable ones among the first ``blocks`` blocks of the path to ``node``: pinning it would take them away."""
@@ -141,6 +130,8 @@ class PrefixTree:
         if end <= leaf.end:
             return
         self.num_blocks += end - leaf.end
+        if self.changed is not None:
+            self.changed(leaf.ids, leaf.ends, leaf.end, end, True)
         while leaf.key is None and leaf.start < end:
             parent = leaf.parent
             assert parent is not None
@@ -251,6 +242,8 @@ class PrefixTree:
                 if self._queue.evicted is not None:
                     self._queue.evicted(item, take, self._place(item, end - take))
                 gone.append((item, end - take, end))
+                if self.changed is not None:
+                    self.changed(item.ids, item.ends, end - take, end, False)
                 item.end = end - take
                 left -= take
                 if item.end == item.start:
@@ -318,6 +311,16 @@ class PrefixTree:
                 self._unlink(parent)
             elif parent.version == 0:
                 self._push(parent)  # its turn had come while something continued it
+
+    def watch(self, changed: Changed) -> None:
+        """Change. Tell ``changed`` of all content that can be found now, and from now on of what comes and goes."""
+        self.changed = changed
+        stack = [*self.root.children.values()]
+        while stack:
+            node = stack.pop()
+            if node.ready and not node.hole:
+                changed(node.ids, node.ends, node.start, node.end, True)
+            stack += node.children.values()
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""

@@ -47,7 +47,7 @@ def make_router(spec: PolicySpec) -> Router:
     Raises:
         ScenarioError: no router has this name, or it has no such option or cannot use its value.
     """
-    from kvsim.cluster import sticky  # noqa: F401  (so that they are registered)
+    from kvsim.cluster import cache_aware, prefix_router, sticky  # noqa: F401  (so that they are registered)
 
     return make_policy(routers, spec)
 
@@ -143,26 +143,3 @@ class LeastOutstandingRequests(LoadRouter):
 
     def choose(self, request: Request, loads: Loads) -> Replica:
         return loads.least
-
-
-@routers.register("prefix_aware")
-class PrefixAware(LoadRouter):
-    """Least work: prompt tokens that the replica would have to compute, plus its outstanding prompt tokens.
-
-    The form of NVIDIA Dynamo's KV-aware router (new prefill + active blocks, overlap weight 1), with an index that
-    is exact. Tokens in lower tiers count as cached.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def choose(self, request: Request, loads: Loads) -> Replica:
-        best, least = loads.least, None
-        for load, index, replica in loads.order:
-            if least is not None and load + 1 > least:
-                break  # even with all but the last token in cache it would be more work
-            replica.sync()
-            work = replica.manager.match(request).compute_tokens + load
-            if least is None or (work, index) < (least, best.index):
-                best, least = replica, work
-        return best

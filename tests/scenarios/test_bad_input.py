@@ -146,6 +146,10 @@ def test_a_mistake_in_the_file(
             "cluster.router={policy: session_affinity, spill_factor: 0}",
             "cluster.router: router 'session_affinity': spill_factor: expected a number of at least 1, found 0",
         ),
+        (
+            "cluster.router={policy: prefix_aware, staleness: 1}",
+            "cluster.router: router 'prefix_aware' has no option 'staleness'; did you mean 'staleness_s'?",
+        ),
         ("clients.timeout=10", "--set clients.timeout: 10 has no unit; write '10 "),
         (
             "clients={cancel: {share: 2, after: 1 s}}",

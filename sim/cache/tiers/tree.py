@@ -114,6 +114,8 @@ class TierTree(PrefixTree):
                 self.num_blocks -= step.num_blocks
                 self.num_evictable -= step.num_blocks
                 self.num_dropped += step.num_blocks
+                if self.changed is not None:
+                    self.changed(step.ids, step.ends, step.start, step.end, False)
                 step.version = 0  # its entry in the eviction heap is void
                 step.hole = True
                 if not step.children:
@@ -143,6 +145,8 @@ class TierTree(PrefixTree):
 
     def settle(self, run: Filling) -> None:
         """Change. The bytes of a run are there: it can be read, and is pinned no more."""
+        if self.changed is not None:
+            self.changed(run.node.ids, run.node.ends, run.start, run.node.end, True)
         step: Node | None = run.node
         while step is not None and step.end > run.start:
             step.ready = True
