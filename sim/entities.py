@@ -37,6 +37,8 @@ class Request:
     to_compute: int = 0  # prompt tokens (after a preemption also generated ones) to prefill since admission
     computed: int = 0  # of those, scheduled so far
     order: int = 0  # position in the running list: counts up with every admission
+    pad_input: int = 0  # static batches: prompt tokens that fill it up to the longest of its batch
+    pad_output: int = 0  # and output tokens that are generated for nothing, until the last answer is complete
     base: int = 0  # context = base + batch round, while decoding
     last_round: int = -1  # batch round after its last token; -1 = not decoding
     kv: Any = None  # the cache manager's own state
@@ -65,8 +67,8 @@ class Request:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens with KV once the last output token is out: that token itself never gets any."""
-        return self.input_tokens + self.output_tokens - 1
+        """Tokens with KV, padding included, once the last output token is out: that token itself never gets any."""
+        return self.pad_input + self.input_tokens + self.output_tokens + self.pad_output - 1
 
 
 class Watcher(Protocol):

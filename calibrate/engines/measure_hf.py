@@ -20,9 +20,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PROMPTS = (128, 512, 2048, 8192, 16384, 32768)
 MOST_TOKENS = 131_072  # of a batch's prompts together
@@ -42,13 +39,15 @@ COLUMNS = (
 )
 
 
-class Stamps(transformers.StoppingCriteria):  # type: ignore[misc]
+class Stamps:
     """Never stops; notes when it is asked."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
         if input_ids.is_cuda:
             torch.cuda.synchronize()
         self.times_s.append(time.perf_counter())
@@ -57,6 +56,8 @@ class Stamps(transformers.StoppingCriteria):  # type: ignore[misc]
 
 def generate(model: Any, batch: int, prompt: int, padded: bool, new_tokens: int) -> list[float]:
     """Milliseconds from the call to the first token and between tokens."""
+    import torch
+
     device = next(model.parameters()).device
     tokens = torch.randint(5, model.config.vocab_size, (batch, prompt), device=device)
     mask = torch.ones_like(tokens)
@@ -72,7 +73,7 @@ def generate(model: Any, batch: int, prompt: int, padded: bool, new_tokens: int)
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
-        stopping_criteria=transformers.StoppingCriteriaList([stamps]),
+        stopping_criteria=[stamps],
     )
     times = [begin, *stamps.times_s]
     return [1000 * (after - before) for before, after in pairwise(times)]
@@ -80,6 +81,8 @@ def generate(model: Any, batch: int, prompt: int, padded: bool, new_tokens: int)
 
 def memory() -> int:
     """Most bytes allocated since the last call."""
+    import torch
+
     if not torch.cuda.is_available():
         return 0
     most = torch.cuda.max_memory_allocated()
@@ -105,6 +108,9 @@ def points(config: Any) -> list[tuple[int, int, bool]]:
 
 
 def measure(folder: Path, attention: str, few: bool, rows: Any) -> None:
+    import torch
+    import transformers
+
     config = transformers.AutoConfig.from_pretrained(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_dtype(torch.bfloat16)
@@ -143,6 +149,9 @@ def measure(folder: Path, attention: str, few: bool, rows: Any) -> None:
 
 
 def main() -> None:
+    import torch
+    import transformers
+
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("out", type=Path)
     arguments.add_argument("models", type=Path, nargs="+")
@@ -150,7 +159,7 @@ def main() -> None:
     options = arguments.parse_args()
     torch.backends.cuda.enable_cudnn_sdp(options.cudnn)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    with options.out.open("w", newline="") as file:
+    with torch.inference_mode(), options.out.open("w", newline="") as file:
         file.write(f"# {gpu}; torch {torch.__version__}; transformers {transformers.__version__}\n")
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
@@ -161,5 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

@@ -5,8 +5,11 @@ What engines did before paging. Option ``reserve_tokens``: the room of one reque
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
 from kvsim.cache.paged import cache_managers
+from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
 
@@ -15,13 +18,15 @@ from kvsim.errors import ScenarioError
 class Contiguous(CacheManager):
     api_version = API_VERSION
     steady_work = True
+    batching = frozenset({"continuous", "static"})
 
     def __init__(self, config: CacheConfig) -> None:
+        self.config = config
         options = dict(config.options or {})
         self.reserve_tokens = int(options.pop("reserve_tokens", config.max_model_len))
         if options:
             raise ScenarioError(
-                f"cache.options.{next(iter(options))}: contiguous knows only 'reserve_tokens'"
+                f"cache.options.{next(iter(options))}: this manager knows only 'reserve_tokens'"
             )
         if self.reserve_tokens < 1:
             raise ScenarioError(f"cache.options.reserve_tokens: {self.reserve_tokens} is below 1")
@@ -73,3 +78,52 @@ class Contiguous(CacheManager):
     @property
     def used_bytes(self) -> tuple[int, ...]:
         return (self.held_bytes,)
+
+
+@cache_managers.register("concatenated")
+class Concatenated(Contiguous):
+    """A cache that grows by copies, as transformers' DynamicCache: :func:`grown_cache` in each step. The copies of a layer take
+    no room here.
+
+    Option ``repeats_kv``: KV heads are copied to every query head before they are read, always (transformers up to 4.4x), or
+    ``masked``: in a batch whose prompts differ, and so need a mask (5.x).
+    """
+
+    steady_work = True
+    batching = frozenset({"static"})  # a batch is one tensor: its contexts are equal
+
+    def __init__(self, config: CacheConfig) -> None:
+        options = dict(config.options or {})
+        self.repeats_kv = options.pop("repeats_kv", "masked")
+        if self.repeats_kv not in ("always", "masked"):
+            raise ScenarioError(
+                f"cache.options.repeats_kv: expected always or masked, found {self.repeats_kv!r}"
+            )
+        super().__init__(replace(config, options=options))
+
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+        num, config = len(batch), self.config
+        first = batch.sum_context // num + 1
+        repeats = self.repeats_kv == "always" or batch.total(_padding) > 0
+        return grown_cache(num, first, steps, config.bytes_per_token, config.num_layers, repeats)
+
+
+def grown_cache(
+    num_seqs: int, context: int, steps: int, bytes_per_token: int, num_layers: int, repeats_kv: bool
+) -> tuple[Kernel, ...]:
+    """Kernels of ``steps`` decode steps over ``context``, context + 1, ... tokens: K and V of each layer are concatenated with
+    the new token's, maybe repeated to all heads, and read."""
+    contexts: Column = Ramp(context, 1) if steps > 1 else context
+    if repeats_kv:
+        return (Kernel("contiguous_decode[hf]", {"batch": num_seqs, "context": contexts}),)
+    tokens: Column = Ramp(num_seqs * context, num_seqs) if steps > 1 else num_seqs * context
+    tensors = 2 * num_layers
+    copied = tokens * (bytes_per_token // tensors)
+    return (
+        Kernel("device_copy", {"num_bytes": copied}, calls=tensors),
+        Kernel("contiguous_decode[padded]", {"batch": num_seqs, "context": contexts}),
+    )
+
+
+def _padding(request: Request) -> int:
+    return request.pad_input

@@ -132,7 +132,8 @@ class CacheManager(ABC):
     """See the module's text. ``services`` is set by the replica before the first call.
 
     ``block_tokens``: the batch counts block boundaries for this size. ``uses_tiers``: KV goes to the tiers below HBM,
-    and :attr:`used_bytes` has an entry for each. ``needs_kinds``: requests come with the kinds of their segments.
+    and :attr:`used_bytes` has an entry for each. ``batching``: how an engine may serve what it holds; a static batch pads its
+    requests to the longest. ``needs_kinds``: requests come with the kinds of their segments.
     ``prefetches``: :meth:`prefetch` is called for every request. ``needs_future``: :meth:`set_future` is called before
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
@@ -149,6 +150,7 @@ class CacheManager(ABC):
     prefetches: bool = False
     needs_future: bool = False
     steady_work: bool = False
+    batching: frozenset[str] = frozenset({"continuous"})
     parts: frozenset[str] = frozenset()
     watches_decodes: bool = False
     hands_over: bool = False

@@ -93,6 +93,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
         max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
         max_model_len=memory.max_model_len,
         async_scheduling=scenario.engine.async_scheduling,
+        batching=scenario.engine.batching,
         gpu=gpu.name,
         model=model.name,
         kv_dtype=model.kv_dtype,

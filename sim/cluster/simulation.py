@@ -24,6 +24,7 @@ from kvsim.engine.link import connect, reachable
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch, Request
+from kvsim.errors import ScenarioError
 from kvsim.hardware.spec import LinkSpec
 from kvsim.results.recorder import Recorder
 from kvsim.scenario.response_cache import ResponseCache
@@ -120,6 +121,7 @@ def build_cluster(
     for pool in pools:
         for _ in range(pool.num_replicas):
             manager = make_manager(pool.cache)
+            _check_batching(pool.engine, manager)
             batch = Batch(manager.block_tokens)
             rings = bool(pool.links or kv_transfer) or cluster.awaits_answers or manager.needs_future
             index = len(replicas)
@@ -211,3 +213,14 @@ def _play_and_tell(env: Clock, tell: Callable[[], None]) -> None:
                     step()
             tell()
     tell()
+
+
+def _check_batching(engine: EngineSpec, manager: CacheManager) -> None:
+    if engine.static_batch and "static" not in manager.batching:
+        raise ScenarioError(
+            "engine.batching: cache.manager has no room for what a static batch pads; take contiguous or concatenated"
+        )
+    if not engine.static_batch and "continuous" not in manager.batching:
+        raise ScenarioError(
+            "engine.batching: cache.manager holds static batches only; set batching: static, or take manager contiguous"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from kvsim.cache.manager import Plan, Transfer
+from kvsim.engine.static_batch import StaticBatch
 from kvsim.engine.transfers import Transfers
 from kvsim.entities import Request
 
@@ -20,6 +21,7 @@ class Admission(Transfers):
         Nanoseconds that their cached tokens put the launch off, and that all of it holds the thread.
         """
         manager, engine, running, attach, hold = self.manager, self.engine, self.running, 0, 0
+        together = StaticBatch(engine.max_model_len) if engine.static_batch else None
         while budget > 0 and (self.loaded or self.waiting) and len(running) < engine.max_num_seqs:
             if self.loaded:
                 request = self.loaded[0]
@@ -29,6 +31,8 @@ class Admission(Transfers):
                 self.loaded.popleft()
             else:
                 request = self.waiting[0]
+                if together is not None and not together.takes(request):
+                    break
                 plan = manager.match(request)
                 if not manager.admit(request, plan):
                     self._blocked = True
@@ -60,6 +64,8 @@ class Admission(Transfers):
             hold += engine.cpu_request_ns
             if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
                 hold += request.input_tokens * engine.intake_token_ns
+        if together is not None:
+            together.pad(request for request, _ in prefills)
         return attach, attach + hold
 
     def _await_handover(self, request: Request, plan: Plan, now: int) -> None:

@@ -50,6 +50,7 @@ def load_engine(
     max_num_batched_tokens: int,
     max_model_len: int,
     async_scheduling: bool | None = None,
+    batching: str | None = None,
     gpu: str = "",
     model: str = "",
     kv_dtype: str = "",
@@ -104,6 +105,7 @@ def load_engine(
         async_scheduling=take(data, "async_scheduling", False)
         if async_scheduling is None
         else async_scheduling,
+        static_batch=_is_static(take(data, "batching", "continuous"), where, batching),
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
         sustained_after_ns=_time(take(device, "sustained_after", "0 s"), f"{where}: device.sustained_after"),
         load_decisions=int(take(host, "load_decisions", 0)),
@@ -134,6 +136,13 @@ def load_engine(
             key = next(iter(left))
             raise ScenarioError(f"{where}: {part}{key}: unknown key")
     return spec, terms
+
+
+def _is_static(own: Any, where: str, wanted: str | None) -> bool:
+    """What the profile says, unless the scenario wants something else."""
+    if own not in ("continuous", "static"):
+        raise ScenarioError(f"{where}: batching: expected continuous or static, found {own!r}")
+    return (wanted or own) == "static"
 
 
 def _take(data: Any, key: str, default: Any, where: str) -> Any:

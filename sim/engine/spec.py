@@ -40,6 +40,7 @@ class EngineSpec:
     max_num_batched_tokens: int
     max_model_len: int
     async_scheduling: bool  # two steps in flight instead of one
+    static_batch: bool = False  # a batch is served to its end before the next one starts
     launch_ns: int = 0
     cpu_ns: int = 0
     cpu_request_ns: int = 0

@@ -11,6 +11,7 @@ from kvsim.engine.admission import Admission
 from kvsim.engine.channel import At
 from kvsim.engine.link import layerwise_end_ns
 from kvsim.engine.run import Effects, Run
+from kvsim.engine.static_batch import NO_BUDGET
 from kvsim.engine.timing import lay_out
 from kvsim.entities import NEVER, Request
 
@@ -30,6 +31,7 @@ class Steps(Admission):
             and (self._head_changes or not self._blocked)
             and len(self.running) < self.engine.max_num_seqs
             and len(decoding) < self.engine.max_num_batched_tokens
+            and not (self.engine.static_batch and self.running)
         )
         preempted, steps = False, 0
         if decoding:
@@ -122,7 +124,7 @@ class Steps(Admission):
             manager.commit(batch, 1)
             batch.round += 1
         finished = batch.finished() if batch.next_finish <= batch.round else []
-        budget = engine.max_num_batched_tokens - decodes
+        budget = NO_BUDGET if engine.static_batch else engine.max_num_batched_tokens - decodes
         prefills: list[tuple[Request, int]] = []
         loads: list[Transfer] = []
 
@@ -149,11 +151,11 @@ class Steps(Admission):
         chunks: list[tuple[int, int]] = []
         step_tokens = decodes
         for request, tokens in prefills:
-            computed = request.computed
-            chunks.append((tokens, request.cached + computed))
-            step_tokens += tokens
+            computed, padded = request.computed, tokens + request.pad_input
+            chunks.append((padded, request.cached + computed))
+            step_tokens += padded
             if not plain:
-                kernels += manager.prefill_work(request, computed, tokens)
+                kernels += manager.prefill_work(request, computed, padded)
             request.computed = computed = computed + tokens
             if computed < request.to_compute:
                 self.partial = request
@@ -163,11 +165,11 @@ class Steps(Admission):
             complete.append(request)
             generated = request.generated
             request.generated = generated + 1
-            if generated + 1 == request.output_tokens:
-                finished.append(request)
+            remaining = request.output_tokens + request.pad_output - generated - 1
+            if remaining:
+                batch.add(request, request.pad_input + request.input_tokens + generated, remaining)
             else:
-                context = request.input_tokens + generated
-                batch.add(request, context, request.output_tokens - generated - 1)
+                finished.append(request)
         if complete or finished:
             self._finish_later(complete, finished)
         if chunks:

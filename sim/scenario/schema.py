@@ -71,7 +71,7 @@ class Cluster(Part):
 
 class Engine(Part):
     profile: str = "vllm-0.24.0"
-    """Host overheads, graph sizes and latencies of an engine."""
+    """Host overheads, graph sizes and latencies of an engine: vllm-0.24.0, transformers-5.17, ideal, or a file's path."""
     max_num_seqs: Positive = 256
     max_num_batched_tokens: Positive = 8192
     """Token budget of one step."""
@@ -79,6 +79,10 @@ class Engine(Part):
     """null = the model's longest context, or what fits the KV memory if that is less."""
     async_scheduling: bool | None = None
     """null = as the engine profile has it."""
+    batching: Literal["continuous", "static"] | None = None
+    """null = as the engine profile has it. static: up to max_num_seqs requests that wait start together, are padded to the
+    longest prompt and the longest answer of them, and have their answers when all are complete; max_num_batched_tokens does not
+    bound their prompts. Needs cache.manager contiguous or concatenated."""
     queue: PolicyChoice = "fcfs"
     """Order of admission of each replica: fcfs, priority, vtc (fair per tenant), shortest_prompt, cached_share, or one that a
     plug-in registers; or a mapping with options, such as {policy: vtc, output_weight: 2}: docs/routing.md."""
@@ -184,7 +188,7 @@ class Tier(Part):
 
 class Cache(Part):
     manager: str = "prefix_tree"
-    """none, contiguous, paged, prefix_tree, chunks, shared_prefix, snapshots, or any that a plug-in registers."""
+    """none, contiguous, concatenated, paged, prefix_tree, chunks, shared_prefix, snapshots, or any that a plug-in registers."""
     block_tokens: Positive = 16
     eviction: PolicyChoice = "lru"
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""

@@ -1,0 +1,32 @@
+"""Static batches: requests that start together, padded to the longest prompt and the longest answer among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvsim.entities import Request
+
+NO_BUDGET = 1 << 60
+"""Tokens: prompts of a static batch are prefilled in one step, however many they are."""
+
+
+class StaticBatch:
+    """The batch that is being filled; every request in it takes the room of the padded one."""
+
+    def __init__(self, max_model_len: int) -> None:
+        self.max_model_len = max_model_len
+        self.input_tokens = self.output_tokens = 0
+
+    def takes(self, request: Request) -> bool:
+        """Change. Join, unless padding would make any sequence longer than the model takes."""
+        longest = max(self.input_tokens, request.input_tokens), max(self.output_tokens, request.output_tokens)
+        if sum(longest) > self.max_model_len:
+            return False
+        self.input_tokens, self.output_tokens = longest
+        return True
+
+    def pad(self, requests: Iterable[Request]) -> None:
+        """Change. Tell the requests that have joined how long they are for the GPU."""
+        for request in requests:
+            request.pad_input = self.input_tokens - request.input_tokens
+            request.pad_output = self.output_tokens - request.output_tokens
