@@ -1,8 +1,9 @@
 """Steps of a replica whose requests are divided: micro-batches of a pipeline, groups with attention of their own (DP).
 
 A step of the replica is a *round*: every running request gets its token once. Its decodes are divided evenly into as many
-shares as there are stages x groups, its prefill chunks go one by one to the share with the fewest tokens, cut where a share
-would exceed its token budget. All shares are under way at once, each through all stages, so a round takes as long as its
+shares as there are stages x groups. A prefill chunk falls into any of the micro-batches (when its prompt arrives decides
+which one in an engine; here a hash of its sizes), there into the group with the fewest tokens, and is cut where a share would
+exceed its token budget. All shares are under way at once, each through all stages, so a round takes as long as its
 largest share takes through the whole model: a stage works on one share while the others work on the rest. Experts that
 groups share get the tokens of all groups.
 """
@@ -119,18 +120,24 @@ class SharedSteps(CostModel):
         return dearest
 
     def _divide(self, num_seqs: int, chunks: Sequence[tuple[int, int]]) -> list[tuple[int, Chunks]]:
-        """(decodes, prefill chunks) of each share."""
+        """(decodes, prefill chunks) of each share: one micro-batch after the other, its groups side by side."""
         fewest, more = divmod(num_seqs, self._shares)
         shares: list[tuple[int, Chunks]] = [(fewest + (i < more), []) for i in range(self._shares)]
         tokens = [decodes for decodes, _ in shares]
-        for new, past in chunks:
+        stages, groups = self._parallel.pipeline, self._parallel.data
+        for place, (new, past) in enumerate(chunks):
+            slot = _any_of(stages, place, new, past)
+            tried = 0
             while new > 0:
-                least = min(range(self._shares), key=tokens.__getitem__)
+                of_slot = range(slot * groups, (slot + 1) * groups)
+                least = min(of_slot, key=tokens.__getitem__)
                 room = self._budget - tokens[least]
-                some = new if self._parallel.pipeline == 1 or new <= room else max(1, room)
-                shares[least][1].append((some, past))
-                tokens[least] += some
-                new, past = new - some, past + some
+                some = new if stages == 1 or new <= room or tried >= stages else max(0, room)
+                if some:
+                    shares[least][1].append((some, past))
+                    tokens[least] += some
+                    new, past = new - some, past + some
+                slot, tried = (slot + 1) % stages, tried + 1
         return shares
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
@@ -145,3 +152,11 @@ class SharedSteps(CostModel):
         for model in self._models.values():
             total.update(model.used_ns())
         return dict(total)
+
+
+def _any_of(number: int, *sizes: int) -> int:
+    """One of ``number`` without preference, always the same for the same ``sizes``."""
+    mixed = 0
+    for size in sizes:
+        mixed = (mixed * 0x9E3779B1 + size + 1) % (1 << 32)
+    return (mixed ^ mixed >> 15) * 0x85EBCA6B % (1 << 32) * number >> 32
