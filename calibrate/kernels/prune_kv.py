@@ -80,7 +80,7 @@ class PruneKv(Kernel):
         ]
 
     def source(self, point: Point) -> str:
-        return "torch.topk, torch.cumsum, triton: kvsim.calibrate.triton.bitmap_attention"
+        return "triton: kvsim.calibrate.triton.bitmap_attention, torch.cumsum"
 
 
 def channels(kept: int, head_dim: int) -> int:
@@ -91,11 +91,18 @@ def channels(kept: int, head_dim: int) -> int:
 def prune(bench: Bench, rows: torch.Tensor, kept: int) -> Pruned:
     """``rows`` (n, head_dim) with the channels that are at least as large as the last of those kept."""
     count, head_dim = rows.shape
-    parts = head_dim // CHANNELS
-    sizes = rows.abs()
-    least = torch.topk(sizes, channels(kept, head_dim), dim=-1, sorted=False).values.amin(-1)
-    kept_here = (sizes >= least[:, None]).view(count, parts, CHANNELS)
-    padded = (kept_here.sum(-1, dtype=torch.int32) + PADDED - 1) // PADDED * PADDED
+    parts, number = head_dim // CHANNELS, channels(kept, head_dim)
+    if bench.on_gpu:
+        from kvsim.calibrate.triton.bitmap_attention import choose, pack
+
+        least = torch.empty(count, dtype=torch.float32, device=rows.device)
+        padded = torch.empty(count, parts, dtype=torch.int32, device=rows.device)
+        choose(rows, least, padded, number, PADDED)
+    else:
+        sizes = rows.abs()
+        least = torch.topk(sizes, number, dim=-1, sorted=False).values.amin(-1)
+        kept_here = (sizes >= least[:, None]).view(count, parts, CHANNELS)
+        padded = (kept_here.sum(-1, dtype=torch.int32) + PADDED - 1) // PADDED * PADDED
     ends = padded.flatten().cumsum(0, dtype=torch.int32)
     starts = ends - padded.flatten()
     values = torch.empty(
@@ -103,10 +110,8 @@ def prune(bench: Bench, rows: torch.Tensor, kept: int) -> Pruned:
     )  # the host never learns how many
     tiles = rows.view(-1, CHANNELS)
     if bench.on_gpu:
-        from kvsim.calibrate.triton.bitmap_attention import pack
-
         bitmaps = torch.empty(len(tiles), dtype=torch.int64, device=rows.device)
-        pack(tiles, least.float().repeat_interleave(parts), starts, bitmaps, values)
+        pack(tiles, least.repeat_interleave(parts, output_size=len(tiles)), starts, bitmaps, values)
         return Pruned(bitmaps, starts, values)
     bits = torch.arange(CHANNELS, device=rows.device)
     flat = kept_here.view(-1, CHANNELS)

@@ -16,6 +16,47 @@ CHANNELS = 64  # of a tile
 BLOCK = 64  # tokens of a program's step
 
 
+@triton.jit(do_not_specialize=["count", "kept"])
+def _choose(
+    rows,
+    keep,
+    padded,
+    count,
+    kept,
+    DIM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``BLOCK`` rows: the magnitude of the last of those kept, bit by bit, and the padded numbers of their tiles.
+
+    Of 16-bit floats without their sign the bits are in the order of the numbers.
+    """
+    PARTS: tl.constexpr = DIM // CHANNELS
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = row < count
+    held = tl.load(rows + row[:, None] * DIM + tl.arange(0, DIM)[None, :], mask=there[:, None], other=0.0)
+    size = held.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+    least = tl.zeros([BLOCK], tl.int32)
+    for i in tl.static_range(15):
+        higher = least | (1 << (14 - i))
+        enough = tl.sum((size >= higher[:, None]).to(tl.int32), 1) >= kept
+        least = tl.where(enough, higher, least)
+    stays = tl.reshape((size >= least[:, None]).to(tl.int32), (BLOCK, PARTS, CHANNELS))
+    number = (tl.sum(stays, 2) + PAD - 1) // PAD * PAD
+    tl.store(keep + row, least.to(tl.int16).to(held.dtype, bitcast=True).to(tl.float32), mask=there)
+    tl.store(padded + row[:, None] * PARTS + tl.arange(0, PARTS)[None, :], number, mask=there[:, None])
+
+
+def choose(rows: torch.Tensor, keep: torch.Tensor, padded: torch.Tensor, kept: int, pad: int) -> None:
+    """Of ``rows`` (n, head_dim), 16-bit floats, the ``kept`` largest: the last one's magnitude to ``keep`` (n,) float32, and
+    the numbers of each 64 channels, rounded up to a multiple of ``pad``, to ``padded`` (n, head_dim / 64) int32."""
+    count, head_dim = rows.shape
+    _choose[(triton.cdiv(count, 16),)](
+        rows, keep, padded, count, kept, DIM=head_dim, CHANNELS=CHANNELS, PAD=pad, BLOCK=16, num_warps=4
+    )
+
+
 @triton.jit(do_not_specialize=["tiles"])
 def _pack(rows, keep, starts, bitmaps, values, tiles, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
     """``BLOCK`` tiles: the bits of what is kept, and its values where ``starts`` says."""

@@ -101,6 +101,17 @@ def check_hadamard_keys() -> None:
     assert relative_error(found, rotation.butterflies(rows)) < 1e-6
 
 
+def check_choose() -> None:
+    for kept in (38, 64):
+        rows = BENCH.randn(50, 128, dtype=torch.float16)
+        keep, padded = torch.full((50,), NAN), torch.zeros(50, 2, dtype=torch.int32)
+        bitmap_attention.choose(rows, keep, padded, kept, 8)
+        least = torch.topk(rows.abs(), kept, dim=-1).values.amin(-1)
+        assert torch.equal(keep, least.float())
+        numbers = (rows.abs() >= least[:, None]).view(50, 2, 64).sum(-1)
+        assert torch.equal(padded.long(), -(-numbers // 8) * 8)
+
+
 def check_bitmaps() -> None:
     batch, heads, kv_heads, head_dim, context = 2, 6, 2, 128, 150
     kv = []
@@ -163,6 +174,7 @@ CHECKS = (
     check_vq_scores,
     check_nearest_rows,
     check_hadamard_keys,
+    check_choose,
     check_bitmaps,
     check_outliers,
 )

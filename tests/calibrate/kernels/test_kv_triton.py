@@ -34,6 +34,7 @@ SCRIPTS = {
         "vq_scores",
         "nearest_rows",
         "hadamard_keys",
+        "choose",
         "bitmaps",
         "outliers",
     ),
