@@ -54,7 +54,7 @@ class KeptTokens(Paged):
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
         self._fixed = -(-fixed * self.pages_per_block // self.block_bytes)
         self._wide = 1.0  # pages of a prompt that is packed at its end, for each page of packed KV
-        if self.codec is not None and self.codec.codec.trigger == "prefill":
+        if self.codec is not None and self.codec.packs_prompts_late:
             self._wide = 1 / self.codec.ratio
 
     # ---- room
@@ -186,7 +186,7 @@ class KeptTokens(Paged):
             kernels += self.reads.write_work(tokens, prompt if through else 0)
         if self.codec is None:
             return kernels
-        if self.codec.codec.trigger != "prefill":
+        if not self.codec.packs_prompts_late:
             return kernels + self.codec.write_work(tokens)
         return kernels + self.codec.write_work(request.to_compute) if through else kernels
 

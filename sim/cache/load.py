@@ -22,11 +22,11 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
     """
     found = cache_managers.get(name)
     _check_parts(name, found, config)
-    if config.tokens is not None:
+    if config.tokens is not None and "tokens" in found.parts:
         return KeptTokens(config)
     if found is PrefixTreeManager and config.only_counts:
         found = PrivatePrefixes
-    if config.codec is not None:
+    if config.codec is not None or config.tokens is not None:
         found = packed(found)
     if config.reads is not None:
         found = selective(found) if config.reads.reads.offload is None else offloading(found)
@@ -55,9 +55,20 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
             raise ScenarioError(
                 "cache.reads.offload: what leaves HBM has 16 bits; leave cache.codec out, or set index.kind to copy"
             )
-    if config.tokens is not None and "tokens" not in manager.parts:
-        tokens = config.tokens.tokens
-        why = f"manager '{name}' holds all tokens"
-        if tokens.query_conditioned:
-            why = f"what score '{tokens.score}' keeps is of one query, and refused to the other prompts of '{name}'"
-        raise ScenarioError(f"cache.tokens: {why}; set cache.manager to paged")
+    if config.tokens is None or "tokens" in manager.parts:
+        return
+    score, shares = config.tokens.tokens.score, "proportional tokens" in manager.parts
+    if config.tokens.tokens.query_conditioned:
+        why = f"what score '{score}' keeps is of one query, and refused to the other prompts of '{name}': take another score"
+    elif shares and not config.tokens.is_proportional:
+        why = (
+            f"prompts share blocks in '{name}', so each has to keep the same share of its tokens: "
+            "ratio, schedule chunk and compact, with no split over layers or heads"
+        )
+    elif shares and config.reads is not None:
+        why = f"cache.reads chooses among whole tokens, '{name}' would hold a share of each block: leave one of the two out"
+    elif shares:
+        return
+    else:
+        why = f"manager '{name}' holds all tokens: leave tokens out"
+    raise ScenarioError(f"cache.tokens: {why}; or set cache.manager to paged")

@@ -138,9 +138,9 @@ class CacheManager(ABC):
     the run. ``steady_work``: what decode_steps and decode_work have said of a batch stays true when prefilled, release
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
-    may be laid over it, ``hands_over``: a prompt's KV can be computed on one replica and received on another, all of it and as
-    it is; a subclass says both for itself. ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only
-    where an engine spares reads.
+    may be laid over it ("codec", "tokens" or only "proportional tokens", "reads", "offload"), ``hands_over``: a prompt's KV
+    can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
+    ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only where an engine spares reads.
     """
 
     services: Services

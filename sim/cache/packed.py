@@ -1,7 +1,7 @@
-"""A manager whose blocks hold packed KV (``cache.codec``): laid over any manager that counts blocks.
+"""A manager whose blocks hold packed KV (``cache.codec``), or a share of their tokens: laid over any that counts blocks.
 
-A block has the bytes of packed tokens. What a request holds beyond that (tokens at 16 bits, factors, and until a prompt
-that is packed at its end is through, all of it at 16 bits) is a number of blocks that are taken at its admission.
+A block has the bytes of its tokens as they are held. What a request holds beyond that (tokens at 16 bits, factors, and
+until a prompt that is packed at its end is through, all of it at 16 bits) is a number of blocks, taken at its admission.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.span import Span
+from kvsim.cache.parts.thinned import ThinnedKv
 from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -29,9 +30,12 @@ class Packed(Base):
     steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
-        assert config.codec is not None
-        self.codec: PackedKv = config.codec
-        self._plain_bytes = config.bytes_per_token
+        self.codec: PackedKv | ThinnedKv
+        if config.tokens is not None:
+            self.codec = ThinnedKv(config.tokens.shape, config.tokens, config.codec)
+        else:
+            assert config.codec is not None
+            self.codec = config.codec
         super().__init__(replace(config, bytes_per_token=self.codec.token_bytes))
         self._fixed_blocks = self._blocks(self.codec.fixed_bytes)
         self._extra: dict[Request, int] = {}  # blocks beyond those of its context, of each request
@@ -82,7 +86,9 @@ class Packed(Base):
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
         kernels = super().prefill_work(request, start, tokens)
-        if self.codec.codec.trigger != "prefill":
+        past, prompt = request.cached + start, request.cached + request.to_compute
+        kernels += self.codec.prompt_work(past, tokens, prompt)
+        if not self.codec.packs_prompts_late:
             return kernels + self.codec.write_work(tokens)
         if start + tokens < request.to_compute:
             return kernels

@@ -54,7 +54,7 @@ class PrefixTreeManager(Paged):
     keeps_nodes = False
     uses_tiers = True
     steady_work = True
-    parts = frozenset({"codec", "reads"})
+    parts = frozenset({"codec", "proportional tokens", "reads"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:

@@ -31,7 +31,7 @@ class PrivatePrefixes(Paged):
     """``request.kv`` is what a preempted request may find again, else None."""
 
     steady_work = True
-    parts = frozenset({"codec", "reads"})
+    parts = frozenset({"codec", "proportional tokens", "reads"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:

@@ -154,6 +154,7 @@ CLUSTERS = {
 }
 READS = {"codes": CODES, "shadow": SHADOW, "copy": COPY, "on cpu": ON_CPU, "clusters": CLUSTERS}
 WHOLE_READ = {"reads": {"index": {"kind": "none"}, "budget": 10_000}}
+THINNED = {"score": "norm", "ratio": 0.5, "schedule": "chunk", "block": 6}
 EVERYTHING = {"score": "norm", "budget": 10_000}
 VARIANTS = {"share": 0.5, "fix": "by_context", "variants": 3, "max_share": 0.4}
 LEVELS = [{"name": "fine", "ratio": 0.5}, {"name": "coarse", "ratio": 0.2}]
@@ -193,6 +194,10 @@ FITS = {
         name: Fit(with_parts("paged"), Paged, {"tokens": keys}, {"tokens": EVERYTHING})
         for name, keys in POLICIES.items()
     },
+    "thinned": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"tokens": THINNED}, {}),
+    "thinned packed": Fit(
+        with_parts("prefix_tree"), PrefixTreeManager, {"tokens": THINNED, "codec": PACKED}, {}
+    ),
     "slots packed": Fit(with_parts("paged"), Paged, {"tokens": SLOTS, "codec": PACKED}, {}),
     "streaming packed": Fit(with_parts("paged"), Paged, {"tokens": STREAMING, "codec": PACKED}, {}),
     "bounds": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"reads": BOUNDS}, WHOLE_READ),

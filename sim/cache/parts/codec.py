@@ -186,6 +186,15 @@ class PackedKv:
             found.append(Kernel("entropy_encode", {"num_bytes": moved}, calls))
         return tuple(found)
 
+    @property
+    def packs_prompts_late(self) -> bool:
+        """A prompt is packed when all of it has been computed."""
+        return self.codec.trigger == "prefill"
+
+    def prompt_work(self, past: int, new: int, prompt: int) -> tuple[Kernel, ...]:
+        """Look. What a codec has to do with a prompt beside packing it: nothing."""
+        return ()
+
     def new_tokens(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         """Look. Packing what the next decode steps generate, a group at a time."""
         group = self.group_tokens

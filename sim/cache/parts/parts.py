@@ -44,7 +44,7 @@ class Parts:
         held = self.held_bytes(prompt)
         if self.reads is not None:  # what leaves HBM does so when the prompt is through
             held += self.reads.freed_bytes(prompt)
-        late = self.codec is not None and self.codec.codec.trigger == "prefill"
+        late = self.codec is not None and self.codec.packs_prompts_late
         per_token = self.shape.bytes_per_token if late else self.token_bytes
         if self.tokens is None:
             return max(held, prompt * per_token)

@@ -170,6 +170,14 @@ class TokenPolicy:
         block = max(tokens.block, tokens.every)
         return tuple(min(computed, each + block) for each in kept)
 
+    @property
+    def is_proportional(self) -> bool:
+        """Any stretch of a prompt keeps the same share of its tokens in all slices, whatever stands behind it."""
+        tokens = self.tokens
+        split = tokens.pyramid is not None or tokens.groups or tokens.whole_layers or tokens.heads is not None
+        alike = tokens.schedule == "chunk" and tokens.compact and not split
+        return alike and tokens.ratio is not None and not tokens.query_conditioned
+
     @cached_property
     def is_neutral(self) -> bool:
         """Everything is kept, and nothing is done for it, whatever the prompt."""
@@ -226,11 +234,15 @@ class TokenPolicy:
             seen = self._budget(self.classes[-1], past + new)
             whole = {"new": new, "past": past}
             if new <= seen:
-                part, calls = {"new": new, "past": min(past, seen)}, 1 - share
+                some = Kernel("prefill_attention", {"new": new, "past": min(past, seen)}, calls=1 - share)
+            elif share:
+                flops = 4 * new * seen * self.shape.num_heads * self.shape.head_dim * self.shape.num_layers
+                sizes = {"new": new, "kept": seen, "num_bytes": 0, "flops": flops}
+                some = Kernel("sparse_prefill[window]", sizes, calls=1 - share)
             else:  # piece after piece, each behind as many tokens as it sees
-                part, calls = {"new": seen, "past": seen}, (1 - share) * new / seen
+                some = Kernel("prefill_attention", {"new": seen, "past": seen}, calls=new / seen)
             full = (Kernel("prefill_attention", whole, calls=share),) if share else ()
-            return (*full, Kernel("prefill_attention", part, calls=calls))
+            return (*full, some)
         if tokens.schedule == "chunk" and past:
             kept = zip(self.classes, self.kept(past), strict=True)
             past = round(sum(each.slices * tokens for each, tokens in kept) / self.shape.num_slices)
