@@ -65,8 +65,6 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
             f"prompts share blocks in '{name}', so each has to keep the same share of its tokens: "
             "ratio, schedule chunk and compact, with no split over layers or heads"
         )
-    elif shares and config.reads is not None:
-        why = f"cache.reads chooses among whole tokens, '{name}' would hold a share of each block: leave one of the two out"
     elif shares:
         return
     else:

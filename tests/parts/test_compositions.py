@@ -68,7 +68,7 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
         (["cache.tokens={score: norm, budget: 100}"], "each has to keep the same share of its tokens"),
         (
             ["method=quest", "cache.tokens={score: norm, ratio: 0.5, schedule: chunk}"],
-            "cache.reads chooses among whole tokens",
+            "cache.tokens drops what it would choose from",
         ),
         (["cache.manager=contiguous", f"cache.codec={EIGHT}"], "manager 'contiguous' holds KV at 16 bits"),
         (
