@@ -81,6 +81,7 @@ SCRIPT = """
   for (const box of document.querySelectorAll(".chart")) {
     const figure = JSON.parse(box.firstElementChild.textContent);
     box.replaceChildren();
+    if (figure.layout.height) box.style.height = `${figure.layout.height}px`;
     figures.push([box, figure]);
     Plotly.newPlot(box, figure.data, layout(figure.layout), { responsive: true, displayModeBar: false });
   }

@@ -12,6 +12,7 @@ import typer
 
 from kvsim.cli import (
     calibrate,
+    compare,
     explain,
     methods,
     plan,
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.command(epilog="Example: kvsim run scenarios/rag_mix.yaml --set cluster.replicas=4 --out results/four")(
     run.run
 )
+app.command(epilog=f"Example: {compare.EXAMPLE}")(compare.compare)
 app.command(epilog=f"Example: {plan.EXAMPLE}")(plan.plan)
 app.command(epilog="Example: kvsim report results/rag_mix")(report.report)
 app.command(epilog=f"Example: {reproduce.EXAMPLE}")(reproduce.reproduce)

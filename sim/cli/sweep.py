@@ -69,7 +69,7 @@ def sweep(
     """
     from kvsim.study.axes import parse_axes
     from kvsim.study.execute import open_executor
-    from kvsim.study.folder import REPORT, TABLE, SweepFolder
+    from kvsim.study.folder import REPORT, SweepFolder
     from kvsim.study.points import grid_points, points_of
     from kvsim.study.sample import draw, parse_sample
     from kvsim.study.slo import parse_slos
@@ -101,4 +101,4 @@ def sweep(
         from kvsim.results.table import summary_console
 
         print_sweep(told, summary_console())
-    note(f"points: {folder.path / TABLE}, report: {folder.path / REPORT}")
+    note(f"points: {folder.table}, report: {folder.path / REPORT}")

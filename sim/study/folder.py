@@ -1,4 +1,4 @@
-"""The folder of a sweep: a small file for each finished point, from which the rest is written anew."""
+"""The folder of a sweep or a comparison: a small file for each finished point, from which the rest is written anew."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from kvsim.errors import ScenarioError
 from kvsim.results.folder import check_can_write
 from kvsim.study.simulate import Row
 
-POINTS, TABLE, SWEEP, REPORT = "points", "sweep.parquet", "sweep.json", "report.html"
+POINTS, REPORT = "points", "report.html"
 
 
 class SweepFolder:
     """Finished points on disk. A file appears whole or not at all, so a killed sweep goes on where it was."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the folder, or take up one that holds a sweep.
+    def __init__(self, path: Path, kind: str = "sweep") -> None:
+        """Make the folder, or take up one of the same ``kind`` (a noun).
 
         Raises:
             ScenarioError: the folder holds something else, or cannot be written.
         """
-        self.path = path
+        self.path, self.kind = path, kind
+        self.table = path / f"{kind}.parquet"
         if path.is_dir():
             found = sorted(os.listdir(path))
             if found and POINTS not in found:
                 some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
                 raise ScenarioError(
-                    f"{path}: holds other files ({some}); a sweep goes to a new or empty folder"
+                    f"{path}: holds other files ({some}); a {kind} goes to a new or empty folder"
                 )
         check_can_write(path)
         try:
@@ -48,7 +49,7 @@ class SweepFolder:
         others = sorted(path for path in (self.path / POINTS).glob("[!.]*.json") if path.stem not in names)
         if others and not force:
             raise ScenarioError(
-                f"{self.path}: holds {len(others):,} points of another sweep (another scenario, other or more values, "
+                f"{self.path}: holds {len(others):,} points of another {self.kind} (another scenario, other or more values, "
                 "SLOs or version of kvsim); give --force to replace it, or another folder by --out"
             )
         for path in others:
@@ -65,15 +66,18 @@ class SweepFolder:
     def keep(self, name: str, row: Row) -> None:
         self.write(f"{POINTS}/{name}.json", json.dumps(row, allow_nan=False).encode())
 
-    def write_sweep(self, told: Mapping[str, Any], rows: Sequence[Row]) -> None:
-        """sweep.json and sweep.parquet; equal rows give equal bytes."""
+    def write_tables(self, told: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        """sweep.json and sweep.parquet (or as the kind is called); equal rows give equal bytes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(_columns(rows)), sink, compression="zstd")
-        self.write(TABLE, sink.getvalue().to_pybytes())
-        self.write(SWEEP, (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self.write(self.table.name, sink.getvalue().to_pybytes())
+        self.write(
+            f"{self.kind}.json",
+            (json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        )
 
     def write(self, name: str, content: bytes) -> None:
         """``content`` as the file ``name``, which appears whole or not at all."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.results.columns import RequestColumns, arrived_from
@@ -51,11 +52,16 @@ def attainment(outcome: Outcome, done: RequestColumns, slos: Slos) -> dict[str, 
     counted = arrived_from(done, outcome.warm_up_ns / 1e9) if outcome.warm_up_ns else done
     submitted = outcome.requests_submitted - (len(done.request) - len(counted.request))
     window_s = (outcome.makespan_ns - outcome.warm_up_ns) / 1e9
-    good = np.ones(len(counted.request), dtype=bool)
-    for metric, limit_s in slos.items():
-        good &= ~(getattr(counted, metric) > limit_s)
-    met = int(good.sum())
+    met = int(meets(counted, slos).sum())
     return {
         "slo_attained_ratio": met / submitted if submitted else None,
         "goodput_requests_per_s": met / window_s if window_s > 0 else None,
     }
+
+
+def meets(done: RequestColumns, slos: Slos) -> npt.NDArray[np.bool_]:
+    """Which requests meet every SLO."""
+    good = np.ones(len(done.request), dtype=bool)
+    for metric, limit_s in slos.items():
+        good &= ~(getattr(done, metric) > limit_s)
+    return good

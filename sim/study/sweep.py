@@ -65,7 +65,7 @@ def run_sweep(
     if all(row["error"] is not None for row in table):
         raise ScenarioError(f"no point of the grid can run; the first: {table[0]['error']}")
     told = _told(points, axes, slos, table, sample)
-    folder.write_sweep(told, table)
+    folder.write_tables(told, table)
     return told
 
 

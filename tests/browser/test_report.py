@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvsim.reports import compare as compare_page
 from kvsim.reports import sweep as sweep_page
 from kvsim.reports import trace as trace_page
 from kvsim.reports.html import write_report
@@ -17,6 +18,7 @@ from kvsim.workloads import read
 from kvsim.workloads.analysis.stats import trace_stats
 
 SWEPT = runpy.run_path(str(Path(__file__).parents[1] / "reports" / "test_sweep_page.py"))
+COMPARED = runpy.run_path(str(Path(__file__).parents[1] / "reports" / "test_compare_page.py"))
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     "--headless",
@@ -82,6 +84,12 @@ def test_page_about_a_sweep_is_drawn_and_fits(tmp_path, width):
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_about_a_plan_is_drawn_and_fits(planned, tmp_path, width):
     assert_drawn_and_fits(planned, tmp_path, width, num_charts=6)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_about_a_comparison_is_drawn_and_fits(tmp_path, width):
+    compare_page.write_page(tmp_path / "page.html", COMPARED["compared"]())
+    assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=1)
 
 
 def assert_drawn_and_fits(page: Path, tmp_path: Path, width: int, num_charts: int) -> None:

@@ -42,7 +42,8 @@ def test_the_scenario_loads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(re.findall(r"`kvsim ((?:run|sweep|explain memory|profiles import))\b", README)))
+    "name",
+    sorted(set(re.findall(r"`kvsim ((?:run|sweep|compare|explain memory|profiles import))\b", README))),
 )
 def test_its_commands_exist(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*name.split(), "--help"]) == 0
