@@ -62,3 +62,28 @@ def _row(pool: Mapping[str, Any]) -> list[str]:
         number(pool["gpu_hours"]),
         usd(pool["gpus_usd"]),
     ]
+
+
+MOST_CHANGES = 100
+
+
+def autoscaling_tables(summary: Mapping[str, Any]) -> str:
+    """When replicas came and went, pool by pool; nothing where they are there all the time."""
+    tables = []
+    for pool in summary.get("autoscaling", ()):
+        header = [f"autoscaling {pool['pool']}".strip(), "take requests", "starting", "draining"]
+        changes = pool["changes"]
+        rows = [
+            [duration(each["t_s"]), *(number(each[key]) for key in ("on", "starting", "draining"))]
+            for each in changes
+        ]
+        facts = (
+            ("replicas, mean over time", f"{pool['mean_replicas']:.2f}"),
+            (
+                "changes",
+                number(len(changes) - 1)
+                + (f", the first {MOST_CHANGES} here" if len(changes) > MOST_CHANGES else ""),
+            ),
+        )
+        tables.append(markup.facts(facts) + markup.table(header, rows[:MOST_CHANGES]))
+    return "".join(tables)

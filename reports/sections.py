@@ -9,7 +9,7 @@ import numpy as np
 
 from kvsim.reports import colours, figures, markup
 from kvsim.reports.markup import Part
-from kvsim.reports.pools import handover_facts, pools_table, replica_names
+from kvsim.reports.pools import autoscaling_tables, handover_facts, pools_table, replica_names
 from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
 from kvsim.results.read import Results, numbers
@@ -181,6 +181,7 @@ def utilisation(results: Results) -> str:
         ),
         pools_table(results.summary),
         handover_facts(results.summary),
+        autoscaling_tables(results.summary),
     )
 
 

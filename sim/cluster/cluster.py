@@ -103,13 +103,17 @@ class Cluster:
     def start(self, replicas: Sequence[Replica], entrances: Sequence[Replica] | None = None) -> None:
         """Set the run up; ``env.run()`` then plays it. ``entrances``: the replicas that take new requests, None = all."""
         self.replicas = replicas
-        entrances = self._entrances = replicas if entrances is None else entrances
+        self.open(replicas if entrances is None else entrances)
+        self.env.process(self._arrivals())
+
+    def open(self, entrances: Sequence[Replica]) -> None:
+        """Change. From now on these replicas take new requests."""
+        self._entrances = entrances
         limits = sorted({replica.engine.max_model_len for replica in entrances})
         self._roomy = [
             (most, [replica for replica in entrances if replica.engine.max_model_len >= most])
             for most in limits
         ]
-        self.env.process(self._arrivals())
 
     def _arrivals(self) -> Generator[simpy.Event, Any, None]:
         """Open-loop requests, by the clock."""

@@ -55,6 +55,10 @@ class Disaggregation:
         nobody = np.full(num_requests, -1, dtype=np.int64)
         self.use = HandoverUse(nobody, nobody.copy(), nobody.copy(), nobody.copy())
 
+    def open(self, decode: Sequence[Replica]) -> None:
+        """Change. From now on these replicas take requests to decode."""
+        self.decode = decode
+
     def takes(self, request: Request, replica: Replica) -> bool:
         """Look. Whether a request that was sent to ``replica`` decodes elsewhere: a single output token does not."""
         return replica in self._prefill and request.output_tokens > 1

@@ -38,7 +38,7 @@ def outcome_of(
         tier_names=("hbm", *(tier.name for tier in tiers)),
         tier_capacity_bytes=_capacities(simulation),
         tier_shared=(False, *(tier.shared for tier in tiers)),
-        pools=_pool_uses(pools),
+        pools=_pool_uses(simulation, pools, first),
         busy_ns=tuple(replica.busy_ns for replica in replicas),
         num_steps=sum(replica.num_steps for replica in replicas),
         num_events=sum(replica.num_events for replica in replicas),
@@ -70,20 +70,22 @@ def _link_uses(cluster: Cluster, replica: Replica) -> list[LinkUse]:
     return uses
 
 
-def _pool_uses(pools: Sequence[BuiltPool]) -> tuple[PoolUse, ...]:
+def _pool_uses(simulation: Simulation, pools: Sequence[BuiltPool], first_ns: int) -> tuple[PoolUse, ...]:
+    last_ns = simulation.cluster.last_token_ns
     return tuple(
         PoolUse(
             name=pool.parts.name,
             role=pool.parts.role,
-            num_replicas=pool.parts.num_replicas,
+            num_replicas=pool.parts.most_replicas,
             gpus_per_replica=pool.gpus_per_replica,
             gpu_name=pool.gpu.name,
             usd_per_gpu_hour=pool.gpu.usd_per_hour,
             price_source=pool.gpu.sources.get("usd_per_hour", ""),
             tiers_usd_per_hour=_usd_per_hour(pool.tiers, shared=False),
             kv_capacity_bytes=pool.parts.cache.capacity_bytes,
+            scaling=None if scaled is None else scaled.use(first_ns, last_ns),
         )
-        for pool in pools
+        for pool, scaled in zip(pools, simulation.scaled, strict=True)
     )
 
 
@@ -97,7 +99,7 @@ def _usd_per_hour(tiers: Sequence[TierSpec], shared: bool) -> float:
 def _capacities(simulation: Simulation) -> tuple[int, ...]:
     """Of HBM the mean over replicas, of each tier that of a replica or of what all share."""
     pools = simulation.pools
-    hbm = sum(pool.cache.capacity_bytes * pool.num_replicas for pool in pools) // len(simulation.replicas)
+    hbm = sum(pool.cache.capacity_bytes * pool.most_replicas for pool in pools) // len(simulation.replicas)
     return hbm, *(tier.capacity_bytes for tier in simulation.pools[0].cache.tiers)
 
 
@@ -112,8 +114,10 @@ def _cache_counts(simulation: Simulation) -> CacheCounts:
     """Of all replicas together."""
     replicas, tiers = simulation.replicas, simulation.pools[0].cache.tiers
     evicted = [replica.manager.evicted_tokens() for replica in replicas]
+    before = [tokens for replica in replicas for tokens in replica.evicted_before]
     by_tier = tuple(
-        evicted[0][i] if i and tiers[i - 1].shared else tokens for i, tokens in enumerate(_sums(evicted))
+        evicted[0][i] if i and tiers[i - 1].shared else tokens
+        for i, tokens in enumerate(_sums([*evicted, *before]))
     )
     num_places = 1 + len(tiers)
     by_tier += (0,) * (num_places - len(by_tier))

@@ -13,6 +13,7 @@ from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.tiers import TierConfig, charge_rest
+from kvsim.cluster.autoscale import Autoscaling
 from kvsim.cluster.disaggregation import KvTransfer
 from kvsim.cluster.router import Router, make_router
 from kvsim.cluster.simulation import PoolParts
@@ -144,7 +145,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
         cost = Slower(cost, step_factor)
     links = tuple(spec.link for spec in tiers)
     return BuiltPool(
-        PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name, role),
+        PoolParts(engine, cache, links, cost, scenario.cluster.replicas, name, role, _scaling(scenario)),
         gpu,
         parallel.num_gpus,
         tiers,
@@ -200,6 +201,21 @@ def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec
     )
 
 
+def _scaling(scenario: Scenario) -> Autoscaling | None:
+    setting = scenario.cluster.autoscale
+    if setting is None:
+        return None
+    return Autoscaling(
+        setting.min,
+        setting.max,
+        setting.metric,
+        setting.target,
+        setting.interval,
+        setting.start_up,
+        setting.cool_down,
+    )
+
+
 def build_router(scenario: Scenario) -> Router:
     """A new router, with a stream of random numbers of its own."""
     router = named("cluster.router", make_router, scenario.cluster.router)
@@ -217,7 +233,7 @@ def build_kv_transfer(scenario: Scenario) -> KvTransfer | None:
             "clients: that they give up is not modelled where one pool prefills and another decodes; leave it out, or let all "
             "pools be mixed"
         )
-    for key in ("codec", "tokens"):
+    for key in ("codec", "tokens", "reads"):
         if getattr(scenario.cache, key) is not None:
             raise ScenarioError(
                 f"cluster.kv_transfer: KV goes to other replicas whole and as the model has it; leave out cache.{key}, "

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from simpy.core import EmptySchedule
 
 from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cluster.autoscale import Autoscaler, Autoscaling, ScaledPool
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.disaggregation import Disaggregation, KvTransfer
@@ -45,6 +47,12 @@ class PoolParts:
     num_replicas: int = 1
     name: str = ""
     role: str = "mixed"  # or prefill, decode
+    scaling: Autoscaling | None = None  # None: the same replicas all the time
+
+    @property
+    def most_replicas(self) -> int:
+        """That there may ever be; the run begins with ``num_replicas``."""
+        return self.num_replicas if self.scaling is None else self.scaling.most
 
     def with_names(self, names_content: bool) -> PoolParts:
         """The same for a workload that says what some prompt or answer contains, or not."""
@@ -61,6 +69,7 @@ class Simulation:
     pools: tuple[PoolParts, ...]
     replicas: list[Replica]  # pool by pool
     recorder: Recorder
+    scaled: tuple[ScaledPool | None, ...]  # of each pool, None = it is not autoscaled
 
 
 def build_simulation(
@@ -113,17 +122,18 @@ def build_cluster(
     chains = connect(
         env,
         names,
-        [(pool.links, pool.engine.copies, pool.num_replicas) for pool in pools],
+        [(pool.links, pool.engine.copies, pool.most_replicas) for pool in pools],
         pools[0].cache.num_layers,
         link_sharing,
     )
     by_role: dict[str, list[Replica]] = {"prefill": [], "mixed": [], "decode": []}
     for pool in pools:
-        for _ in range(pool.num_replicas):
+        for _ in range(pool.most_replicas):
             manager = make_manager(pool.cache)
             _check_batching(pool.engine, manager)
             batch = Batch(manager.block_tokens)
-            rings = bool(pool.links or kv_transfer) or cluster.awaits_answers or manager.needs_future
+            rings = bool(pool.links or kv_transfer or any(other.scaling for other in pools))
+            rings = rings or cluster.awaits_answers or manager.needs_future
             index = len(replicas)
             # those that prefill decide before those that they hand over to
             rank = index + len(chains) * (kv_transfer is not None and pool.role != "prefill")
@@ -146,15 +156,65 @@ def build_cluster(
             [
                 pool.cache.bytes_per_token
                 for pool in pools
-                for _ in range(pool.num_replicas)
+                for _ in range(pool.most_replicas)
                 if pool.role == "decode"
             ],
             (router, decode_router),
             len(trace),
         )
-    decode = set(by_role["decode"])
-    cluster.start(replicas, [replica for replica in replicas if replica not in decode])
-    return Simulation(env, trace, cluster, pools, replicas, recorder)
+    scaled = _scaled_pools(
+        env, pools, replicas, make_manager, lambda: _open(cluster, pools, replicas, scaled)
+    )
+    cluster.start(replicas)
+    _open(cluster, pools, replicas, scaled)
+    if some := [pool for pool in scaled if pool is not None]:
+        Autoscaler(env, some, lambda: cluster.num_through == len(trace) or env.peek() == float("inf"))
+    return Simulation(env, trace, cluster, pools, replicas, recorder, scaled)
+
+
+def _scaled_pools(
+    env: Clock,
+    pools: Sequence[PoolParts],
+    replicas: Sequence[Replica],
+    make_manager: Callable[[CacheConfig], CacheManager],
+    changed: Callable[[], None],
+) -> tuple[ScaledPool | None, ...]:
+    found: list[ScaledPool | None] = []
+    start = 0
+    for pool in pools:
+        own = replicas[start : start + pool.most_replicas]
+        start += pool.most_replicas
+        if pool.scaling is None:
+            found.append(None)
+            continue
+        if own[0].manager.needs_future:
+            raise ScenarioError(
+                "autoscale: an eviction policy that knows the future cannot begin anew in the middle of a run; take another one"
+            )
+        make = partial(make_manager, pool.cache)
+        found.append(ScaledPool(env, pool.scaling, own, pool.num_replicas, make, changed))
+    return tuple(found)
+
+
+def _open(
+    cluster: Cluster,
+    pools: Sequence[PoolParts],
+    replicas: Sequence[Replica],
+    scaled: Sequence[ScaledPool | None],
+) -> None:
+    """Change. New requests go to the replicas that are there now: to prefill or mixed ones, then to those that decode."""
+    entrances: list[Replica] = []
+    decode: list[Replica] = []
+    start = 0
+    for pool, own in zip(pools, scaled, strict=True):
+        there = replicas[start : start + pool.most_replicas]
+        start += pool.most_replicas
+        if own is not None:
+            there = [replica for replica in there if replica in own.on]
+        (decode if pool.role == "decode" else entrances).extend(there)
+    cluster.open(entrances)
+    if cluster.disaggregation is not None:
+        cluster.disaggregation.open(decode)
 
 
 def _reachable(pool: PoolParts, shared: dict[str, Any]) -> PoolParts:

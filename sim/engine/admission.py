@@ -182,6 +182,8 @@ class Admission(Transfers):
                 self.owner.dropped(self, request)
         if self._to_free and not (self._frees_late and self._in_flight):
             self._free_preempted()
+        if self.on_idle is not None:
+            self.on_idle(self)
 
     def _dropped(self, request: Request) -> bool:
         """Change. Take ``request`` out of where it is; False: it has ended."""

@@ -89,6 +89,7 @@ class Handover:
         self.source, self.target, self.prefill, self.network = source, target, prefill, network
         self.decode: Replica | None = None
         self._told = told
+        prefill.num_kept += 1
         self.layerwise = False
         self.bytes_per_token = 0  # on the decode side
         self.cached_tokens = 0  # that the decode side had

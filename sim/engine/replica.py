@@ -21,9 +21,10 @@ from bisect import bisect_left
 
 import simpy
 
+from kvsim.cache.manager import CacheManager
 from kvsim.engine.run import Effects, Run
 from kvsim.engine.steps import LONGEST_RUN, Steps
-from kvsim.entities import NEVER, Request
+from kvsim.entities import NEVER, Batch, Request
 
 
 class Replica(Steps):
@@ -113,6 +114,41 @@ class Replica(Steps):
         run = self._run
         return self._next if run is None or run.output is None else int(run.boundaries[0])
 
+    def busy_by_now(self) -> int:
+        """Device time of the steps that are decided by now, in nanoseconds; the one in flight counts whole."""
+        self.sync()
+        self.tally.settle()
+        run = self._run
+        decided = 0 if run is None else sum(map(int, run.priced.step_ns[: run.decided_by(self.env.now)]))
+        return self.tally.busy_ns + decided
+
+    @property
+    def is_through(self) -> bool:
+        """Look. No request is here or on its way here, and no byte moves."""
+        here = (
+            self.running,
+            self.waiting,
+            self.fetching,
+            self.loading,
+            self.polled,
+            self.loaded,
+            self.handed,
+        )
+        return not (
+            any(len(those) for those in here)
+            or self._to_free
+            or self._gone
+            or self.num_moving
+            or self.num_kept
+        )
+
+    def restart(self, manager: CacheManager) -> None:
+        """Change. A replica that is through comes back with ``manager``, which is empty."""
+        assert self.is_through, f"replica {self.index} is stopped while it has something to do"
+        self.evicted_before.append(self.manager.evicted_tokens())
+        self._attach(manager, Batch(manager.block_tokens))
+        self._blocked = False
+
     def end(self) -> None:
         """Change. Nothing comes any more: decide what is left, and count it all."""
         self.advance(NEVER)
@@ -192,6 +228,8 @@ class Replica(Steps):
                 self.owner.finish(self, request, now)
             else:
                 request.handover.prefilled(now)
+            if self.on_idle is not None:
+                self.on_idle(self)
 
     def _commit(self, run: Run, steps: int) -> None:
         """Change. The first ``steps`` steps of the run are scheduled, and the boundaries between them are passed."""

@@ -62,15 +62,13 @@ class ReplicaState(Services):
         """``rings``: somebody waits for what the replica does, so each of its decisions is an event of the clock.
         ``rank``: of replicas that decide at the same moment the lowest goes first; None = by ``index``."""
         self.env, self.index, self.engine = env, index, engine
-        self.manager, self.cost, self.links, self.batch = manager, cost, links, batch
+        self.cost, self.links = cost, links
         self.owner = owner
         self.check = check
-        manager.services = self
         links.on_share = self._share_changed
         self.peers: list[ReplicaState] = []  # replicas with which this one shares a tier
 
         self.waiting = make_queue(engine.queue)
-        self.waiting.start(manager, batch)
         self.running: dict[
             Request, None
         ] = {}  # by admission; finishing requests stay until their output is taken
@@ -113,12 +111,11 @@ class ReplicaState(Services):
         self._arrives = NEVER  # decisions are made up to then, when a request comes
         self._step_ns = 1  # device time of the first step of the last run
         self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
-        self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
-        self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
-        watches = type(manager).begin_decode is not CacheManager.begin_decode
-        self._spares_reads = cost.spares_reads and watches
-        if self._spares_reads or manager.watches_decodes:
-            self.batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
+        self._attach(manager, batch)
+        self.evicted_before: list[tuple[int, ...]] = []  # by managers before the last :meth:`Replica.restart`
+        self.num_moving = 0  # transfers that have not ended
+        self.num_kept = 0  # requests that come here to be prefilled, or whose KV has not been sent yet
+        self.on_idle: Callable[[ReplicaState], None] | None = None  # called whenever something has ended
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
         self.num_events = self.recomputed_tokens = 0
@@ -127,6 +124,18 @@ class ReplicaState(Services):
         self.sample_at = 0  # the owner wants to see the first decision from then on
         self.step_tokens = 0
         self._outstanding_tokens = self._outstanding_requests = 0
+
+    def _attach(self, manager: CacheManager, batch: Batch) -> None:
+        """Change. ``manager`` has the KV from now on, and ``batch`` the requests that decode: nobody's and none so far."""
+        self.manager, self.batch = manager, batch
+        manager.services = self
+        self.waiting.start(manager, batch)
+        self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
+        self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
+        watches = type(manager).begin_decode is not CacheManager.begin_decode
+        self._spares_reads = self.cost.spares_reads and watches
+        if self._spares_reads or manager.watches_decodes:
+            batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
     # ---- what the rest of it does
 

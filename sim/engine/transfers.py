@@ -16,6 +16,7 @@ class Transfers(ReplicaState):
 
     def _start(self, transfers: tuple[Transfer, ...]) -> None:
         holds_up = False
+        self.num_moving += len(transfers)
         for transfer in transfers:
             self.links.submit(transfer, self._ended)
             if transfer.dst == "hbm" and transfer.src == self._copies_from:
@@ -28,6 +29,7 @@ class Transfers(ReplicaState):
 
     def _ended(self, transfer: Transfer) -> None:
         """The link has ended a transfer."""
+        self.num_moving -= 1
         self.sync()
         self._sync_peers()
         self._start(self.manager.arrived(transfer))
@@ -51,6 +53,8 @@ class Transfers(ReplicaState):
 
     def _wake(self) -> None:
         """Change. The next decision could be another one than was foreseen."""
+        if self.on_idle is not None:
+            self.on_idle(self)
         now = self.env.now
         if self._next == NEVER:
             self._turn_at(now, now)
@@ -64,6 +68,7 @@ class Transfers(ReplicaState):
         self.sync()
         self._sync_peers()
         self._start(self.manager.release(request, request.kv_tokens))
+        self.num_kept -= 1
         self._blocked = False
         self._wake()
 

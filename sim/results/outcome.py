@@ -83,18 +83,27 @@ class HandoverUse:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalingUse:
+    """Replicas of one pool that came and went."""
+
+    paid_ns: tuple[int, ...]  # of each replica, between the first arrival and the last token
+    changes: tuple[tuple[int, int, int, int], ...]  # (time in ns, replicas that take requests, start, drain)
+
+
+@dataclass(frozen=True, slots=True)
 class PoolUse:
     """Replicas that are alike, and what they cost."""
 
     name: str  # empty where the scenario names no pools
     role: str  # mixed, prefill, decode
-    num_replicas: int
+    num_replicas: int  # of an autoscaled pool the most that there may be
     gpus_per_replica: int
     gpu_name: str
     usd_per_gpu_hour: float
     price_source: str
     tiers_usd_per_hour: float  # of one replica's own tiers below HBM
     kv_capacity_bytes: int  # HBM of one replica
+    scaling: ScalingUse | None = None  # None: all replicas are there all the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +151,14 @@ class Outcome:
     @property
     def num_replicas(self) -> int:
         return sum(pool.num_replicas for pool in self.pools)
+
+    @property
+    def paid_ns(self) -> tuple[int, ...]:
+        """Of each replica."""
+        return tuple(
+            paid_ns
+            for pool in self.pools
+            for paid_ns in (
+                [self.makespan_ns] * pool.num_replicas if pool.scaling is None else pool.scaling.paid_ns
+            )
+        )

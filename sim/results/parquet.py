@@ -79,7 +79,10 @@ def write_requests(columns: RequestColumns, outcome: Outcome, path: Path) -> Non
 
 
 def write_timeline(outcome: Outcome, path: Path) -> None:
-    """One row a scheduling decision, by time; ``used_bytes_TIER`` is held and cached KV, ``held_bytes`` HBM's held."""
+    """One row a scheduling decision, by time; ``used_bytes_TIER`` is held and cached KV, ``held_bytes`` HBM's held.
+
+    Where replicas come and go, ``replicas_on`` are those of the row's pool that take requests.
+    """
     rows = outcome.recorder.timeline
     order = np.lexsort((rows.column("replica"), rows.column("t_ns")))
     table = {"t_s": _numbers(rows.column("t_ns")[order] / 1e9)}
@@ -92,7 +95,26 @@ def write_timeline(outcome: Outcome, path: Path) -> None:
     )
     for i, tier in enumerate(outcome.tier_names):
         table[f"used_bytes_{tier}"] = _numbers(used[:, i])
+    if any(pool.scaling for pool in outcome.pools):
+        table["replicas_on"] = _numbers(
+            _replicas_on(outcome, rows.column("replica")[order], rows.column("t_ns")[order])
+        )
     _write([table], path)
+
+
+def _replicas_on(outcome: Outcome, replica: Ints, t_ns: Ints) -> Ints:
+    """Of the pool of each row's replica: how many take requests at that time."""
+    found = np.zeros(len(replica), dtype=np.int64)
+    start = 0
+    for pool in outcome.pools:
+        own = (replica >= start) & (replica < start + pool.num_replicas)
+        start += pool.num_replicas
+        if pool.scaling is None:
+            found[own] = pool.num_replicas
+        else:
+            at_ns, on = np.array(pool.scaling.changes, dtype=np.int64).T[:2]
+            found[own] = on[np.searchsorted(at_ns, t_ns[own], side="right") - 1]
+    return found
 
 
 def _numbers(values: Numbers, null: npt.NDArray[np.bool_] | None = None) -> pyarrow.Array:

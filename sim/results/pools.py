@@ -26,11 +26,12 @@ def cluster_facts(outcome: Outcome) -> dict[str, Any]:
 
 
 def cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
-    """Every GPU and tier is paid from the first arrival to the last token, busy or not."""
+    """Every GPU and tier is paid from the first arrival to the last token, busy or not; replicas that come and go from
+    their start to their stop."""
     hours = outcome.makespan_ns / 3.6e12
-    gpu_hours = sum(gpus_of(pool) for pool in outcome.pools) * outcome.makespan_ns / 3.6e12
+    gpu_hours = sum(paid_ns(outcome, pool) * pool.gpus_per_replica for pool in outcome.pools) / 3.6e12
     gpus_usd = sum(gpu_hours_of(outcome, pool) * pool.usd_per_gpu_hour for pool in outcome.pools)
-    own = sum(pool.tiers_usd_per_hour * pool.num_replicas for pool in outcome.pools)
+    own = sum(pool.tiers_usd_per_hour * _mean_replicas(outcome, pool) for pool in outcome.pools)
     tiers_usd = hours * (own + outcome.shared_tiers_usd_per_hour)
     usd = gpus_usd + tiers_usd
     if outcome.small_model is not None:
@@ -46,12 +47,38 @@ def cost(outcome: Outcome, output_tokens: int) -> dict[str, Any]:
     }
 
 
-def gpus_of(pool: PoolUse) -> int:
-    return pool.num_replicas * pool.gpus_per_replica
+def paid_ns(outcome: Outcome, pool: PoolUse) -> int:
+    """Of all replicas of a pool together."""
+    return outcome.makespan_ns * pool.num_replicas if pool.scaling is None else sum(pool.scaling.paid_ns)
 
 
 def gpu_hours_of(outcome: Outcome, pool: PoolUse) -> float:
-    return gpus_of(pool) * outcome.makespan_ns / 3.6e12
+    return paid_ns(outcome, pool) * pool.gpus_per_replica / 3.6e12
+
+
+def _mean_replicas(outcome: Outcome, pool: PoolUse) -> float:
+    paid = paid_ns(outcome, pool)
+    return (
+        pool.num_replicas if pool.scaling is None or not outcome.makespan_ns else paid / outcome.makespan_ns
+    )
+
+
+def autoscaling(outcome: Outcome) -> dict[str, Any]:
+    """``{"autoscaling": one row a pool}`` of those whose replicas came and went, else nothing."""
+    rows = [
+        {
+            "pool": pool.name,
+            "most": pool.num_replicas,
+            "mean_replicas": _mean_replicas(outcome, pool),
+            "changes": [
+                {"t_s": t_ns / 1e9, "on": on, "starting": starting, "draining": draining}
+                for t_ns, on, starting, draining in pool.scaling.changes
+            ],
+        }
+        for pool in outcome.pools
+        if pool.scaling is not None
+    ]
+    return {"autoscaling": rows} if rows else {}
 
 
 def pool_facts(outcome: Outcome, done: RequestColumns, group: Group) -> dict[str, Any]:
@@ -110,7 +137,7 @@ def _row(
         "gpus_per_replica": pool.gpus_per_replica,
         "gpu": pool.gpu_name,
         "kv_capacity_bytes_per_replica": pool.kv_capacity_bytes,
-        "busy_ratio": ratio(sum(busy_ns), outcome.makespan_ns * len(busy_ns)),
+        "busy_ratio": ratio(sum(busy_ns), paid_ns(outcome, pool)),
         "gpu_hours": gpu_hours,
         "gpus_usd": gpu_hours * pool.usd_per_gpu_hour,
         "usd_per_gpu_hour": pool.usd_per_gpu_hour,

@@ -16,7 +16,7 @@ from kvsim.results.fairness import fairness
 from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
-from kvsim.results.pools import cluster_facts, cost, disaggregation, members_of, pool_facts
+from kvsim.results.pools import autoscaling, cluster_facts, cost, disaggregation, members_of, pool_facts
 from kvsim.results.statistics import PERCENTILES, ratio, statistics
 from kvsim.results.steady import backlog, percentile_intervals
 from kvsim.version import __version__
@@ -95,6 +95,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "cluster": cluster_facts(outcome),
         **pool_facts(outcome, done, _group),
         **disaggregation(outcome, done),
+        **autoscaling(outcome),
         "tiers": _tiers(outcome),
         "by_replica": _by_replica(outcome, done),
         "by_tenant": _by_tenant(outcome, done),
@@ -180,9 +181,10 @@ def _layerwise_loads(outcome: Outcome) -> dict[str, Any] | None:
 
 def _utilisation(outcome: Outcome) -> dict[str, Any]:
     """Busy shares of the makespan."""
-    replicas = [ratio(busy_ns, outcome.makespan_ns) for busy_ns in outcome.busy_ns]
+    paid_ns = outcome.paid_ns
+    replicas = [ratio(busy, paid) for busy, paid in zip(outcome.busy_ns, paid_ns, strict=True)]
     return {
-        "mean": ratio(sum(outcome.busy_ns), outcome.makespan_ns * len(outcome.busy_ns)),
+        "mean": ratio(sum(outcome.busy_ns), sum(paid_ns)),
         "replicas": replicas,
         "links": [
             {
@@ -276,8 +278,8 @@ def _by_replica(outcome: Outcome, done: RequestColumns) -> list[dict[str, Any]]:
     else:
         members = [members_of(outcome, done, i) for i in range(outcome.num_replicas)]
     return [
-        {"replica": i, "busy_ratio": ratio(busy_ns, outcome.makespan_ns)} | _group(done, members[i])
-        for i, busy_ns in enumerate(outcome.busy_ns)
+        {"replica": i, "busy_ratio": ratio(busy, paid)} | _group(done, members[i])
+        for i, (busy, paid) in enumerate(zip(outcome.busy_ns, outcome.paid_ns, strict=True))
     ]
 
 

@@ -126,6 +126,14 @@ def _facts(summary: Summary) -> Table:
             "published",
             (f"{quality['method']}: {quality['metric']} {quality['value']} [{quality['source']}]",),
         )
+    for pool in summary.get("autoscaling", ()):
+        row(
+            f"replicas {pool['pool']}".strip(),
+            (
+                f"{pool['mean_replicas']:.2f} in the mean, at most {pool['most']}",
+                f"{len(pool['changes']) - 1} changes",
+            ),
+        )
     if (handed := summary.get("disaggregation")) is not None:
         wait, transfer = handed["kv_wait_s"], handed["kv_transfer_s"]
         row(

@@ -21,6 +21,7 @@ def _of_pool(scenario: Scenario, pool: Pool) -> Scenario:
         "pools": (),
         "kv_transfer": None,
         "replicas": pool.replicas,
+        "autoscale": pool.autoscale,
         **_given(pool, "gpu", "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"),
     }
     if pool.usd_per_gpu_hour is not None or other_gpu:

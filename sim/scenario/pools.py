@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from kvsim.scenario.autoscale import Autoscale
 from kvsim.scenario.link import InlineLink, link_kind
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.units import ByteSize
@@ -17,6 +18,13 @@ class PoolEngine(Part):
     max_num_seqs: Positive | None = None
     max_num_batched_tokens: Positive | None = None
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+def problem_of_scaling(autoscale: Autoscale | None, replicas: int) -> str | None:
+    """What is wrong with the number of replicas that a run begins with; None = nothing."""
+    if autoscale is None or autoscale.min <= replicas <= autoscale.max:
+        return None
+    return f"replicas: the run begins with {replicas}, which is not from {autoscale.min} to {autoscale.max} as autoscale says"
 
 
 class Pool(Part):
@@ -40,6 +48,14 @@ class Pool(Part):
     num_gpu_blocks: Positive | None = None
     """As ``cache.num_gpu_blocks``."""
     engine: PoolEngine = PoolEngine()
+    autoscale: Autoscale | None = None
+    """Replicas come and go with the load: docs/autoscaling.md. ``replicas`` is what the run begins with."""
+
+    @model_validator(mode="after")
+    def _begins_in_range(self) -> Pool:
+        if (problem := problem_of_scaling(self.autoscale, self.replicas)) is not None:
+            raise ValueError(problem)
+        return self
 
 
 class KvTransfer(Part):

@@ -20,12 +20,13 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.autoscale import Autoscale
 from kvsim.scenario.clients import Clients
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.link import InlineLink, MeasuredLink, link_kind
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
-from kvsim.scenario.pools import KvTransfer, Pool, problem_of
+from kvsim.scenario.pools import KvTransfer, Pool, problem_of, problem_of_scaling
 from kvsim.scenario.reads import Reads
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
@@ -59,12 +60,18 @@ class Cluster(Part):
     """A second pool for what a cheaper model can answer: docs/responses.md."""
     pools: Annotated[tuple[Pool, ...], Field(strict=False)] = ()
     """Replicas of several kinds: docs/pools.md."""
+    autoscale: Autoscale | None = None
+    """Replicas come and go with the load: docs/autoscaling.md. ``replicas`` is what the run begins with."""
     kv_transfer: KvTransfer | None = None
     """How KV gets from pools that prefill to pools that decode: docs/disaggregation.md."""
 
     @model_validator(mode="after")
     def _pools_go_together(self) -> Cluster:
         if (problem := problem_of(self.pools, self.replicas, self.kv_transfer)) is not None:
+            raise ValueError(problem)
+        if self.pools and self.autoscale is not None:
+            raise ValueError("autoscale: is given beside pools; give it to those that it is meant for")
+        if (problem := problem_of_scaling(self.autoscale, self.replicas)) is not None:
             raise ValueError(problem)
         return self
 
