@@ -134,6 +134,15 @@ def _reads(scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None) -> 
         )
     if model.latent is not None:
         raise ScenarioError(f"cache.reads: it compares keys, and {model.name} caches latents; leave it out")
+    if keys.offload is not None:
+        linked = [
+            tier for tier in scenario.cache.tiers if tier.name == keys.offload.tier and tier.link is not None
+        ]
+        if linked:
+            raise ScenarioError(
+                f"cache.reads.offload.tier: steps fetch over the GPU's link to host memory, and '{keys.offload.tier}' has "
+                "another; leave its link out"
+            )
     if policy is None:
         return ReadSelector(shape, keys)
     if policy.tokens.heads is None:

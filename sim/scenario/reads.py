@@ -32,7 +32,9 @@ class Index(ReadsPart):
     parts: Positive = 8
     """Codes of a key, of one byte each."""
     held: bool = True
-    """Beside the keys, in HBM. False: it is (a part of) the keys that HBM holds anyway."""
+    """Beside the keys. False: it is (a part of) the keys that HBM holds anyway."""
+    place: Literal["hbm", "tier"] = "hbm"
+    """tier: beside what is offloaded; the host's cores compare the query with it."""
     rounds: Count = 0
     """Of k-means over a prompt's keys, when it is through: how the entries come about."""
 
@@ -108,4 +110,11 @@ class Reads(ReadsPart):
             raise ValueError(
                 "the index is the keys, and they leave HBM; set index.held: true or leaves: values"
             )
+        if self.index.place == "tier":
+            if self.offload is None:
+                raise ValueError(
+                    "index.place: tier, and nothing is offloaded; give offload, or leave place out"
+                )
+            if not self.index.held or self.index.kind in ("copy", "none"):
+                raise ValueError(f"an index of kind {self.index.kind} cannot lie in a tier; leave place out")
         return self

@@ -152,7 +152,15 @@ CLUSTERS = {
     "budget": 11,
     "offload": {"tier": "ddr", "leaves": "values", "stored": "values"},
 }
-READS = {"codes": CODES, "shadow": SHADOW, "copy": COPY, "on cpu": ON_CPU, "clusters": CLUSTERS}
+AT_HOST = {**CODES, "index": {"kind": "bounds", "tokens": 4, "place": "tier"}}
+READS = {
+    "codes": CODES,
+    "shadow": SHADOW,
+    "copy": COPY,
+    "on cpu": ON_CPU,
+    "clusters": CLUSTERS,
+    "at host": AT_HOST,
+}
 WHOLE_READ = {"reads": {"index": {"kind": "none"}, "budget": 10_000}}
 THINNED = {"score": "norm", "ratio": 0.5, "schedule": "chunk", "block": 6}
 EVERYTHING = {"score": "norm", "budget": 10_000}

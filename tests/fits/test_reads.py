@@ -18,6 +18,7 @@ from kvsim.cache.parts.span import KvShape
 from kvsim.cost.work import Kernel, Ramp, column
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
+from kvsim.scenario.build import build_model, build_parts
 from kvsim.scenario.load import parse_scenario
 from kvsim.scenario.reads import Reads
 
@@ -102,6 +103,18 @@ def test_what_a_prompt_leaves_in_hbm() -> None:
     assert part.held_bytes(17, 17) == 17 * 2 * 2 * 3 - 10 * 192
 
 
+def test_an_index_in_the_tier_takes_no_hbm() -> None:
+    keys: dict[str, Any] = {"budget": 8, "offload": {"tier": "ddr"}}
+    here = selector(index={"kind": "bounds", "tokens": 4}, **keys)
+    there = selector(index={"kind": "bounds", "tokens": 4, "place": "tier"}, **keys)
+    assert here.entry_bytes == there.entry_bytes == 256  # 4 layers, 2 bounds, 2 heads, 8 channels of 2 bytes
+    assert (here.block_bytes(4), there.block_bytes(4)) == (256, 0)
+    assert there.tier_bytes(20) - here.tier_bytes(20) == 5 * 256
+    assert here.held_bytes(20, 20) - there.held_bytes(20, 20) == 5 * 256
+    scores = by_name(there.select_work(batch_of(20), 1))["host_scores"]
+    assert (scores.args, scores.lane) == ({"num_bytes": 6 * 256}, "cpu")
+
+
 def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
     """40 tokens of 16 bytes in blocks of 4; all but 8 of them leave: 32 x 16 / 64 = 8 blocks, 640 bytes in the tier."""
     reads = {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "ddr"}}
@@ -124,6 +137,7 @@ def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
             {"index": {"kind": "keys", "held": False}, "budget": 1, "offload": {"tier": "ddr"}},
             "the index is the keys, and they leave HBM",
         ),
+        ({"index": {"kind": "bounds", "place": "tier"}, "budget": 1}, "nothing is offloaded"),
         (
             {"index": {"kind": "none"}, "budget": 1, "offload": {"tier": "ddr", "fetch": "beside_keys"}},
             "give key_rank",
@@ -135,6 +149,20 @@ def test_what_makes_no_sense_is_one_line(keys: dict[str, Any], says: str) -> Non
     with pytest.raises(ScenarioError, match=says) as error:
         parse_scenario(data)
     assert "\n" not in str(error.value)
+
+
+def test_steps_fetch_from_host_memory_alone() -> None:
+    reads = {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "disk"}}
+    cache = {
+        "manager": "paged",
+        "reads": reads,
+        "tiers": [{"name": "disk", "link": "nvme", "capacity": "1 TB"}],
+    }
+    scenario = parse_scenario(
+        {"workload": {"sources": [{"name": "any", "generator": "chat"}]}, "cache": cache}
+    )
+    with pytest.raises(ScenarioError, match=r"'disk' has another; leave its link out"):
+        build_parts(scenario, build_model(scenario))
 
 
 @pytest.mark.parametrize(

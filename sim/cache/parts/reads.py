@@ -61,13 +61,17 @@ class ReadSelector:
         return ceil(self._selecting * self.share * bits / 8 * shape.copies)
 
     def index_bytes(self, tokens: int) -> int:
-        """Of ``tokens`` tokens, whole entries."""
+        """Of ``tokens`` tokens, whole entries, wherever they lie."""
         return -(-tokens // self.reads.index.entry_tokens) * self.entry_bytes
+
+    @property
+    def _in_hbm(self) -> bool:
+        return self.reads.index.place == "hbm"
 
     def block_bytes(self, block_tokens: int) -> int:
         """That a block of the KV has beside it: its part of the index, and of the keys' low-rank form."""
         per_entry = -(-block_tokens * self.entry_bytes // self.reads.index.entry_tokens)
-        return per_entry + block_tokens * self._latent_bytes
+        return per_entry * self._in_hbm + block_tokens * self._latent_bytes
 
     @cached_property
     def _latent_bytes(self) -> int:
@@ -107,19 +111,21 @@ class ReadSelector:
         return max(0, prompt - room) * self.leaving_bytes
 
     def tier_bytes(self, prompt: int) -> int:
-        """What a prompt has in the tier, as KV of 16 bits; nothing if it would free nothing."""
+        """What a prompt has in the tier; nothing if it would free nothing."""
         offload = self.reads.offload
         if offload is None or not self.freed_bytes(prompt):
             return 0
         both = 1 if offload.stored == "kv" else 0.5
-        return max(0, prompt - offload.resident) * round(
+        moved = max(0, prompt - offload.resident) * round(
             self.shape.bytes_per_token * self._layer_share * both
         )
+        return moved + (0 if self._in_hbm else self.index_bytes(prompt))
 
     def held_bytes(self, tokens: int, prompt: int) -> int:
         """Beside (or, negative, less than) the KV of ``tokens`` tokens, of them a prompt of ``prompt``."""
         latent = tokens * self._latent_bytes
-        return self.index_bytes(tokens) + latent + self.request_bytes - self.freed_bytes(prompt)
+        index = self.index_bytes(tokens) if self._in_hbm else 0
+        return index + latent + self.request_bytes - self.freed_bytes(prompt)
 
     # ---- kernels
 
@@ -221,6 +227,9 @@ class ReadSelector:
         if index.kind == "none":
             return ()
         entries = self._entries(batch, steps)
+        if not self._in_hbm:
+            num_bytes = entries * (num * self.entry_bytes)
+            return (Kernel("host_scores", {"num_bytes": num_bytes}, calls=often, group="host", lane="cpu"),)
         sizes: dict[str, Column] = {"batch": num}
         channels = index.channels or shape.head_dim
         if index.kind == "bounds":
