@@ -202,7 +202,7 @@ def profile_name(scenario: Scenario, gpu: str) -> str:
 
 
 def _tier(scenario: Scenario, place: int, gpu: GpuSpec) -> TierSpec:
-    tiers, gpus = scenario.cache.tiers, build_parallel(scenario).num_gpus
+    tiers, gpus = scenario.cache.tiers, scenario.cluster.gpus_per_replica
     tier = tiers[place]
     sharing = tier.gpus_per_link
     if sharing % gpus and gpus % sharing:

@@ -65,6 +65,10 @@ class Cluster(Part):
     kv_transfer: KvTransfer | None = None
     """How KV gets from pools that prefill to pools that decode: docs/disaggregation.md."""
 
+    @property
+    def gpus_per_replica(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
     @model_validator(mode="after")
     def _pools_go_together(self) -> Cluster:
         if (problem := problem_of(self.pools, self.replicas, self.kv_transfer)) is not None:

@@ -48,6 +48,19 @@ def test_it_runs_and_says_where_prices_come_from(overrides: tuple[str, ...]) -> 
     assert found["extrapolated_time_ratio"] == shares.get("extrapolated", 0.0)
 
 
+def test_gpus_of_all_stages_and_groups_are_paid_for() -> None:
+    overrides = (
+        "model=qwen3-30b-a3b",
+        "cluster.pipeline_parallel=2",
+        "cluster.data_parallel=2",
+        "cluster.tensor_parallel=2",
+    )
+    scenario = load_scenario(QUICKSTART, [*SHORT, *overrides])
+    found = summarise(run_scenario(scenario))
+    assert found["cluster"]["gpus_per_replica"] == scenario.cluster.gpus_per_replica == 8
+    assert found["cost"]["gpu_hours"] == pytest.approx(8 * found["makespan_s"] / 3600)
+
+
 def test_one_stage_and_one_group_change_nothing() -> None:
     neutral = [f"cluster.{kind}_parallel=1" for kind in ("pipeline", "expert", "data")]
     for key in ("ttft_s", "tpot_s", "e2e_s", "cache", "makespan_s"):

@@ -114,8 +114,9 @@ def _weights_too_slow(scenario: Scenario, demand: Demand, wanted: Requirements) 
 def _prompts_too_many(scenario: Scenario, demand: Demand, wanted: Requirements) -> str | None:
     """Prompts that come by the clock have to be computed until the last of them is late."""
     model, gpu, cluster = build_model(scenario), build_gpu(scenario), scenario.cluster
-    peak = gpu.flops_per_s.get(model.weight_dtype) or gpu.flops_per_s["bfloat16"]
-    peak *= cluster.tensor_parallel * cluster.replicas
+    dtype = model.weight_dtype.removesuffix("_block")
+    peak = gpu.flops_per_s.get(dtype) or gpu.flops_per_s["bfloat16"]
+    peak *= cluster.gpus_per_replica * cluster.replicas
     for metric in ("ttft", "e2e"):
         limit_s = wanted.request_limits.get(metric)
         if limit_s is None:

@@ -44,7 +44,7 @@ class Candidate:
     @property
     def gpus(self) -> int:
         pools = [pool.cluster for _, pool in pool_scenarios(self.scenario)]
-        return sum(pool.replicas * pool.tensor_parallel for pool in pools)
+        return sum(pool.replicas * pool.gpus_per_replica for pool in pools)
 
     @property
     def gpu(self) -> str:
@@ -79,7 +79,7 @@ def usd_per_hour(scenario: Scenario) -> float:
             raise ScenarioError(
                 f"cluster.gpu {gpu.name}: has no price, so nothing can be the cheapest; set cluster.usd_per_gpu_hour"
             )
-        total += replicas * pool.cluster.tensor_parallel * gpu.usd_per_hour
+        total += replicas * pool.cluster.gpus_per_replica * gpu.usd_per_hour
         total += replicas * sum(_tier_usd(tier) for tier in build_tiers(pool) if not tier.shared)
     total += sum(_tier_usd(tier) for tier in build_tiers(scenario) if tier.shared)
     if scenario.cluster.small_model is not None:
@@ -193,6 +193,13 @@ def title(scenario: Scenario) -> str:
 
 def _gpus(pool: Scenario) -> str:
     cluster = pool.cluster
-    if cluster.tensor_parallel == 1:
+    if cluster.gpus_per_replica == 1:
         return f"{cluster.replicas} × {cluster.gpu}"
-    return f"{cluster.replicas} × {cluster.tensor_parallel} {cluster.gpu} (TP {cluster.tensor_parallel})"
+    ways = {
+        "TP": cluster.tensor_parallel,
+        "PP": cluster.pipeline_parallel,
+        "DP": cluster.data_parallel,
+        "EP": cluster.expert_parallel,
+    }
+    told = ", ".join(f"{name} {size}" for name, size in ways.items() if size > 1)
+    return f"{cluster.replicas} × {cluster.gpus_per_replica} {cluster.gpu} ({told})"

@@ -50,7 +50,7 @@ def _one_more_replica(scenario: Scenario) -> list[Variant]:
         if name:
             more = cluster.pools[i].model_copy(update={"replicas": cluster.pools[i].replicas + 1})
             update = {"pools": (*cluster.pools[:i], more, *cluster.pools[i + 1 :])}
-        size = pool.cluster.tensor_parallel
+        size = pool.cluster.gpus_per_replica
         text = "one more GPU" if size == 1 else f"one more replica ({size} GPUs)"
         changed = cluster.model_copy(update=update)
         found.append(
