@@ -90,15 +90,11 @@ def memory_budget(
     usable = int(gpu.hbm_bytes * gpu_memory_utilization)
     activation = activation_peak_bytes(model, tensor_parallel, max_num_batched_tokens, max_num_seqs)
     state = -(-model.state_bytes * max_num_seqs // tensor_parallel)
-    tightest: tuple[int, int, int, int, int] | None = None
-    for number, stage in enumerate(stage_layers(model.num_layers, pipeline_parallel)):
-        weights = weight_bytes_per_gpu(model, tensor_parallel, stage, data_parallel)
-        block = block_tokens * kv_bytes_per_token_and_gpu(model, tensor_parallel, stage)
-        left = usable - weights - activation - CONTEXT_AND_GRAPHS_BYTES - state
-        found = (max(0, left // block), left, weights, block, number)
-        tightest = found if tightest is None else min(tightest, found)
-    assert tightest is not None
-    blocks, left, weights, block, number = tightest
+    rest = usable - activation - CONTEXT_AND_GRAPHS_BYTES - state
+    blocks, left, weights, block, number = min(
+        _stage(model, parallel, stage, number, rest, block_tokens)
+        for number, stage in enumerate(stage_layers(model.num_layers, pipeline_parallel))
+    )
     num_blocks = num_gpu_blocks if num_gpu_blocks is not None else blocks * data_parallel
     own = num_blocks // data_parallel  # of a group with requests of its own
     tokens = max(0, own - 1) * block_tokens if longest is None else longest(own)
@@ -127,6 +123,17 @@ def memory_budget(
         * kv_bytes_per_token_and_gpu(model, tensor_parallel),
     )
     return require_fit(budget) if check else budget
+
+
+def _stage(
+    model: ModelSpec, parallel: Parallel, layers: range, number: int, rest: int, block_tokens: int
+) -> tuple[int, int, int, int, int]:
+    """(blocks, bytes left for KV, bytes of weights and of one block on each GPU, number) of one stage of a pipeline; of
+    ``rest`` bytes weights and KV may take."""
+    weights = weight_bytes_per_gpu(model, parallel.tensor, layers, parallel.data)
+    block = block_tokens * kv_bytes_per_token_and_gpu(model, parallel.tensor, layers)
+    left = rest - weights
+    return max(0, left // block), left, weights, block, number
 
 
 def require_fit(budget: MemoryBudget) -> MemoryBudget:
