@@ -39,7 +39,11 @@ def write_page(path: Path, told: Sweep) -> None:
     if told["assumptions"]:
         notes = "".join(f"<li>{markup.prose(line)}</li>" for line in told["assumptions"])
         blocks.append(f"<section><h2>Assumptions</h2><ul>{notes}</ul></section>")
-    axes = " × ".join(f"{len(axis['values'])} {short_key(axis['key'])}" for axis in told["axes"])
+    if "sample" in told:
+        drawn = ", ".join(short_key(axis["key"]) for axis in told["axes"])
+        axes = f"a {told['sample']['kind']} sample over {drawn}"
+    else:
+        axes = " × ".join(f"{len(axis['values'])} {short_key(axis['key'])}" for axis in told["axes"])
     footer = f"Made by kvsim {__version__}, kvsim sweep."
     text = page(
         f"{told['name']}: sweep",

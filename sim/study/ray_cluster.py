@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvsim.errors import KvsimError
+from kvsim.scenario.schema import Scenario
 from kvsim.study.points import Point
 from kvsim.study.simulate import Row, simulate
 from kvsim.study.slo import Slos
@@ -43,7 +46,9 @@ class RayCluster:
         if not self.address.startswith("ray://"):
             _check_answers(self.address)
         try:
-            ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
+            # Ray has its workers import from the folder in which a program connects: let that be an empty one
+            with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
+                ray.init(address=self.address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise _no_cluster(self.address, str(error).splitlines()[0] if str(error) else "") from None
         self._ray = ray
@@ -64,9 +69,8 @@ class RayCluster:
             KvsimError: a node or worker was lost too often.
         """
         ray = self._ray
-        task = ray.remote(num_cpus=1)(simulate)
-        given = ray.put(slos)
-        waiting = {task.remote(point.scenario, given): point for point in points}
+        task = ray.remote(num_cpus=1)(_simulate)
+        waiting = {task.remote(os.getcwd(), point.scenario, slos): point for point in points}
         try:
             while waiting:
                 ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -96,6 +100,13 @@ class RayCluster:
             raise KvsimError(
                 f"--ray-address {self.address}: its nodes have kvsim {found}, here is {__version__}; install the same"
             )
+
+
+def _simulate(folder: str, scenario: Scenario, slos: Slos) -> Row:
+    """As :func:`simulate`, in the folder that relative paths after ``--set`` are of."""
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    return simulate(scenario, slos)
 
 
 def _version() -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import media_price_source
+from kvsim.results.reading import WAITS
 from kvsim.scenario.build import build_tiers, medium_of
 from kvsim.scenario.schema import Scenario
 from kvsim.study.axes import Axis
 from kvsim.study.capacity import capacity_curves, tier_of_axis
 from kvsim.study.execute import Execute
 from kvsim.study.folder import SweepFolder
-from kvsim.study.lines import line_charts
+from kvsim.study.lines import is_seed, line_charts
 from kvsim.study.points import Point
 from kvsim.study.sample import Sample
 from kvsim.study.simulate import Row
@@ -75,7 +77,8 @@ def _told(
     keys = [axis.key for axis in axes if len(axis.values) > 1]
     tiers = {key: tier for key in keys if (tier := tier_of_axis(key, points[0].scenario)) is not None}
     if sample is None:
-        curves, charts = capacity_curves(table, keys, tiers), line_charts(table, keys)
+        steady = without_growing_waits(table, keys)
+        curves, charts = capacity_curves(steady, keys, tiers), line_charts(steady, keys)
     else:  # sampled points have no neighbours in one key alone
         tiers, curves, charts = {}, [], []
     return {
@@ -90,6 +93,21 @@ def _told(
         "assumptions": _assumptions(points[0].scenario, set(tiers.values())),
         "kvsim_version": __version__,
     }
+
+
+def without_growing_waits(table: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """``table`` with no waits where a queue grows under some seed: a mean over the other seeds would look too good."""
+
+    def setting(row: Row) -> str:
+        return json.dumps([row[key] for key in keys if not is_seed(key)])
+
+    growing = {setting(row) for row in table if row.get("unstable")}
+    return [
+        {key: None if key.startswith(WAITS) else value for key, value in row.items()}
+        if setting(row) in growing
+        else row
+        for row in table
+    ]
 
 
 def _assumptions(scenario: Scenario, swept: set[str]) -> list[str]:

@@ -62,6 +62,20 @@ def test_the_table_is_the_process_pools(cli: Cli, small: Path, cluster: str) -> 
         assert Path("ray", name).read_bytes() == Path("pool", name).read_bytes()
 
 
+def test_workers_read_from_the_current_folder_and_import_nothing(cli: Cli, small: Path, cluster: str) -> None:
+    Path("simpy.py").write_text("raise SystemExit('imported')\n")
+    folder = Path("elsewhere")  # a file that is typed after --set lies in the current folder
+    folder.mkdir()
+    moved = small.rename(folder / small.name)
+    Path("mine.jsonl").write_text('{"arrival_s": 0, "input_tokens": 9, "output_tokens": 2}\n')
+    code, _, err = cli(
+        "sweep", moved, "--set", "seed=5..6", "--executor", "ray", "--ray-address", cluster, "--out", "ray",
+        "--set", "workload.sources=[{file: mine.jsonl}]",
+    )  # fmt: skip
+    assert code == 0, err
+    assert pq.read_table("ray/sweep.parquet")["requests_completed"].to_pylist() == [1, 1]
+
+
 def test_a_sweep_goes_on_where_the_other_executor_was(cli: Cli, small: Path, cluster: str) -> None:
     on_ray = ("--executor", "ray", "--ray-address", cluster)
     assert cli("sweep", small, "--set", "seed=1..2", *on_ray, "--out", "both")[0] == 0

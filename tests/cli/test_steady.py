@@ -51,6 +51,9 @@ def test_a_sweep_says_which_points_are_unstable(cli: Cli, small: Path) -> None:
     assert "in 1 of 2 points the queue grows to the end" in out
     rows = pq.read_table("swept/sweep.parquet").to_pylist()
     assert [row["unstable"] for row in rows] == [False, True]
+    (chart,) = json.loads(Path("swept/sweep.json").read_text())["charts"]
+    (line,) = chart["lines"]
+    assert [point["ttft_s_p95"] is None for point in line["points"]] == [False, True], "the wait is not drawn"
     assert "ttft_s_p99" in str(rows[0]["too_short_for"]) and rows[1]["too_short_for"] is None
 
 
