@@ -23,6 +23,7 @@ workload:
         {requests: 80, groups: 4, prefix_tokens: 2000, user_tokens: 500, output_tokens: 30,
           arrivals: {process: poisson, rate_per_s: 40}}
 """
+SCALED = "cluster.autoscale={max: 9, metric: utilisation, target: 0.8, start_up: 1 min}"
 SPACE = ("--set", "cluster.gpu=h100-sxm,a100-80gb-sxm", "--set", "cluster.replicas=1..4")
 SLOS = ("--slo", "ttft_p95=300ms", "--slo", "tpot_p95=30ms")
 
@@ -137,6 +138,7 @@ def test_more_traffic_needs_more(cli: Cli, small: Path) -> None:
         ((*SLOS, *SPACE, "--attain", "2"), "--attain 2: is a share"),
         ((*SLOS, *SPACE, "--out", "."), ".: holds other files (small.yaml)"),
         ((*SLOS, *SPACE, "--set", "cluster.usd_per_gpu_hour=0"), "cluster.gpu h100-sxm: has no price"),
+        ((*SLOS, *SPACE, "--set", SCALED), "cluster.autoscale: a plan compares clusters"),
         ((*SLOS, "--set", "cluster.replicas=2..1"), "--set cluster.replicas: 2..1 is an empty range"),
     ],
 )  # fmt: skip

@@ -70,11 +70,15 @@ def usd_per_hour(scenario: Scenario) -> float:
     """What the GPUs and tiers of a scenario cost, busy or not.
 
     Raises:
-        ScenarioError: the GPU has no price.
+        ScenarioError: the GPU has no price, or the number of replicas changes.
     """
     total = 0.0
     for _, pool in pool_scenarios(scenario):
         gpu, replicas = build_gpu(pool), pool.cluster.replicas
+        if pool.cluster.autoscale is not None:
+            raise ScenarioError(
+                "cluster.autoscale: a plan compares clusters of a fixed size, whose price is known beforehand; set it to null"
+            )
         if not gpu.usd_per_hour:
             raise ScenarioError(
                 f"cluster.gpu {gpu.name}: has no price, so nothing can be the cheapest; set cluster.usd_per_gpu_hour"
