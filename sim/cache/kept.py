@@ -96,7 +96,8 @@ class KeptTokens(Paged):
 
     def fits(self, request: Request) -> bool:
         tokens = request.kv_tokens  # of these all could be a prompt again
-        return self._fixed + max(self._prefilling(tokens), self._held(tokens, tokens)) <= self.capacity_blocks
+        most = max(self._prefilling(tokens), self._held(request.prompt_tokens, tokens))
+        return self._fixed + most <= self.capacity_blocks
 
     def admit(self, request: Request, plan: Plan) -> bool:
         if self._fixed + self._prefilling(request.prompt_tokens) > self.num_free_blocks:

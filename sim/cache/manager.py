@@ -109,6 +109,11 @@ class CacheConfig:
     state_bytes: int = 0  # of the recurrent layers of one sequence; 0 = the model has none
 
     @property
+    def held_bytes_per_token(self) -> int:
+        """Of a token that is held, in the form in which it is."""
+        return self.bytes_per_token if self.codec is None else self.codec.token_bytes
+
+    @property
     def num_blocks(self) -> int:
         """Usable blocks in HBM."""
         return self.capacity_bytes // self.block_bytes - self.reserved_blocks

@@ -41,12 +41,12 @@ class Packed(Base):
         self._extra: dict[Request, int] = {}  # blocks beyond those of its context, of each request
 
     def _blocks(self, num_bytes: int) -> int:
-        return -(-num_bytes // (self.codec.token_bytes * self.block_tokens))
+        return -(-num_bytes // self.block_bytes)
 
     def _extra_blocks(self, tokens: int) -> int:
         """Of a request whose prompt of ``tokens`` tokens is prefilled."""
-        blocks = blocks_for(tokens, self.block_tokens)
-        return max(self._fixed_blocks, self._blocks(self.codec.peak_bytes(tokens)) - blocks)
+        beyond = self.codec.peak_bytes(tokens) - tokens * self.codec.token_bytes
+        return max(self._fixed_blocks, self._blocks(beyond))
 
     # ---- room
 

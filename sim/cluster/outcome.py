@@ -48,7 +48,7 @@ def outcome_of(
         shared_tiers_usd_per_hour=_usd_per_hour(tiers, shared=True),
         names_content=trace.names_content,
         turns_at_once=trace.turns_at_once,
-        kv_bytes_per_token=simulation.pools[0].cache.bytes_per_token,
+        kv_bytes_per_token=simulation.pools[0].cache.held_bytes_per_token,
         methods=scenario.method_facts,
         scenario=scenario.resolved(),
         hashes=_hashes(simulation, scenario, pools),

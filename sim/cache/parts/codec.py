@@ -196,11 +196,13 @@ class PackedKv:
         return ()
 
     def new_tokens(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        """Look. Packing what the next decode steps generate, a group at a time."""
-        group = self.group_tokens
+        """Look. Packing what the next decode steps generate, a group at a time; one launch packs those of several requests,
+        as many as fill a group in the same step on average."""
+        group, num = self.group_tokens, len(batch)
         if group == 1:
-            return self.write_work(len(batch))
-        return self.write_work(group, batch.pages(group).num_filled(steps))
+            return self.write_work(num)
+        together = -(-num // group)
+        return self.write_work(group * together, -(-batch.pages(group).num_filled(steps) // together))
 
     def read_work(self, num_seqs: int, span: Span, steps: int) -> tuple[Kernel, ...]:
         """Look. Decode attention of ``num_seqs`` queries over ``span`` in packed form."""
