@@ -121,7 +121,7 @@ def _print_table(facts: dict[str, Any]) -> None:
     console.print(tiers)
     if facts["request_tokens"] != facts["num_tokens"]:
         console.print(
-            f"longest request: {facts['request_tokens']:,} tokens, as cache.codec and cache.tokens have it",
+            f"longest request: {facts['request_tokens']:,} tokens, as cache.codec, cache.tokens and cache.reads have it",
             highlight=False,
             soft_wrap=True,
         )

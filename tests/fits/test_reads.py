@@ -32,7 +32,8 @@ def selector(**keys: Any) -> ReadSelector:
 def batch_of(*contexts: int) -> Batch:
     batch = Batch(4)
     for index, context in enumerate(contexts):
-        batch.add(Request(index, 0, context, 9, [], [], order=index), context, 9)
+        request = Request(index, 0, context, 9, [], [], order=index, to_compute=context)
+        batch.add(request, context, 9)
     return batch
 
 
@@ -89,6 +90,10 @@ def test_what_a_step_fetches() -> None:
     )
     gather = by_name(ahead.select_work(batch_of(3, 10, 20), 1))["host_gather"]
     assert (gather.args, gather.group) == ({"row_bytes": 16, "rows": 16 * 4 * 2 * 2}, "main")
+    few = selector(index={"kind": "none"}, budget=8, offload={"tier": "ddr", "resident": 20})
+    assert (
+        by_name(few.select_work(batch_of(20), 1))["host_gather"].args["rows"] == 0
+    )  # all of it stays in HBM
     hits = selector(index={"kind": "none"}, budget=8, offload={"tier": "ddr", "hit_rate": 1.0})
     assert hits.select_work(batch_of(20), 1) == ()
 

@@ -10,12 +10,10 @@ from functools import cached_property
 from math import ceil
 from typing import Any
 
-import numpy as np
-
 from kvsim.cache.parts.span import KvShape, Span, mean_context
 from kvsim.contexts import Ints
 from kvsim.cost.work import Column, Kernel, Ramp
-from kvsim.entities import Batch
+from kvsim.entities import Batch, Request
 from kvsim.scenario.reads import Reads
 
 META_BITS = 32  # scale and zero of a group
@@ -206,13 +204,17 @@ class ReadSelector:
             rows = num * shape.num_kv_heads
             sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
             found.append(Kernel("top_k_select", sizes, calls=often * shape.num_layers))
-        chosen = beyond * reads.budget
         if reads.gathered:
-            moved = chosen * (2 * self._selecting * shape.num_kv_heads)
+            moved = beyond * (reads.budget * 2 * self._selecting * shape.num_kv_heads)
             found.append(Kernel("gather_kv", {"row_bytes": 2 * shape.head_dim, "rows": moved}))
         if reads.offload is not None:
-            found += self._fetch(chosen, num)
+            found += self._fetch(batch.total(self.tier_tokens), num)
         return tuple(found)
+
+    def tier_tokens(self, request: Request) -> int:
+        """Of a decoding request: tokens that each step reads of what is in the tier, or was fetched from there."""
+        prompt = request.cached + request.to_compute
+        return min(self.reads.budget, prompt) if self.freed_bytes(prompt) else 0
 
     def _entries(self, batch: Batch, steps: int) -> Column:
         """Of one sequence on average."""
@@ -251,8 +253,8 @@ class ReadSelector:
         sizes = {"rank": channels, **sizes, "entries": entries, "num_bytes": num_bytes}
         return (Kernel(f"token_scores[{form}]", sizes, calls=often),)
 
-    def _fetch(self, chosen: Any, num: int) -> list[Kernel]:
-        """What the step needs of the tier, ``chosen`` tokens less those that are there already."""
+    def _fetch(self, chosen: int, num: int) -> list[Kernel]:
+        """What the step needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
         offload, shape = self.reads.offload, self.shape
         assert offload is not None
         if offload.attention == "cpu":
@@ -273,8 +275,10 @@ class ReadSelector:
         pieces = -(-row // LONGEST_ROW)
         rows = self._selecting * shape.width * self._tensors * 2 / row * (1 - offload.hit_rate) * pieces
         if offload.hit_rate < 1:
-            sizes = {"row_bytes": row // pieces, "rows": _times(chosen, rows)}
-            found.append(Kernel("host_gather", sizes, group=group, lane="h2d"))
+            num_rows = ceil(chosen * rows - 1e-9)
+            found.append(
+                Kernel("host_gather", {"row_bytes": row // pieces, "rows": num_rows}, group=group, lane="h2d")
+            )
         return found
 
     @property
@@ -287,10 +291,3 @@ class ReadSelector:
 def _flag(count: int | Ints) -> Any:
     """1 where there is something, else 0."""
     return (count > 0) * 1
-
-
-def _times(count: int | Ints, factor: float) -> Column:
-    """Whole rows, rounded up in each step by itself."""
-    if isinstance(count, np.ndarray):
-        return np.ceil(count * factor - 1e-9).astype(np.int64)
-    return ceil(count * factor - 1e-9)
