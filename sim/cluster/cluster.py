@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
+from kvsim.cluster.admission import Gate
 from kvsim.cluster.clients import NO_FIRST_TOKEN, Patience
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.disaggregation import Disaggregation
@@ -75,6 +76,7 @@ class Cluster:
             tuple[int, Sequence[Replica]]
         ] = []  # longest request, and who can take one that long
         self.priorities: Mapping[int, int] = {}  # by tenant
+        self.gate: Gate | None = None  # None = the front end turns nothing away
         self.patience: Patience | None = None  # None = clients wait for ever
         self._awaited: set[int] = set()  # rows on a replica whose clients may give them up
         self.num_finished = 0
@@ -226,6 +228,9 @@ class Cluster:
             self._reject(request, f"{total} tokens exceed {limit}")
             return
         replica = self.router.pick(request, replicas)
+        if self.gate is not None and (refusal := self.gate.refuses(request, replica, self.env.now)):
+            self._reject(request, refusal)
+            return
         if self.disaggregation is not None and self.disaggregation.takes(request, replica):
             problem = self.disaggregation.enter(request, replica)
             if problem is not None:

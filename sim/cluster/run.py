@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from kvsim.cache.paged import cache_managers
+from kvsim.cluster.admission import Gate
 from kvsim.cluster.clients import Patience
 from kvsim.cluster.outcome import outcome_of
 from kvsim.cluster.parts import (
@@ -21,6 +22,7 @@ from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.engine.profile import load_engine
 from kvsim.errors import ScenarioError
 from kvsim.results.outcome import Outcome
+from kvsim.scenario.admission import FrontAdmission
 from kvsim.scenario.build import build_tiers
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
@@ -64,6 +66,8 @@ def run_scenario(
         decode_router=None if kv_transfer is None else build_router(scenario),
     )
     simulation.cluster.priorities = tenant_priorities(scenario, trace)
+    if scenario.cluster.admission != FrontAdmission():
+        simulation.cluster.gate = Gate(_admission(scenario))
     simulation.cluster.patience = _patience(scenario, len(trace))
     simulation.cluster.limited_by_memory = all(pool.limited_by_memory for pool in pools)
     managers = [replica.manager for replica in simulation.replicas]
@@ -77,6 +81,20 @@ def run_scenario(
         save_cache(save_cache_to, managers, trace)
     outcome = outcome_of(simulation, scenario, pools, loop_wall_s)
     return dataclasses.replace(outcome, warm_start=brought)
+
+
+def _admission(scenario: Scenario) -> FrontAdmission:
+    admission = scenario.cluster.admission
+    if admission.late == "defer" and admission.ttft is None:
+        raise ScenarioError(
+            "cluster.admission.late: nothing is late without cluster.admission.ttft; set that, too"
+        )
+    if admission.late == "defer" and scenario.engine.queue not in ("priority", {"policy": "priority"}):
+        raise ScenarioError(
+            f"cluster.admission.late: 'defer' gives late requests a low priority, which engine.queue {scenario.engine.queue!r} "
+            "does not heed; set engine.queue=priority"
+        )
+    return admission
 
 
 def _patience(scenario: Scenario, num_requests: int) -> Patience | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 
 from kvsim.cache.manager import CacheManager
 from kvsim.engine.queue import QueueOrder, queue_orders
@@ -92,6 +94,9 @@ class VirtualTokenCounter(QueueOrder):
             del self._waits[request.tenant]
         self._count -= 1
         self._next = None
+
+    def __iter__(self) -> Iterator[Request]:
+        return chain.from_iterable(self._waits.values())
 
     def __len__(self) -> int:
         return self._count

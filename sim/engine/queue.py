@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from kvsim.cache.manager import CacheManager
 from kvsim.entities import Batch, Request
@@ -50,6 +50,10 @@ class QueueOrder(ABC):
     @abstractmethod
     def remove(self, request: Request, /) -> None:
         """Change. ``request``, which waits, does so no more."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Request]:
+        """All that wait, in any order."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -140,6 +144,9 @@ class Ranked(QueueOrder):
     def remove(self, request: Request, /) -> None:
         self._waits.remove(request)
 
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._waits)
+
     def __len__(self) -> int:
         return len(self._waits)
 
@@ -227,6 +234,9 @@ class CachedShare(QueueOrder):
     def remove(self, request: Request, /) -> None:
         del self._waits[request]
         self._next = None
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._waits)
 
     def __len__(self) -> int:
         return len(self._waits)

@@ -149,6 +149,14 @@ class Replica(Steps):
         self._attach(manager, Batch(manager.block_tokens))
         self._blocked = False
 
+    @property
+    def busy_for_ns(self) -> int:
+        """Look. Until the step that the device carries, or carries next, is through; as of the last decision."""
+        run, now = self._run, int(self.env.now)
+        if run is None:
+            return max(0, self._device_end - now)
+        return max(0, int(run.ends[min(run.steps, run.decided_by(now)) - 1]) - now)
+
     def end(self) -> None:
         """Change. Nothing comes any more: decide what is left, and count it all."""
         self.advance(NEVER)

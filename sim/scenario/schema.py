@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from kvsim.scenario.admission import FrontAdmission
 from kvsim.scenario.autoscale import Autoscale
 from kvsim.scenario.clients import Clients
 from kvsim.scenario.codec import Codec
@@ -52,6 +53,8 @@ class Cluster(Part):
     router: PolicyChoice = "round_robin"
     """A name (round_robin, least_outstanding_tokens, prefix_aware, ..., or one that a plug-in registers), or a mapping with
     options, such as {policy: prefix_aware, staleness_s: 1}: docs/routing.md."""
+    admission: FrontAdmission = FrontAdmission()
+    """What the front end turns away: queues that are full, first tokens that would come too late, tenants over their rate."""
     usd_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """What one GPU-hour costs; null = the list price in the GPU's preset."""
     response_cache: ResponseCache | None = None

@@ -73,3 +73,11 @@ def test_clients_in_front_of_a_response_cache(tmp_path: Path) -> None:
     data |= {"clients": {"timeout": "1 s"}, "cluster": {"response_cache": {}}}
     with pytest.raises(ScenarioError, match="clients: who gives up in front of a response cache"):
         run_scenario(parse_scenario(data))
+
+
+def test_admission_in_a_scenario(tmp_path: Path) -> None:
+    data = scenario(tmp_path)
+    data["cluster"] = {"admission": {"max_waiting": 10, "rate_limit": {"requests_per_s": 200, "burst": 20}}}
+    summary = summarise(run_scenario(parse_scenario(data)))
+    assert summary["requests_completed"] + summary["requests_rejected"] == 80
+    assert summary["rejected_by_reason"]["cluster.admission.max_waiting requests wait at its replica"] > 10

@@ -150,6 +150,18 @@ def test_a_mistake_in_the_file(
             "cluster.router={policy: prefix_aware, staleness: 1}",
             "cluster.router: router 'prefix_aware' has no option 'staleness'; did you mean 'staleness_s'?",
         ),
+        (
+            "cluster.admission.late=defer",
+            "cluster.admission.late: nothing is late without cluster.admission.ttft",
+        ),
+        (
+            "cluster.admission={ttft: 1 s, late: defer}",
+            "cluster.admission.late: 'defer' gives late requests a low priority, which engine.queue 'fcfs' does not heed",
+        ),
+        (
+            "cluster.admission={rate_limit: {requests_per_s: 0}}",
+            "--set cluster.admission.rate_limit.requests_per_s: must be greater than 0",
+        ),
         ("clients.timeout=10", "--set clients.timeout: 10 has no unit; write '10 "),
         (
             "clients={cancel: {share: 2, after: 1 s}}",
