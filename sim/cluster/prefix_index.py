@@ -93,6 +93,17 @@ class PrefixIndex(Blocks):
                 node.holders.pop(holder, None)
                 self.prune(node)
 
+    def forget(self, holder: int) -> None:
+        """Change. ``holder`` has nothing any more."""
+        stack, held = [self.root], list[IndexNode]()
+        while stack:
+            for child in stack.pop().children.values():
+                stack.append(child)
+                if child.holders.pop(holder, None) is not None:
+                    held.append(child)
+        for node in held:
+            self.prune(node)
+
     def prune(self, node: IndexNode) -> None:
         """Change. Forget ``node``, and what led to it alone, if nobody holds it."""
         while node.parent is not None and not node.holders and not node.children:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from kvsim.cache.manager import CacheManager
 from kvsim.cache.node import Changed
 from kvsim.cluster.loads import FEW, Loads, Place
 from kvsim.cluster.prefix_index import PrefixIndex, held_blocks
@@ -27,14 +28,19 @@ class CacheView:
         self._looks = False  # a look lies ahead
         self.index = PrefixIndex(block_tokens)
         self.replicas: dict[int, Replica] = {}
+        self._managers: dict[int, CacheManager] = {}  # by replica
         self.is_complete = True  # all of them tell of their caches
 
     def include(self, replicas: Iterable[Replica]) -> None:
-        """Change. Know these, too."""
+        """Change. Know these, too; one that has come back since has an empty cache."""
         for replica in replicas:
-            if replica.index not in self.replicas:
-                self.replicas[replica.index] = replica
-                self.is_complete &= replica.manager.watch_prefixes(self._listener(replica.index))
+            index, manager = replica.index, replica.manager
+            if self._managers.get(index) is not manager:
+                if index in self._managers:
+                    self.index.forget(index)
+                    self._journal = [change for change in self._journal if change[5] != index]
+                self.replicas[index], self._managers[index] = replica, manager
+                self.is_complete &= manager.watch_prefixes(self._listener(index))
 
     def _listener(self, holder: int) -> Callable[[str], Changed]:
         tiers: list[str] = []

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 RATE_PER_REPLICA = 4.0  # requests a second
 ROUTERS = ["round_robin", "least_outstanding_tokens", "prefix_aware"]
@@ -25,6 +26,7 @@ def main() -> None:
     arguments.add_argument("--replicas", type=int, nargs="+", default=[1, 10, 100, 1000])
     arguments.add_argument("--requests", type=int, default=20_000, help="of each run (default 20,000)")
     arguments.add_argument("--routers", nargs="+", default=ROUTERS, help=f"default {' '.join(ROUTERS)}")
+    arguments.add_argument("--prefixes", type=int, default=200, help="common prefixes (default 200)")
     arguments.add_argument("--json", type=Path, help="also write the figures to this file")
     options = arguments.parse_args()
     print(
@@ -34,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         for replicas in options.replicas:
             for router in options.routers:
-                row = run(Path(name), replicas, options.requests, router)
+                row = run(Path(name), scenario(replicas, options.requests, router, options.prefixes))
                 rows.append(row)
                 print(
                     f"{replicas:8,}  {options.requests:9,}  {router:26}  {row['loop_s']:6.1f}  {row['whole_s']:7.1f}  "
@@ -45,34 +47,29 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def scenario(replicas: int, requests: int, router: str) -> dict[str, object]:
-    """One H100 a replica, Llama-3.1-8B, prompts of 400 common and 400 own tokens, answers of 150."""
+def scenario(replicas: int, requests: int, router: str, prefixes: int) -> dict[str, Any]:
+    """One H100 a replica, Llama-3.1-8B, prompts of 800 tokens (400 common and 400 own ones), answers of 150."""
+    common: dict[str, Any] = {
+        "requests": requests,
+        "output_tokens": 150,
+        "arrivals": {"process": "poisson", "rate_per_s": RATE_PER_REPLICA * replicas},
+    }
+    source: dict[str, Any] = {"generator": "lengths", "options": {**common, "input_tokens": 800}}
+    if prefixes:
+        own = {"groups": prefixes, "prefix_tokens": 400, "user_tokens": 400}
+        source = {"generator": "shared_prefixes", "options": {**common, **own}}
     return {
         "name": "scale",
         "cluster": {"replicas": replicas, "router": router},
         "output": {"timeline_interval": "60 s"},
-        "workload": {
-            "sources": [
-                {
-                    "generator": "shared_prefixes",
-                    "options": {
-                        "requests": requests,
-                        "groups": 200,
-                        "prefix_tokens": 400,
-                        "user_tokens": 400,
-                        "output_tokens": 150,
-                        "arrivals": {"process": "poisson", "rate_per_s": RATE_PER_REPLICA * replicas},
-                    },
-                }
-            ]
-        },
+        "workload": {"sources": [source]},
     }
 
 
-def run(folder: Path, replicas: int, requests: int, router: str) -> dict[str, float | int | str]:
+def run(folder: Path, scenario: dict[str, Any]) -> dict[str, Any]:
     """One run in a process of its own."""
     path = folder / "scale.yaml"
-    path.write_text(json.dumps(scenario(replicas, requests, router)))
+    path.write_text(json.dumps(scenario))
     command = [sys.executable, "-m", "kvsim.cli.main", "run", str(path), "--no-report", "--json", "--force"]
     start = time.perf_counter()
     with open(folder / "summary.json", "w") as out, open(folder / "stderr", "w") as err:
@@ -84,9 +81,9 @@ def run(folder: Path, replicas: int, requests: int, router: str) -> dict[str, fl
         raise SystemExit((folder / "stderr").read_text())
     summary = json.loads((folder / "summary.json").read_text())
     return {
-        "replicas": replicas,
-        "requests": requests,
-        "router": router,
+        "router": scenario["cluster"]["router"],
+        "replicas": scenario["cluster"]["replicas"],
+        "requests": summary["requests_submitted"],
         "loop_s": summary["loop_wall_s"],
         "whole_s": whole_s,
         "cpu_s": usage.ru_utime + usage.ru_stime,

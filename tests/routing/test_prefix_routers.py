@@ -74,8 +74,12 @@ def test_the_index_against_plain_sets(seed: int, size: int) -> None:
             ):
                 held += 1
             assert held_blocks(path, holder) == held
-    if not plain:
-        assert not index.root.children
+    for holder in range(4):
+        index.forget(holder)
+        assert all(
+            held_blocks(index.path(ids, ends, ends[-1] // size), holder) == 0 for ids, ends in contents
+        )
+    assert not index.root.children
 
 
 # ---- stale views
