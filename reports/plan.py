@@ -10,6 +10,7 @@ from kvsim.reports import colours, figures, markup, sections
 from kvsim.reports.page import page, write_whole
 from kvsim.reports.plan_markdown import assumptions, provenance_rows
 from kvsim.reports.plotlyjs import plotly_js
+from kvsim.results import plan_tables as tables
 from kvsim.results import plan_text as words
 from kvsim.results.read import Results
 from kvsim.results.units import duration, percent, usd
@@ -82,7 +83,7 @@ def _times(factor: float | None) -> str:
 
 def _alternatives(told: Plan) -> str:
     lead = "The answer first, then what else meets the SLOs as it does, by price; of every GPU kind at least the cheapest."
-    return markup.section("Alternatives", lead, markup.table(*words.alternative_table(told)))
+    return markup.section("Alternatives", lead, markup.table(*tables.alternative_table(told)))
 
 
 def _margin(told: Plan) -> str:
@@ -115,7 +116,7 @@ def _more(told: Plan) -> str:
         "The answer with one thing more, at the planned traffic, and the traffic that it then takes. A step of traffic is "
         "about 5 %: a smaller gain does not show."
     )
-    return markup.section("What one thing more is worth", lead, markup.table(*words.more_table(told)))
+    return markup.section("What one thing more is worth", lead, markup.table(*tables.more_table(told)))
 
 
 def _cost(told: Plan) -> str:
@@ -123,7 +124,7 @@ def _cost(told: Plan) -> str:
     points = [p for p in told["configurations"] if p["error"] is None]
     if not points:
         return ""
-    front = words.pareto_points(told)
+    front = tables.pareto_points(told)
     limit = told["slos"]["attain"]
     data = [
         _dots(f"{gpu}", [p for p in points if p["gpu"] == gpu], colour)
@@ -145,7 +146,7 @@ def _cost(told: Plan) -> str:
     if limit is not None:
         note += f" Asked are {words.share(limit)}."
     chart = markup.chart("By GPU kind", {"data": data, "layout": layout}, note)
-    return markup.section("Cost against attainment", "", chart, markup.table(*words.pareto_table(told)))
+    return markup.section("Cost against attainment", "", chart, markup.table(*tables.pareto_table(told)))
 
 
 def _many(palette: Any) -> Sequence[str]:
@@ -164,11 +165,11 @@ def _dots(name: str, points: Sequence[Mapping[str, Any]], colour: str) -> dict[s
 
 
 def _losers(told: Plan) -> str:
-    found = words.losers(told)
+    found = tables.losers(told)
     if not found:
         return ""
     lead = "The nearest misses of each GPU kind: the SLO that breaks, and what its requests wait for."
-    return markup.section("Why others lose", lead, markup.facts(words.loser_lines(point) for point in found))
+    return markup.section("Why others lose", lead, markup.facts(tables.loser_lines(point) for point in found))
 
 
 def _distributions(told: Plan) -> str:
@@ -176,8 +177,8 @@ def _distributions(told: Plan) -> str:
     first = [told["answer"]] if told["feasible"] else [told["reachable"]] if told["reachable"] else []
     if not first:
         return ""
-    ran = [p for p in words.losers(told) if p["error"] is None and p["number"] != first[0]["number"]]
-    others = words.alternatives(told)[:1] if told["feasible"] else []
+    ran = [p for p in tables.losers(told) if p["error"] is None and p["number"] != first[0]["number"]]
+    others = tables.alternatives(told)[:1] if told["feasible"] else []
     shown = [*first, *others, *ran][:NUM_CURVES]
     charts = [
         markup.chart(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kvsim.results import plan_tables as tables
 from kvsim.results import plan_text as words
 from kvsim.results.read import Results
 from kvsim.results.units import duration, percent, usd
@@ -32,18 +33,23 @@ def _lines(told: Plan, results: Results | None) -> Iterator[str]:
     for line in words.plan_warnings(told):
         yield from ("", f"> {line}")
     if told["feasible"]:
-        yield from ("", "## Alternatives", "", *words.markdown_table(words.alternative_table(told)))
-        yield from ("", "## What one thing more is worth", "", *words.markdown_table(words.more_table(told)))
+        yield from ("", "## Alternatives", "", *tables.markdown_table(tables.alternative_table(told)))
+        yield from (
+            "",
+            "## What one thing more is worth",
+            "",
+            *tables.markdown_table(tables.more_table(told)),
+        )
     if told["pareto"]:
-        yield from ("", "## Cost against attainment", "", *words.markdown_table(words.pareto_table(told)))
-    if words.losers(told):
-        yield from ("", "## Why others lose", "", *words.markdown_table(words.loser_table(told)))
+        yield from ("", "## Cost against attainment", "", *tables.markdown_table(tables.pareto_table(told)))
+    if tables.losers(told):
+        yield from ("", "## Why others lose", "", *tables.markdown_table(tables.loser_table(told)))
     yield from ("", "## The search", "", words.search_sentence(told), "")
     for axis in told["axes"]:
         yield f"- `{axis['key']}`: {', '.join(axis['values'])}"
     yield from ("", "## Assumptions", "", *(f"- {line}" for line in assumptions(told, results)))
     if told["configurations"]:
-        yield from ("", "## Where the timings come from", "", *words.markdown_table(provenance_rows(told)))
+        yield from ("", "## Where the timings come from", "", *tables.markdown_table(provenance_rows(told)))
 
 
 def assumptions(told: Plan, results: Results | None) -> list[str]:
@@ -68,7 +74,7 @@ def _span(told: Plan) -> str:
     return "" if point is None else f" (the last one comes after {duration(point['arrivals_s'])})"
 
 
-def provenance_rows(told: Plan) -> words.TableText:
+def provenance_rows(told: Plan) -> tables.TableText:
     """Of each GPU kind, the shares of the time of its first configuration that ran."""
     first: dict[str, Mapping[str, Any]] = {}
     for point in told["configurations"]:

@@ -111,7 +111,7 @@ def plan(
     if as_json:
         print_json(told)
     else:
-        from kvsim.results.plan_text import print_plan
+        from kvsim.results.plan_tables import print_plan
         from kvsim.results.table import summary_console
 
         print_plan(told, summary_console())
