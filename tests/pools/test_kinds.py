@@ -192,6 +192,22 @@ def test_results_of_prefill_and_decode_pools(scenario, tmp_path) -> None:  # typ
     assert "KV handed over" in (out / "report.html").read_text()
 
 
+def test_prefill_latency_over_an_infinite_link_is_the_aggregated_one(scenario, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Real prices: as many mixed replicas as prefill replicas, and no decodes (every request cut to its first token)."""
+    pools = [{"name": "p", "role": "prefill", "replicas": 2}, {"name": "d", "role": "decode", "replicas": 2}]
+    link = {"read": "1000000000 GB/s", "write": "1000000000 GB/s"}
+    split = run_scenario(scenario(pools, kv_transfer={"link": link}))
+    first = [{**row, "output_tokens": 1} for row in ROWS]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, first)))
+    alone = run_scenario(scenario([], replicas=2))
+
+    def ttft(outcome) -> dict[int, int]:  # type: ignore[no-untyped-def]
+        rows = outcome.recorder.requests
+        return {row.request: row.queue_ns + row.load_ns + row.prefill_ns + row.host_ns for row in rows}
+
+    assert ttft(split) == ttft(alone)
+
+
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
