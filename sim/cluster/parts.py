@@ -158,7 +158,7 @@ def _check_manager(name: str, model: ModelSpec, parallel: Parallel, changes_byte
     """The manager can serve this model, shared so; ``changes_bytes``: KV is encoded or dropped."""
     if changes_bytes and (model.latent or model.state or parallel.shares > 1):
         raise ScenarioError(
-            "cache: codec and tokens are for keys and values of a model on GPUs that all work on the same requests; "
+            "cache: codec, tokens and reads are for keys and values of a model on GPUs that all work on the same requests; "
             f"leave them out for {model.name} and with pipeline_parallel or data_parallel"
         )
     if model.state is not None and name in ("prefix_tree", "chunks"):
