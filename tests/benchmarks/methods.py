@@ -1,7 +1,8 @@
 """What per-step work of a cache method costs: ``python tests/benchmarks/methods.py TRACE``.
 
 Plays the trace (any that scenarios read, with contents or without) with each manager of tests/fits and with the manager
-that it is built on, in turn, and prints CPU seconds of the loop and their ratio; medians of ``--runs``.
+that it is built on, in turn, and prints CPU seconds of the loop and their ratio; medians of ``--runs``. With ``--cards``
+it plays cards of methods instead, each against its own baseline.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cluster import run as cluster_run
 from kvsim.cluster.simulation import Progress, Simulation
+from kvsim.methods.load import load_card
+from kvsim.methods.overlay import leaves
 from kvsim.scenario.load import load_scenario
 
 DDR = [{"name": "ddr", "capacity": "64 GB", "load": "layerwise"}]
@@ -50,7 +53,11 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, default=2500)
     arguments.add_argument("--runs", type=int, default=5)
     arguments.add_argument("--only", nargs="*", default=list(METHODS))
+    arguments.add_argument("--cards", nargs="*", default=[])
     options = arguments.parse_args()
+    if options.cards:
+        compare_cards(options.trace, options.requests, options.runs, options.cards)
+        return
     for name, (manager, _, _) in METHODS.items():
         manager.uses_tiers = True
         cache_managers.register(name)(manager)
@@ -74,20 +81,38 @@ def main() -> None:
         )
 
 
+def compare_cards(trace: Path, requests: int, runs: int, names: list[str]) -> None:
+    """Each card and the scenario that its neutral setting equals, in turn."""
+    print("card              CPU s   baseline   ratio   steps    events   baseline's")
+    for name in names:
+        plain = [f"{key}={value}" for key, value in leaves(load_card(name).baseline) if key]
+        found = [
+            (play_with(trace, requests, [f"method={name}"]), play_with(trace, requests, plain))
+            for _ in range(runs)
+        ]
+        method_s, baseline_s = (statistics.median(run[i][0] for run in found) for i in (0, 1))
+        ratio = statistics.median(one[0] / other[0] for one, other in found)
+        (_, steps, events), (_, _, baseline_events) = found[0]
+        print(
+            f"{name:16} {method_s:6.3f} {baseline_s:10.3f} {ratio:7.2f} {steps:8,} {events:8,} {baseline_events:8,}",
+            flush=True,
+        )
+
+
 def play(
     trace: Path, requests: int, manager: str, method_options: dict[str, float], tiers: list[dict[str, str]]
 ) -> tuple[float, int, int]:
+    """:func:`play_with` a manager and its options."""
+    overrides = [f"cache.manager={manager}", f"cache.options={method_options}", f"cache.tiers={tiers}"]
+    return play_with(trace, requests, overrides)
+
+
+def play_with(trace: Path, requests: int, overrides: list[str]) -> tuple[float, int, int]:
     """CPU seconds of the loop, simulated steps, events."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(f"{{workload: {{sources: [{{file: {trace}}}]}}}}")
         file.flush()
-        overrides = [
-            f"cache.manager={manager}",
-            f"cache.options={method_options}",
-            f"cache.tiers={tiers}",
-            f"workload.max_requests={requests}",
-        ]
-        scenario = load_scenario(Path(file.name), overrides)
+        scenario = load_scenario(Path(file.name), [*overrides, f"workload.max_requests={requests}"])
     found = []
     real = cluster_run.play
 
