@@ -82,7 +82,7 @@ def _times(factor: float | None) -> str:
 
 
 def _alternatives(told: Plan) -> str:
-    lead = "The answer first, then what else meets the SLOs as it does, by price; of every GPU kind at least the cheapest."
+    lead = "The answer first, then what else meets the SLOs as it does, by price; of every GPU kind that has one, the cheapest."
     return markup.section("Alternatives", lead, markup.table(*tables.alternative_table(told)))
 
 
@@ -106,7 +106,7 @@ def _margin(told: Plan) -> str:
          "–" if attain is None else f"at least {words.share(attain)}", "–")
     )  # fmt: skip
     header = ("SLO", "predicted", "with the margin", "limit", "of the limit")
-    lead = f"{words.margin_sentence(told)} They are of {len(margin['runs'])} runs of vLLM on H100s (docs/validation.md)."
+    lead = f"{words.margin_sentence(told)} The errors are of {len(margin['runs'])} runs of vLLM on H100s (docs/validation.md)."
     slower = f"<p>{markup.prose(words.slower_sentence(told))}</p>"
     return markup.section("Margin", lead, markup.table(header, rows), slower)
 

@@ -64,10 +64,14 @@ def worst_metric(row: Mapping[str, Any], wanted: Requirements, ratios: Mapping[s
 def cause(row: Mapping[str, Any], wanted: Requirements, ratios: Mapping[str, float]) -> dict[str, str]:
     """``bound``: queue, KV memory, preemption, KV loads, prefill, decode or prefill interference; ``text``: its figures."""
     metric = worst_metric(row, wanted, ratios)
-    if row["requests_rejected"]:
-        return {"bound": "rejections", "text": f"{number(row['requests_rejected'])} requests are rejected"}
     if metric is None:
         return {"bound": "", "text": ""}
+    shares = [limit.percentile / 100 for limit in wanted.percentiles if limit.percentile is not None]
+    if row["requests_rejected"] > (1 - max([*shares, wanted.attain or 0.0])) * row["requests_submitted"]:
+        rejected = (
+            f"{number(row['requests_rejected'])} of {number(row['requests_submitted'])} requests are rejected"
+        )
+        return {"bound": "rejections", "text": f"{rejected}: no replica could ever hold them"}
     if metric == "e2e":
         metric = "ttft" if (row["ttft_s_mean"] or 0) > MOSTLY * (row["e2e_s_mean"] or math.inf) else "tpot"
     return _ttft_cause(row) if metric == "ttft" else _tpot_cause(row, wanted)
