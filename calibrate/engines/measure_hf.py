@@ -85,7 +85,7 @@ def memory() -> int:
 
     if not torch.cuda.is_available():
         return 0
-    most = torch.cuda.max_memory_allocated()
+    most = int(torch.cuda.max_memory_allocated())
     torch.cuda.reset_peak_memory_stats()
     return most
 
