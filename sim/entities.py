@@ -62,6 +62,11 @@ class Request:
         """Tokens that the next prefill has to cover: the prompt and what was generated before a preemption."""
         return self.input_tokens + self.generated
 
+    @property
+    def decodes_here_alone(self) -> bool:
+        """Another replica computes its prompt (which has not been handed over yet)."""
+        return self.handover is not None and self.handover.target is self
+
     def arrived_after(self, other: Request) -> bool:
         return (self.arrival_ns, self.index) > (other.arrival_ns, other.index)
 

@@ -38,7 +38,7 @@ class Admission(Transfers):
                     self._blocked = True
                     break
                 self.waiting.popleft()
-                if request.handover is not None and request.handover.target is request:
+                if request.decodes_here_alone:
                     self._await_handover(request, plan, now)
                     continue
                 self._note_plan(request, plan)

@@ -107,7 +107,7 @@ class Transfers(ReplicaState):
         polled, self.polled = self.polled, deque()
         for decisions, request in polled:
             if decisions == 0 or idle:
-                (self.loaded if request.handover is None else self.handed).append(request)
+                (self.handed if request.decodes_here_alone else self.loaded).append(request)
                 self._blocked = False
             else:
                 self.polled.append((decisions - 1, request))

@@ -42,7 +42,11 @@ def clusters(draw: st.DrawFn) -> Callable[[], Simulation]:
         "decode": draw(st.integers(1, 2)),
         "layerwise": draw(st.booleans()),
         "blocks": (need + draw(st.integers(0, 20)), need + draw(st.integers(0, 20))),
-        "manager": draw(st.sampled_from(["prefix_tree", "paged", "none"])),
+        **draw(
+            st.sampled_from(
+                [{"manager": "paged"}, {"manager": "none"}, {}, {"ddr_blocks": 40}, {"ddr_blocks": 400}]
+            )
+        ),
         "decode_first": draw(st.booleans()),
     }
     return lambda: disaggregated(trace, engine=engine, **options)  # type: ignore[arg-type]
