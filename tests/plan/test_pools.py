@@ -32,7 +32,7 @@ def test_pools_are_priced_and_named_one_by_one() -> None:
     candidate = Candidate({}, scenario, 12.5, "")
     assert (candidate.replicas, candidate.gpus, candidate.gpu) == (5, 8, "h100-sxm and a100-80gb-sxm")
     assert title(scenario) == (
-        "2 × h100-sxm and 3 × 2 a100-80gb-sxm (TP 2), least_outstanding_tokens, ddr 73 GB"
+        "2 × h100-sxm (big) and 3 × 2 a100-80gb-sxm (TP 2) (small), least_outstanding_tokens, ddr 73 GB"
     )
     first, second = variants(scenario)[:2]
     assert (first.name, second.name) == ("one more GPU in big", "one more replica (2 GPUs) in small")

@@ -188,7 +188,9 @@ def _tiers(base: Scenario) -> tuple[str, ...]:
 
 def title(scenario: Scenario) -> str:
     """Such as ``6 × h100-sxm, prefix_aware, ddr 64 GB + disk 1 TB``."""
-    gpus = " and ".join(_gpus(pool) for _, pool in pool_scenarios(scenario))
+    gpus = " and ".join(
+        f"{_gpus(pool)} ({name})" if name else _gpus(pool) for name, pool in pool_scenarios(scenario)
+    )
     named = scenario.cluster.router
     router = named if isinstance(named, str) else str(named["policy"])
     tiers = " + ".join(f"{tier.name} {size(tier.capacity)}" for tier in scenario.cache.tiers)
