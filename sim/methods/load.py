@@ -108,7 +108,8 @@ def check_card(card: MethodCard, where: str) -> None:
 def known_kernels() -> tuple[str, ...]:
     """Kernels that some shipped profile has timings of."""
     folder = Path(str(files("kvsim.cost") / "profiles"))
-    return tuple(sorted({path.name.split(".")[-2] for path in folder.glob("*.parquet")}))
+    tables = (path.name.removesuffix(".parquet") for path in folder.glob("*.parquet"))
+    return tuple(sorted({name.split(".")[-1] for name in tables if not name.endswith(".off_grid")}))
 
 
 def _refusal(where: str, problems: Sequence[tuple[str, str]]) -> ScenarioError:

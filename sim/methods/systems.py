@@ -18,7 +18,7 @@ class System:
     name: str
     title: str
     layers: tuple[str, ...]
-    needs: tuple[str, ...]  # mechanisms that a card would need, as text
+    needs: tuple[str, ...]  # mechanisms that a card would need, as text; none where there is one
     claims: tuple[Claim, ...]
 
     @property
@@ -27,16 +27,25 @@ class System:
         return f"it needs {'; '.join(self.needs)}" if self.needs else "nobody has written its card"
 
 
+def _read() -> dict[str, Any]:
+    return read_yaml(Path(str(files("kvsim.methods") / "systems.yaml")))
+
+
+def load_mechanisms() -> dict[str, str]:
+    """What systems without a card need: name to text."""
+    return dict(_read()["mechanisms"])
+
+
 def load_systems() -> list[System]:
     """All systems, by name."""
-    data = read_yaml(Path(str(files("kvsim.methods") / "systems.yaml")))
+    data = _read()
     mechanisms = data["mechanisms"]
     return [
         System(
             name=entry["id"],
             title=entry["title"],
             layers=tuple(entry["layers"]),
-            needs=tuple(mechanisms[need] for need in entry["needs"]),
+            needs=tuple(mechanisms[need] for need in entry.get("needs", ())),
             claims=tuple(Claim.model_validate(claim) for claim in entry["claims"]),
         )
         for entry in data["systems"]

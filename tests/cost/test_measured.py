@@ -166,3 +166,13 @@ def test_a_size_of_nothing_is_free_unless_the_grid_has_it() -> None:
     sizes = {"batch": 8, "prefix": 4096, "context": 1024}
     assert pricer.price(sizes)[0] > 0
     assert pricer.price({**sizes, "batch": 0})[0] == 0
+
+
+@pytest.mark.parametrize("size", [{"batch": 257}, {"prefix": 255}, {"context": 63}, {"context": 4097}])
+def test_outside_its_grid_a_shared_prefix_is_extrapolated(size: dict[str, int]) -> None:
+    """The grid: batches of 2 to 256, prefixes of 256 and more, 64 to 4,096 tokens behind it."""
+    at_its_ends = {"batch": 2, "prefix": 256, "context": 64}
+    assert TablePricer("shared_prefix_decode", setting()).price(at_its_ends)[1] == "measured"
+    assert TablePricer("shared_prefix_decode", setting()).price({**at_its_ends, **size})[1] == "extrapolated"
+    line, _ = TablePricer("shared_prefix_decode", setting()).line({**at_its_ends, **size})  # type: ignore[misc]
+    assert line.key == ("shared_prefix_decode", "extrapolated")

@@ -16,7 +16,7 @@ from kvsim.engine import steps as steps_module
 from kvsim.methods.card import MethodCard
 from kvsim.methods.load import check_card, load_card, shipped_cards
 from kvsim.methods.overlay import lay, without_wildcards
-from kvsim.methods.systems import list_methods, load_systems
+from kvsim.methods.systems import list_methods, load_mechanisms, load_systems
 from kvsim.results.columns import RequestColumns, request_columns
 from kvsim.results.summary import summarise
 from kvsim.scenario.load import parse_scenario
@@ -124,7 +124,9 @@ def test_every_system_has_a_card_or_says_what_is_missing() -> None:
     for system in systems:
         row = rows[system.name]
         assert row["runnable"] == (system.name in NAMES)
-        assert row["runnable"] or system.needs, f"{system.name}: neither a card nor a reason"
+        assert row["runnable"] != bool(system.needs), f"{system.name}: a card or what it needs, not both"
         assert bool(row["reason"]) != row["runnable"]
+    needed = {need for system in systems for need in system.needs}
+    assert needed == set(load_mechanisms().values()), "a mechanism that no system lacks"
     for name in NAMES:
         assert set(card_of(name).layers) and rows[name]["paper"].startswith(card_of(name).paper.title)

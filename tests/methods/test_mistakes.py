@@ -97,6 +97,13 @@ def test_a_bad_card(capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
         assert found == said
 
 
+def test_an_unknown_kernel_is_told_the_kernels_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables of points between those of a grid are none."""
+    found = with_card(capsys, kernels=["zzzz"])
+    assert found.startswith("mine.yaml.kernels.0: no kernel is called 'zzzz'; known: ")
+    assert "rotate_keys" in found and "off_grid" not in found
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
