@@ -35,7 +35,10 @@ class KernelCall(Part):
 
     kernel: Text
     sizes: dict[str, str | int]
-    """Numbers, or formulas of the axes' keys with + - * / ( )."""
+    """Numbers, or formulas of the axes' keys, ``num_layers`` and ``num_kv_heads`` of the model, with + - * / ( )."""
+    calls: str | float = 1
+    """Launches, a number or a formula: ``num_layers`` of a kernel whose table has no axes of a model, ``1 / steps`` of one
+    that does not run in every step."""
 
 
 class Kernels(Part):

@@ -16,7 +16,7 @@ _OPERATIONS = {
 }
 
 
-def evaluate(formula: str | int, names: Mapping[str, float]) -> float:
+def evaluate(formula: str | float, names: Mapping[str, float]) -> float:
     """``formula`` with ``names`` put in: numbers, names, + - * / and brackets.
 
     Raises:

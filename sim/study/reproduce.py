@@ -209,13 +209,14 @@ def _kernel_values(claim: ClaimFile, point: Mapping[str, Any]) -> tuple[float, f
 
 
 def _kernel_ns(call: KernelCall, settings: Mapping[str, Any]) -> float:
-    named = {key: value for key, value in settings.items() if key not in PLACES}
-    sizes = {name: evaluate(formula, named) for name, formula in call.sizes.items()}
     cost = _cost_model(*(str(settings.get(key, default)) for key, default in PLACES.items()))
+    named = {key: value for key, value in settings.items() if key not in PLACES}
+    named |= {"num_layers": cost.setting.model.num_layers, "num_kv_heads": cost.setting.model.num_kv_heads}
+    sizes = {name: evaluate(formula, named) for name, formula in call.sizes.items()}
     time_ns, provenance = cost.pricer(call.kernel).price(sizes)
     if provenance == "extrapolated":
         cost.refuse(call.kernel, sizes)
-    return time_ns
+    return time_ns * evaluate(call.calls, named)
 
 
 @cache

@@ -103,6 +103,18 @@ def test_a_claim_on_kernels_says_where_its_figures_come_out(tmp_path: Path) -> N
             assert place is None
 
 
+def test_a_kernel_counts_as_often_as_it_is_called(tmp_path: Path) -> None:
+    """A copy of all layers, and one of each layer in every fourth step."""
+    one = {"kernel": "gather_kv", "sizes": {"row_bytes": 256, "rows": "rows * num_kv_heads"}}
+    claim = KERNELS | {
+        "solve_for": None,
+        "axes": [{"key": "rows", "values": [64], "why": "left open"}],
+        "kernels": {"baseline": [one | {"calls": "num_layers / 4"}], "method": [one]},
+    }
+    (point,) = reproduce(ClaimFile.model_validate(claim), tmp_path)["points"]
+    assert point["ratio"] == pytest.approx(32 / 4)
+
+
 def test_crossings_are_on_straight_lines() -> None:
     points = [
         {"batch": batch, "len": 5, "ratio": ratio} for batch, ratio in ((10, 1.0), (20, 3.0), (40, 2.0))
