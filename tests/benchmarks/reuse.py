@@ -26,13 +26,17 @@ def main() -> None:
     arguments.add_argument(
         "--scenarios", type=Path, nargs="+", default=sorted(scenarios.glob("*.yaml")), metavar="FILE"
     )
+    arguments.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="rows to print"
+    )
     options = arguments.parse_args()
     print(
         "| workload | method | exact | approximate | TTFT mean ms | p50 | p95 | prompt tokens/s | TTFT against prefix |"
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    wanted = {name: keys for name, keys in METHODS.items() if name in {"prefix", *options.methods}}
     for path in options.scenarios:
-        found = {name: summarise(run_scenario(load_scenario(path, keys))) for name, keys in METHODS.items()}
+        found = {name: summarise(run_scenario(load_scenario(path, keys))) for name, keys in wanted.items()}
         base_s = found["prefix"]["ttft_s"]["mean"]
         for name, summary in found.items():
             assert summary["requests_completed"] == summary["requests_submitted"]
