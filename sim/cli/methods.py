@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvsim.cli.options import AsJson
-from kvsim.cli.output import print_json
+from kvsim.cli.options import AsJson, Executor, Jobs, Overrides, RayAddress, ScenarioFile
+from kvsim.cli.output import note, points_progress, print_json
 
 if TYPE_CHECKING:
     from kvsim.methods.card import Claim, MethodCard
@@ -67,6 +68,73 @@ def show(
         print_json(_facts(found))
     else:
         typer.echo(describe(found))
+
+
+@app.command(epilog="Example: kvsim methods compare scenarios/quickstart.yaml --slo ttft=1s --slo tpot=50ms")
+def compare(
+    scenario_file: ScenarioFile,
+    overrides: Overrides,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Only these cards: names of kvsim methods list, or paths of cards' YAML files. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METRIC=TIME",
+            help="Longest ttft, tpot or e2e of a good request; without any, goodput is all requests a second. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder; one that holds finished runs goes on from there. Default results/NAME-methods.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another comparison that the folder holds.")
+    ] = False,
+    jobs: Jobs = None,
+    executor: Executor = "processes",
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario once with each card: KV bytes per token against goodput, published quality as colour, on one page.
+
+    Cards that the scenario cannot have are listed with the reason. Writes method-comparison.json, method-comparison.parquet
+    (a row a card) and report.html.
+    """
+    from kvsim.study.execute import open_executor
+    from kvsim.study.folder import REPORT, SweepFolder
+    from kvsim.study.methods import chosen_names, contenders, run_methods
+    from kvsim.study.slo import parse_slos
+
+    slos = parse_slos(slo or [])
+    those = contenders(scenario_file, chosen_names(only or []), overrides, slos)
+    name = those.points[0].scenario.name
+    folder = SweepFolder(out if out is not None else Path("results") / f"{name}-methods", "method-comparison")
+    with open_executor(executor, jobs, ray_address) as execute, points_progress(name) as progress:
+        folder.take({point.name for point in those.points}, force)
+        told = run_methods(those, folder, slos, execute, progress)
+
+    from kvsim.reports.methods import write_page
+
+    write_page(folder.path / REPORT, told)
+    if as_json:
+        print_json(told)
+    else:
+        from kvsim.results.methods_table import print_methods
+        from kvsim.results.table import summary_console
+
+        print_methods(told, summary_console())
+    note(f"cards: {folder.table}, report: {folder.path / REPORT}")
 
 
 def _find(name: str) -> MethodCard | System:

@@ -55,6 +55,8 @@ class Quality(Part):
 
     metric: Text
     value: Text
+    loss: Annotated[float | None, Field(ge=0, le=100)] = None
+    """The same as a number where it can be one: the most that answers lose, in points of 100 or per cent of a score."""
     context: str = ""
     source: Text
 

@@ -42,5 +42,24 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "planned" / "report.html"
 
 
+@pytest.fixture(scope="session")
+def carded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page about some cards on one scenario, of every kind of quality figure, and some that do not fit."""
+    folder = tmp_path_factory.mktemp("cards")
+    (folder / "small.yaml").write_text(PLANNED)
+    arguments = [
+        "methods",
+        "compare",
+        str(folder / "small.yaml"),
+        "--slo",
+        "ttft=100ms",
+        "--slo",
+        "tpot=30ms",
+    ]
+    arguments += ["--only", "kivi,zipcache,rotatekv,ems,ape,kvquant,caching-mts-fewer-predictions,vectorq"]
+    assert run_command([*arguments, "--jobs", "1", "--out", str(folder / "out")]) == 0
+    return folder / "out" / "report.html"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: needs chromium on PATH")

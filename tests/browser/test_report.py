@@ -87,6 +87,11 @@ def test_page_about_a_plan_is_drawn_and_fits(planned, tmp_path, width):
 
 
 @pytest.mark.parametrize("width", [360, 1280])
+def test_page_about_method_cards_is_drawn_and_fits(carded, tmp_path, width):
+    assert_drawn_and_fits(carded, tmp_path, width, num_charts=1)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
 def test_page_about_a_comparison_is_drawn_and_fits(tmp_path, width):
     compare_page.write_page(tmp_path / "page.html", COMPARED["compared"]())
     assert_drawn_and_fits(tmp_path / "page.html", tmp_path, width, num_charts=1)
