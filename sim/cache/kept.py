@@ -51,6 +51,15 @@ class KeptTokens(Paged):
             config.capacity_bytes * self.pages_per_block // self.block_bytes
             - config.reserved_blocks * self.pages_per_block
         )
+        classes = self.policy.classes
+        self._slacks = [(each.slices, self._slack(each)) for each in classes]
+        self._capped = [  # slices, and the most that each of them holds
+            (each.slices, self.policy.cap(each) + self._slack(each))
+            for each in classes
+            if each.kind == "capped"
+        ]
+        self._grows = any(each.kind in ("everything", "append") for each in classes)
+        self._peaks: dict[int, int] = {}  # pages of prompts that are thinned as they come, by computed tokens
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
         self._fixed = -(-fixed * self.pages_per_block // self.block_bytes)
         self._wide = 1.0  # pages of a prompt that is packed at its end, for each page of packed KV
@@ -68,8 +77,15 @@ class KeptTokens(Paged):
 
     def _prefilling(self, computed: int) -> int:
         """Pages of a prompt of which ``computed`` tokens are computed."""
-        if not self._frees:
-            return ceil(self._wide * blocks_for(computed, self.block_tokens))
+        if not self._frees or self.policy.tokens.schedule == "prefill":
+            whole = self.pages_per_block * blocks_for(computed, self.block_tokens)
+            return whole if self._wide == 1 else ceil(self._wide * whole)
+        found = self._peaks.get(computed)
+        if found is None:
+            found = self._peaks[computed] = self._thinned(computed)
+        return found
+
+    def _thinned(self, computed: int) -> int:
         policy = self.policy
         tokens = policy.prefilling(computed)
         if policy.tokens.schedule == "layer" and not self._apart:
@@ -83,11 +99,15 @@ class KeptTokens(Paged):
         """Pages of a request after its prompt."""
         if not self._frees:
             return blocks_for(context, self.block_tokens)
-        held = [
-            min(context, tokens + self._slack(each))
-            for each, tokens in zip(self.policy.classes, self.policy.held(prompt, context), strict=True)
-        ]
-        return self._pages([each.slices for each in self.policy.classes], held)
+        size, apart = self.block_tokens, self._apart
+        pages = 0
+        for (slices, slack), tokens in zip(self._slacks, self.policy.held(prompt, context), strict=True):
+            held = -(-min(context, tokens + slack) // size)
+            if apart:
+                pages += slices * held
+            elif held > pages:
+                pages = held
+        return pages
 
     def _slack(self, each: SliceClass) -> int:
         """Tokens that wait for an eviction of several at once."""
@@ -136,9 +156,9 @@ class KeptTokens(Paged):
         """(slices, tokens of the context that they do not hold), of slices that hold all that is generated."""
         prompt, policy = request.to_compute, self.policy
         found = [
-            (each.slices, prompt - kept)
-            for each, kept in zip(policy.classes, policy.kept(prompt), strict=True)
-            if each.kind in ("everything", "append")
+            (slices, prompt - kept)
+            for (slices, kind), kept in zip(policy.kinds, policy.kept(prompt), strict=True)
+            if kind in ("everything", "append")
         ]
         if self._apart or not found:
             return found
@@ -147,20 +167,13 @@ class KeptTokens(Paged):
     def new_blocks(self, batch: Batch, steps: int) -> int:
         if not self._frees:
             return super().new_blocks(batch, steps)
-        classes = self.policy.classes
-        begun = 0
-        grows = any(each.kind in ("everything", "append") for each in classes)
-        if grows:
-            begun += batch.grown(self._missing).new_blocks(steps)
-        capped = [each for each in classes if each.kind == "capped"]
+        begun = batch.grown(self._missing).new_blocks(steps) if self._grows else 0
         if not self._apart:
-            if grows or not capped:
+            if self._grows or not self._capped:
                 return begun
-            most = max(self.policy.cap(each) + self._slack(each) for each in capped)
-            return batch.capped(most).new_blocks(steps)
-        for each in capped:
-            cap = self.policy.cap(each) + self._slack(each)
-            begun += each.slices * batch.capped(cap).new_blocks(steps)
+            return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
+        for slices, most in self._capped:
+            begun += slices * batch.capped(most).new_blocks(steps)
         return begun
 
     def decode_steps(self, batch: Batch, steps: int) -> int:

@@ -83,6 +83,16 @@ class TokenPolicy:
         ]
 
     @cached_property
+    def kinds(self) -> tuple[tuple[int, Kind], ...]:
+        """(slices, kind) of each class."""
+        return tuple((each.slices, each.kind) for each in self.classes)
+
+    @cached_property
+    def caps(self) -> tuple[int, ...]:
+        """:meth:`cap` of each class; 0 where it has none."""
+        return tuple(self.cap(each) if each.kind == "capped" else 0 for each in self.classes)
+
+    @cached_property
     def _known(self) -> dict[int, tuple[int, ...]]:
         return {}
 
@@ -129,13 +139,13 @@ class TokenPolicy:
     def held(self, prompt: int, context: int) -> tuple[int, ...]:
         """Tokens, by class, of a request with ``context`` tokens of which ``prompt`` were prefilled."""
         found = []
-        for each, kept in zip(self.classes, self.kept(prompt), strict=True):
-            if each.kind == "everything":
+        for (_, kind), kept, cap in zip(self.kinds, self.kept(prompt), self.caps, strict=True):
+            if kind == "everything":
                 found.append(context)
-            elif each.kind == "append":
+            elif kind == "append":
                 found.append(kept + context - prompt)
-            elif each.kind == "capped":
-                found.append(min(context, self.cap(each)))
+            elif kind == "capped":
+                found.append(min(context, cap))
             else:
                 found.append(kept)
         return tuple(found)
@@ -192,21 +202,32 @@ class TokenPolicy:
 
         ``whole``: what it reads where everything is held, if not that.
         """
-        num, total = len(batch), self.shape.num_slices
-        first, found = batch.sum_context + num, []
-        by_kind: dict[Kind, int] = {}
-        for each in self.classes:
-            by_kind[each.kind] = by_kind.get(each.kind, 0) + each.slices
-            if each.kind == "capped":
-                found.append(Span(each.slices / total, batch.capped(self.cap(each)).sum_read(steps)))
-        for kind, slices in by_kind.items():
+        num = len(batch)
+        first = batch.sum_context + num
+        found = [Span(share, batch.capped(cap).sum_read(steps)) for share, cap in self._capped_shares]
+        for kind, share in self._shares:
             if kind == "everything":
-                found += whole or [Span(slices / total, _growing(first, num, steps))]
+                found += whole or [Span(share, _growing(first, num, steps))]
             elif kind == "append":
-                found.append(Span(slices / total, _growing(first - batch.total(self.dropped), num, steps)))
+                found.append(Span(share, _growing(first - batch.total(self.dropped), num, steps)))
             elif kind == "constant":
-                found.append(Span(slices / total, batch.total(self.constant)))
+                found.append(Span(share, batch.total(self.constant)))
         return tuple(found)
+
+    @cached_property
+    def _capped_shares(self) -> list[tuple[float, int]]:
+        """Of each capped class: its share of all slices, its cap."""
+        total, both = self.shape.num_slices, zip(self.kinds, self.caps, strict=True)
+        return [(slices / total, cap) for (slices, kind), cap in both if kind == "capped"]
+
+    @cached_property
+    def _shares(self) -> list[tuple[Kind, float]]:
+        """Of the other kinds, all classes of a kind together."""
+        by_kind: dict[Kind, int] = {}
+        for slices, kind in self.kinds:
+            if kind != "capped":
+                by_kind[kind] = by_kind.get(kind, 0) + slices
+        return [(kind, slices / self.shape.num_slices) for kind, slices in by_kind.items()]
 
     def dropped(self, request: Request) -> int:
         """Prompt tokens that an ``append`` slice does not hold, on average, whole."""
@@ -217,12 +238,12 @@ class TokenPolicy:
         return self._mean(request.to_compute, "constant")
 
     def _mean(self, prompt: int, kind: Kind) -> int:
-        of_kind = [
-            (each.slices, kept)
-            for each, kept in zip(self.classes, self.kept(prompt), strict=True)
-            if each.kind == kind
-        ]
-        return round(sum(slices * kept for slices, kept in of_kind) / sum(slices for slices, _ in of_kind))
+        total = num = 0
+        for (slices, of_kind), kept in zip(self.kinds, self.kept(prompt), strict=True):
+            if of_kind == kind:
+                total += slices * kept
+                num += slices
+        return round(total / num)
 
     # ---- kernels
 
@@ -293,10 +314,11 @@ class TokenPolicy:
         if tokens.generated == "append" or tokens.score == "position":
             return ()
         num = len(batch)
-        evicting = [each for each in self.classes if each.kind in ("capped", "constant")]
         found: list[Kernel] = []
-        for each in evicting:
-            kept = self.cap(each) if each.kind == "capped" else max(1, batch.total(self.constant) // num)
+        for each, cap in zip(self.classes, self.caps, strict=True):
+            if each.kind not in ("capped", "constant"):
+                continue
+            kept = cap if each.kind == "capped" else max(1, batch.total(self.constant) // num)
             evicts: Any = 1
             if each.kind == "capped":
                 evicts = (batch.capped(kept).num_beyond(steps) > 0) * 1
@@ -322,7 +344,7 @@ class TokenPolicy:
 
     def _kept_slices(self, prompt: int) -> int:
         kept = self.kept(prompt)
-        return sum(each.slices * tokens for each, tokens in zip(self.classes, kept, strict=True))
+        return sum([slices * tokens for (slices, _), tokens in zip(self.kinds, kept, strict=True)])
 
     def _mean_kept(self, prompt: int) -> int:
         return max(1, round(self._kept_slices(prompt) / self.shape.num_slices))
