@@ -38,6 +38,8 @@ class Admission(Transfers):
                     self._blocked = True
                     break
                 self.waiting.popleft()
+                if together is not None:
+                    together.join(request)
                 if request.decodes_here_alone:
                     self._await_handover(request, plan, now)
                     continue

@@ -18,12 +18,15 @@ class StaticBatch:
         self.input_tokens = self.output_tokens = 0
 
     def takes(self, request: Request) -> bool:
-        """Change. Join, unless padding would make any sequence longer than the model takes."""
-        longest = max(self.input_tokens, request.input_tokens), max(self.output_tokens, request.output_tokens)
-        if sum(longest) > self.max_model_len:
-            return False
-        self.input_tokens, self.output_tokens = longest
-        return True
+        """Look. With ``request`` padding would make no sequence longer than the model takes."""
+        return sum(self._longest_with(request)) <= self.max_model_len
+
+    def join(self, request: Request) -> None:
+        """Change. ``request`` starts with the others."""
+        self.input_tokens, self.output_tokens = self._longest_with(request)
+
+    def _longest_with(self, request: Request) -> tuple[int, int]:
+        return max(self.input_tokens, request.input_tokens), max(self.output_tokens, request.output_tokens)
 
     def pad(self, requests: Iterable[Request]) -> None:
         """Change. Tell the requests that have joined how long they are for the GPU."""

@@ -41,6 +41,15 @@ def test_whoever_has_no_room_waits_for_the_whole_batch() -> None:
     assert told[0] == told[1] and told[2][0] > told[0][1]
 
 
+def test_nobody_is_padded_to_one_who_had_no_room() -> None:
+    """Room for two slots of 50; the third request, three times as long, starts behind them."""
+    trace = toy_trace([(0, 10, 2), (0, 10, 2), (0, 30, 6)])
+    simulation = toy_simulation(trace, "contiguous", STATIC, toy_cache(25, max_model_len=50))
+    told = times(simulation)
+    # 2 prompts of 10: 100 + 200 + 2; 2 decodes over 11: 100 + 20 + 22
+    assert told[0] == told[1] == (302, 302 + 142)
+
+
 def test_a_cache_that_grows_by_copies_reads_a_tensor() -> None:
     trace = toy_trace([(0, 10, 3), (0, 10, 3)])
     simulation = toy_simulation(trace, "concatenated", STATIC, ROOM)
