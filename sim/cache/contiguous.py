@@ -17,6 +17,7 @@ from kvsim.errors import ScenarioError
 @cache_managers.register("contiguous")
 class Contiguous(CacheManager):
     api_version = API_VERSION
+    takes_options = True
     steady_work = True
     batching = frozenset({"continuous", "static"})
 

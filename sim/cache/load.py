@@ -34,7 +34,11 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
 
 
 def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) -> None:
-    """Raise ScenarioError for a part that the manager has no use for."""
+    """Raise ScenarioError for an option or a part that the manager has no use for."""
+    if config.options and not manager.takes_options:
+        raise ScenarioError(
+            f"cache.options.{next(iter(config.options))}: manager '{name}' has no options; leave them out"
+        )
     if config.codec is not None:
         if "codec" not in manager.parts:
             raise ScenarioError(

@@ -146,6 +146,7 @@ class CacheManager(ABC):
     may be laid over it ("codec", "tokens" or only "proportional tokens", "reads", "offload"), ``hands_over``: a prompt's KV
     can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
     ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only where an engine spares reads.
+    ``takes_options``: it reads ``config.options`` and refuses those that it does not know; else any is refused for it.
     """
 
     services: Services
@@ -158,6 +159,7 @@ class CacheManager(ABC):
     batching: frozenset[str] = frozenset({"continuous"})
     parts: frozenset[str] = frozenset()
     watches_decodes: bool = False
+    takes_options: bool = False
     hands_over: bool = False
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -57,6 +57,7 @@ class SharedPrefixManager(PrefixTreeManager):
     """``prefix_tree`` with another decode attention."""
 
     keeps_nodes = True
+    takes_options = True
     steady_work = True  # what is shared changes with the batch alone
     watches_decodes = True
 

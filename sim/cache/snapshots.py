@@ -79,6 +79,7 @@ class Attached:
 class SnapshotManager(PrefixTreeManager):
     """``request.kv.own`` is what it has :class:`Attached`."""
 
+    takes_options = True
     keeps_nodes = True  # snapshots stand at their ends
     uses_tiers = False
     steady_work = False  # snapshots take blocks when requests come and go

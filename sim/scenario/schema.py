@@ -215,7 +215,7 @@ class Cache(Part):
     reads: Reads | None = None
     """Which of them a decode step reads, and what lies in a tier; docs/reads.md."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Handed to the manager as they are."""
+    """Of the manager, which says what there are; docs/reuse.md."""
     load_policy: Literal["always", "if_faster"] = "always"
     """if_faster: load from a tier only when that takes less time than computing again."""
     store_answers: bool = False

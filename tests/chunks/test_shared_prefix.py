@@ -62,9 +62,10 @@ def test_a_group_ends_with_its_requests() -> None:
 def test_any_workload(session, setup, least, spares) -> None:  # type: ignore[no-untyped-def]
     """Nothing lost, fused = unfused; where too little is spared it is prefix_tree."""
     (rows, trace), (engine, extra, _) = session, setup
-    cache = toy_cache(60 + extra, options={"min_spared_tokens": least})
 
     def run(manager: str = "shared_prefix") -> Simulation:
+        options = {"min_spared_tokens": least} if manager == "shared_prefix" else {}
+        cache = toy_cache(60 + extra, options=options)
         return toy_simulation(trace, manager, toy_engine(**engine), cache, spares=spares)
 
     fused, _ = fused_and_unfused(run)

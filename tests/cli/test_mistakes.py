@@ -30,6 +30,10 @@ Cli = Callable[..., tuple[int, str, str]]
             "cache.manager: no cache manager is called 'prefix_tre'; did you mean 'prefix_tree'?",
         ),
         (
+            ["run", "small.yaml", "--set", "cache.options.min_spared_tokens=9"],
+            "cache.options.min_spared_tokens: manager 'prefix_tree' has no options; leave them out",
+        ),
+        (
             ["run", "small.yaml", "--set", "cache.tiers.ddr.capacity=64"],
             "--set cache.tiers.ddr.capacity: 64 has no unit; write '64 GB' or '64 GiB'",
         ),

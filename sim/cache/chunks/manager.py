@@ -36,6 +36,7 @@ class ChunkManager(PrefixTreeManager):
     """``request.kv.own`` is the request's :class:`Reuse`."""
 
     needs_kinds = True
+    takes_options = True
     steady_work = True
     parts = frozenset({"codec"})
 
