@@ -68,6 +68,7 @@ def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) 
         "kv_bytes_per_token": per_token,
         "num_tokens": budget.usable_tokens,
         "max_len_requests": budget.max_len_requests,
+        "changed_request": _changed_request(scenario, budget),
         "tiers": [
             {
                 "name": tier.name,
@@ -80,12 +81,31 @@ def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) 
     }
 
 
+def _changed_request(scenario: Scenario, budget: MemoryBudget) -> dict[str, Any] | None:
+    """What cache.codec, cache.tokens and cache.reads make of the longest request that is let in, before its bytes are
+    rounded to blocks; None without them. ``at_once``: as many fit once they are prefilled."""
+    from kvsim.scenario.build import build_model, build_parts
+
+    parts = build_parts(scenario, build_model(scenario))
+    tokens = min(budget.max_model_len, budget.request_tokens)
+    if not parts.changes_bytes or tokens <= 0:
+        return None
+    held = parts.held_bytes(tokens)
+    return {
+        "by": [
+            f"cache.{key}" for key in ("codec", "tokens", "reads") if getattr(scenario.cache, key) is not None
+        ],
+        "tokens": tokens,
+        "prefill_bytes": parts.peak_bytes(tokens),
+        "held_bytes": held,
+        "unchanged_bytes": tokens * parts.shape.bytes_per_token,
+        "at_once": budget.num_blocks * budget.replica_block_bytes / held,
+    }
+
+
 def _print_table(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
-
-    def gb(num_bytes: int) -> str:
-        return f"{num_bytes / 1e9:,.2f} GB"
 
     gpus = facts["num_gpus"]
     each = "each GPU"
@@ -107,30 +127,44 @@ def _print_table(facts: dict[str, Any]) -> None:
         ("= left for KV", "kv_bytes"),
     ]
     for label, key in rows:
-        table.add_row(label, gb(facts[key]), f"{facts[key] / facts['hbm_bytes']:.1%}")
+        table.add_row(label, _gb(facts[key]), f"{facts[key] / facts['hbm_bytes']:.1%}")
     console.print(table)
 
+    changed = facts["changed_request"]
     tiers = Table(title="KV of one replica", title_justify="left")
-    for header in ("tier", "capacity", "tokens"):
+    for header in ("tier", "capacity", "tokens" if changed is None else "tokens kept whole"):
         tiers.add_column(header, justify="left" if header == "tier" else "right")
-    tiers.add_row("hbm", gb(facts["num_blocks"] * facts["replica_block_bytes"]), f"{facts['num_tokens']:,}")
+    tiers.add_row("hbm", _gb(facts["num_blocks"] * facts["replica_block_bytes"]), f"{facts['num_tokens']:,}")
     for tier in facts["tiers"]:
         tiers.add_row(
-            f"{tier['name']} ({tier['link']})", gb(tier["capacity_bytes"]), f"{tier['num_tokens']:,}"
+            f"{tier['name']} ({tier['link']})", _gb(tier["capacity_bytes"]), f"{tier['num_tokens']:,}"
         )
     console.print(tiers)
-    if facts["request_tokens"] != facts["num_tokens"]:
-        console.print(
-            f"longest request: {facts['request_tokens']:,} tokens, as cache.codec, cache.tokens and cache.reads have it",
-            highlight=False,
-            soft_wrap=True,
-        )
     console.print(
         f"{facts['num_blocks']:,} blocks of {facts['block_tokens']} tokens; "
         f"{facts['kv_bytes_per_token']:,} bytes a token; "
-        f"{facts['max_len_requests']:.2f} requests of {facts['max_model_len']:,} tokens at once",
+        f"{facts['max_len_requests']:.2f} requests of {facts['max_model_len']:,} tokens at once"
+        f"{' if kept whole' if changed else ''}",
         highlight=False,
         soft_wrap=True,
     )
+    if changed is not None:
+        console.print(
+            _changed_line(changed, facts["request_tokens"]),
+            highlight=False,
+            soft_wrap=True,
+        )
     if facts["fits"]:
         console.print("fits", highlight=False)
+
+
+def _changed_line(changed: dict[str, Any], most_tokens: int) -> str:
+    return (
+        f"with {', '.join(changed['by'])}: at most {most_tokens:,} tokens a request; one of {changed['tokens']:,} takes "
+        f"{_gb(changed['prefill_bytes'])} until it is prefilled, then {_gb(changed['held_bytes'])} in place of "
+        f"{_gb(changed['unchanged_bytes'])}: {changed['at_once']:,.2f} at once"
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB"

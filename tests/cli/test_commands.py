@@ -100,6 +100,29 @@ def test_explain_memory(cli: Cli, small: Path) -> None:
     assert out.endswith("fits\n")
 
 
+def test_explain_memory_says_what_parts_of_the_cache_make_of_a_request(cli: Cli, small: Path) -> None:
+    whole = 131_072  # bytes of a token at 16 bits
+    code, out, _ = cli("explain", "memory", small, "--json", "--set", "method=kivi")
+    changed = json.loads(out)["changed_request"]
+    # 3 of 16 bits with scales and zeros; the newest 128 tokens' room at 16 bits beside
+    packed = 131_072 * whole * 3 // 16
+    assert (code, changed["by"], changed["unchanged_bytes"]) == (0, ["cache.codec"], 131_072 * whole)
+    assert packed < changed["held_bytes"] <= packed + 128 * whole
+    code, out, _ = cli(
+        "explain", "memory", small, "--json", "--set", "method=snapkv", "--set", "cache.tiers=[]"
+    )
+    facts = json.loads(out)
+    changed = facts["changed_request"]
+    # the whole prompt until it is through, then 1,024 tokens
+    assert (changed["prefill_bytes"], changed["held_bytes"]) == (131_072 * whole, 1_024 * whole)
+    assert changed["at_once"] == facts["num_blocks"] * 16 / 1_024
+    code, out, _ = cli("explain", "memory", small, "--set", "method=snapkv", "--set", "cache.tiers=[]")
+    assert (
+        "one of 131,072 takes 17.18 GB until it is prefilled, then 0.13 GB in place of 17.18 GB: 439." in out
+    )
+    assert json.loads(cli("explain", "memory", small, "--json")[1])["changed_request"] is None
+
+
 def test_explain_memory_of_what_does_not_fit(cli: Cli, small: Path) -> None:
     code, out, err = cli("explain", "memory", small, "--json", "--set", "model=llama-3.1-70b")
     facts = json.loads(out)
