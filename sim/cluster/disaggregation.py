@@ -31,26 +31,31 @@ class KvTransfer:
 
 
 class Disaggregation:
-    """``router`` chooses among the decode replicas; ``bytes_per_token``: of KV on the GPUs of each of these."""
+    """``routers`` choose among the prefill and the decode replicas; ``decode_pools``: replicas that are alike, and bytes of a
+    token's KV on the GPUs of each."""
 
     def __init__(
         self,
         env: simpy.Environment,
         setting: KvTransfer,
         prefill: Sequence[Replica],
-        decode: Sequence[Replica],
-        bytes_per_token: Sequence[int],
+        decode_pools: Sequence[tuple[Sequence[Replica], int]],
         routers: tuple[Router, Router],
         num_requests: int,
     ) -> None:
-        self.setting, self.decode = setting, decode
+        self.setting = setting
+        self._pools = decode_pools
+        self.decode: Sequence[Replica] = [replica for replicas, _ in decode_pools for replica in replicas]
         self._prefill_router, self._router = routers
-        num_layers = decode[0].links.num_layers
+        num_layers = self.decode[0].links.num_layers
         self.network = Network(env, setting.link, num_layers, setting.extent_bytes)
         self._prefill = set(prefill)
         for replica in prefill:
             replica.streams = setting.layerwise
-        self._bytes_per_token = dict(zip(decode, bytes_per_token, strict=True))
+        self._bytes_per_token = {replica: size for replicas, size in decode_pools for replica in replicas}
+        self._able: dict[
+            tuple[bool, ...], Sequence[Replica]
+        ] = {}  # decode replicas, by pools with room for a request
         self._handovers: dict[Request, Handover] = {}  # by target, until it has ended
         nobody = np.full(num_requests, -1, dtype=np.int64)
         self.use = HandoverUse(nobody, nobody.copy(), nobody.copy(), nobody.copy())
@@ -58,6 +63,7 @@ class Disaggregation:
     def open(self, decode: Sequence[Replica]) -> None:
         """Change. From now on these replicas take requests to decode."""
         self.decode = decode
+        self._able.clear()
 
     def takes(self, request: Request, replica: Replica) -> bool:
         """Look. Whether a request that was sent to ``replica`` decodes elsewhere: a single output token does not."""
@@ -69,7 +75,7 @@ class Disaggregation:
         total = request.input_tokens + request.output_tokens
         if not prefill.manager.fits(source):
             return f"{source.input_tokens} tokens exceed the KV capacity of a prefill replica"
-        if not any(replica.manager.fits(request) for replica in self.decode):
+        if not self._roomy(request):
             return f"{total} tokens exceed the KV capacity of a decode replica"
         handover = Handover(source, request, prefill, self.network, self._prefilled)
         source.handover = request.handover = self._handovers[request] = handover
@@ -86,8 +92,20 @@ class Disaggregation:
 
     def _begin(self, handover: Handover) -> None:
         request = handover.target
-        decode = self._router.pick(request, self.decode)
+        decode = self._router.pick(request, self._roomy(request))
         handover.begin(decode, self._bytes_per_token[decode], self.setting.layerwise)
+
+    def _roomy(self, request: Request) -> Sequence[Replica]:
+        """Look. Decode replicas that can ever hold ``request``; the same object for the same replicas."""
+        fits = tuple(replicas[0].manager.fits(request) for replicas, _ in self._pools)
+        if all(fits):
+            return self.decode
+        if fits not in self._able:
+            able = {
+                replica for (those, _), can in zip(self._pools, fits, strict=True) if can for replica in those
+            }
+            self._able[fits] = [replica for replica in self.decode if replica in able]
+        return self._able[fits]
 
     def ended(self, request: Request, decode: Replica) -> int | None:
         """Change. A request has ended on ``decode``: the index of the replica that prefilled it, None if that did both."""

@@ -126,7 +126,8 @@ def build_cluster(
         pools[0].cache.num_layers,
         link_sharing,
     )
-    by_role: dict[str, list[Replica]] = {"prefill": [], "mixed": [], "decode": []}
+    prefill: list[Replica] = []
+    decode_pools: list[tuple[list[Replica], int]] = []
     for pool in pools:
         for _ in range(pool.most_replicas):
             manager = make_manager(pool.cache)
@@ -139,7 +140,11 @@ def build_cluster(
             rank = index + len(chains) * (kv_transfer is not None and pool.role != "prefill")
             parts = (env, index, pool.engine, manager, pool.cost, chains[index], batch, cluster)
             replicas.append(Replica(*parts, check, rings, rank))
-            by_role[pool.role].append(replicas[-1])
+        own = replicas[len(replicas) - pool.most_replicas :]
+        if pool.role == "prefill":
+            prefill += own
+        elif pool.role == "decode":
+            decode_pools.append((own, pool.cache.bytes_per_token))
     if any(tier.shared for tier in pools[0].cache.tiers):
         for replica in replicas:
             replica.peers = [other for other in replicas if other is not replica]
@@ -151,14 +156,8 @@ def build_cluster(
         cluster.disaggregation = Disaggregation(
             env,
             kv_transfer,
-            by_role["prefill"],
-            by_role["decode"],
-            [
-                pool.cache.bytes_per_token
-                for pool in pools
-                for _ in range(pool.most_replicas)
-                if pool.role == "decode"
-            ],
+            prefill,
+            decode_pools,
             (router, decode_router),
             len(trace),
         )

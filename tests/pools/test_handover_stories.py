@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import pytest
 from disaggregated import disaggregated
-from toys import toy_trace
+from toys import ToyCost, toy_cache, toy_engine, toy_trace
 
-from kvsim.cluster.simulation import Simulation
+from kvsim.cache.load import load_manager
+from kvsim.cluster.disaggregation import KvTransfer
+from kvsim.cluster.router import RoundRobin
+from kvsim.cluster.simulation import PoolParts, Simulation, build_cluster, play
+from kvsim.hardware.spec import LinkSpec
 
 
 def rows(simulation: Simulation) -> list[tuple[int, ...]]:
@@ -95,6 +99,26 @@ def test_a_full_decode_pool_lets_kv_wait_where_it_was_computed() -> None:
     first, second = rows(simulation)
     assert first == (304, 0, 20, 854)
     assert second == (304, 854 - 608, 20, 854 + 20 + 131 + 132 - 304)
+
+
+def test_a_request_decodes_where_it_can_ever_have_room() -> None:
+    """One decode replica has 7 blocks of 4: only the short request goes there, whoever's turn it is."""
+    kinds = [("prefill", "p", 100), ("decode", "small", 8), ("decode", "large", 100)]
+    pools = [
+        PoolParts(toy_engine(), toy_cache(blocks), (), ToyCost(), name=name, role=role)
+        for role, name, blocks in kinds
+    ]
+    simulation = build_cluster(
+        toy_trace([(0, 10, 3), (0, 60, 3), (0, 60, 3), (5, 60, 3)]),
+        pools,
+        lambda config: load_manager("paged", config),
+        RoundRobin(),
+        kv_transfer=KvTransfer(LinkSpec("net", 1e9, 1e9, 0)),
+        decode_router=RoundRobin(),
+    )
+    play(simulation)
+    assert simulation.cluster.disaggregation is not None
+    assert simulation.cluster.disaggregation.use.decode_replica.tolist() == [1, 2, 2, 2]
 
 
 def test_kv_is_held_on_the_prefill_side_until_it_has_been_sent() -> None:
