@@ -183,6 +183,8 @@ class Replica(Steps):
         self._last = None
         if self._to_free:
             self._free_preempted()
+            if self.on_idle is not None:
+                self.on_idle(self)
         if effects is not None:
             self._apply(effects, now)
         if self._gone:

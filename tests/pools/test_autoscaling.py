@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaled import scaled
-from toys import fused_and_unfused, toy_trace
+from toys import ToyCost, fused_and_unfused, toy_cache, toy_engine, toy_trace
 
+from kvsim.cache.load import load_manager
+from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.autoscale import Autoscaling
-from kvsim.cluster.router import LeastOutstandingTokens
+from kvsim.cluster.clients import Patience
+from kvsim.cluster.router import LeastOutstandingTokens, RoundRobin
 from kvsim.cluster.run import run_scenario
+from kvsim.cluster.simulation import PoolParts, build_cluster, play
 from kvsim.errors import ScenarioError
+from kvsim.hardware.spec import LinkSpec
 from kvsim.reports.html import write_report
 from kvsim.results.folder import write_results
+from kvsim.scenario.clients import Clients
 from kvsim.scenario.load import parse_scenario
 
 SETTING = Autoscaling(
@@ -61,6 +67,30 @@ def test_a_replica_ends_what_it_has_before_it_stops() -> None:
     assert (by_request[1].replica, by_request[1].e2e_ns) == (1, 6324)
     assert by_request[2].replica == 0
     assert use.paid_ns[1] == 6324
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_draining_replica_whose_request_is_given_up_stops(deep: bool) -> None:
+    """With a tier and two steps in flight its blocks are back one decision after it was dropped."""
+    tiers = (TierConfig("ddr", 4000, "before", "through", "lru", 16),)
+    pool = PoolParts(
+        toy_engine(async_scheduling=deep),
+        toy_cache(1000, tiers=tiers),
+        (LinkSpec("ddr", 1e8, 1e8, 0),),
+        ToyCost(),
+        2,
+        scaling=Autoscaling(1, 2, "waiting_requests", 1, 1000, 500, 0),
+    )
+    trace = toy_trace([(0, 60, 400), (0, 60, 400)])
+    simulation = build_cluster(
+        trace, [pool], lambda config: load_manager("prefix_tree", config), RoundRobin(), check=True
+    )
+    simulation.cluster.patience = Patience(Clients(timeout="20 us"), len(trace), seed=0)  # type: ignore[arg-type]
+    play(simulation)
+    assert len(simulation.recorder.cancelled) == 2
+    changes = simulation.scaled[0].use(0, 10**6).changes  # type: ignore[union-attr]
+    assert [row[1:] for row in changes] == [(2, 0, 0), (1, 0, 1), (1, 0, 0)]
+    assert 20_000 < changes[-1][0] < 21_000
 
 
 def test_it_comes_back_with_a_cold_cache() -> None:
