@@ -23,7 +23,8 @@ from kvsim.results.units import digits, size
 from kvsim.version import __version__
 
 Told = Mapping[str, Any]
-HOVER_WIDTH, HOVER_CLAIMS, HOVER_LIMITS = 46, 3, 3
+HOVER_WIDTH, HOVER_LINES = 46, 2
+"""Letters in a line of what hovering shows; claims and limits in it, all of which the text below has."""
 LOG_RATIO = 20.0
 
 BANDS: tuple[tuple[float, str, str], ...] = (
@@ -153,6 +154,7 @@ def _points(
         },
         "customdata": [_hover(row, key) for row in rows],
         "hovertemplate": "%{customdata}<extra></extra>",
+        "hoverlabel": {"align": "left"},
     }
 
 
@@ -177,7 +179,7 @@ def _hover(row: Told, key: str) -> str:
         f"{size(row['kv_bytes_per_token'])} a token, {digits(float(f'{row[key]:.4g}'))} requests/s",
         f"quality: {loss_text(row)}" + ("" if row["published_loss"] is None else " lost, published"),
     ]
-    lines = [*head, *_facts(row, HOVER_LIMITS)] if row["paper"] else [head[0], "the scenario without a card"]
+    lines = [*head, *_facts(row, HOVER_LINES)] if row["paper"] else [head[0], "the scenario without a card"]
     wrapped = [piece for line in lines for piece in textwrap.wrap(line, HOVER_WIDTH, subsequent_indent="  ")]
     return "<br>".join([f"<b>{escape(row['method'])}</b>", *map(escape, wrapped)])
 
@@ -185,7 +187,9 @@ def _hover(row: Told, key: str) -> str:
 def _facts(row: Told, most: int | None) -> list[str]:
     """Source, claims, published quality and limits, a line each; at most ``most`` claims and limits."""
     lines = [str(row["paper"])]
-    lines += [f"claims {_claim(claim)}" for claim in row["claims"][:most]]
+    published = bool(row["published_quality"])  # says again what the claims say of quality
+    claims = [claim for claim in row["claims"] if not (published and claim["kind"] == "quality")]
+    lines += [f"claims {_claim(claim)}" for claim in claims[:most]]
     lines += [
         f"published: {each['metric']} {each['value']}" + _context(each) + f" [{each['source']}]"
         for each in row["published_quality"]
@@ -193,7 +197,7 @@ def _facts(row: Told, most: int | None) -> list[str]:
     limits = [f"approximated: {text}" for text in row["approximated"]]
     limits += [f"out of reach: {text}" for text in row["out_of_reach"]]
     lines += limits[:most]
-    hidden = 0 if most is None else max(0, len(row["claims"]) - most) + max(0, len(limits) - most)
+    hidden = 0 if most is None else max(0, len(claims) - most) + max(0, len(limits) - most)
     return [*lines, f"and {hidden} more lines below"] if hidden else lines
 
 
