@@ -27,9 +27,11 @@ class CapacityError(KvsimError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest of ``known``, else a list of what there is."""
+    """``"; did you mean 'x'?"`` for the nearest of ``known`` in whatever case, else a list of what there is."""
     known = sorted(known)
+    folded = {each.lower(): each for each in known}
     near = difflib.get_close_matches(word, known, n=1)
+    near = near or [folded[each] for each in difflib.get_close_matches(word.lower(), folded, n=1)]
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(known)}" if known else ""

@@ -54,6 +54,11 @@ def load_card(name: str, base: Path | None = None) -> MethodCard:
     for system in load_systems():
         if system.name == name:
             raise ScenarioError(f"'{name}' cannot be simulated yet: {system.reason}")
+    several = [each.strip() for each in name.split(",")]
+    if len(several) > 1:
+        raise ScenarioError(
+            f"'{name}' are {len(several)} names; several cards are methods: [{', '.join(several)}]"
+        )
     raise ScenarioError(f"no method is called '{name}'{did_you_mean(name, card_names())}")
 
 

@@ -135,7 +135,9 @@ def find_claim(name: str, folder: Path) -> Path:
         return Path(name)
     known = claim_files(folder)
     if name not in known:
-        raise ScenarioError(f"{folder}: no claim is called '{name}'{did_you_mean(name, known)}")
+        own = [each for each in known if each.startswith(f"{name}-")]
+        near = f"; '{name}' has {', '.join(own)}" if own else did_you_mean(name, known)
+        raise ScenarioError(f"{folder}: no claim is called '{name}'{near}")
     return known[name]
 
 

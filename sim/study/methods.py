@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvsim.errors import KvsimError, ScenarioError, did_you_mean
+from kvsim.errors import KvsimError, ScenarioError
 from kvsim.methods.card import MethodCard
 from kvsim.methods.load import card_names, load_card
 from kvsim.scenario.load import parse_scenario
@@ -49,7 +49,10 @@ def chosen_names(only: Sequence[str]) -> list[str]:
     names = [name.strip() for text in only for name in text.split(",") if name.strip()]
     for name in names:
         if not is_card_file(name) and name not in known:
-            raise ScenarioError(f"--only {name}: no card is called so{did_you_mean(name, known)}")
+            try:
+                load_card(name)
+            except ScenarioError as error:
+                raise ScenarioError(f"--only: {error}") from None
         if names.count(name) > 1:
             raise ScenarioError(f"--only {name}: named twice")
     if only and not names:

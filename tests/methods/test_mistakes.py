@@ -107,6 +107,10 @@ def test_an_unknown_kernel_is_told_the_kernels_alone(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        (
+            "method=kivi,snapkv",
+            "--set method: 'kivi,snapkv' are 2 names; several cards are methods: [kivi, snapkv]",
+        ),
         ("method=marconni", "--set method: no method is called 'marconni'; did you mean 'marconi'?"),
         ("method=nothing.yaml", None),
         (

@@ -173,8 +173,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run_command(["reproduce", "kernels", "--papers", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     assert "chunkattention" in out and "0 not reproducible" in err
+    for name in ("chunk-a", "chunk-b"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(KERNELS))
     for arguments, said in (
         (["kernel"], f"{tmp_path}: no claim is called 'kernel'; did you mean 'kernels'?\n"),
+        (["chunk"], f"{tmp_path}: no claim is called 'chunk'; 'chunk' has chunk-a, chunk-b\n"),
         ([], "kvsim reproduce: give the NAME of a claim, or --all\n"),
         (["kernels", "--all"], "kvsim reproduce: give the NAME of a claim, or --all\n"),
     ):
