@@ -11,9 +11,13 @@ that made it, so nothing is stored twice:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 BlockKey = tuple[tuple[int, int], ...] | tuple[int, int]
+
+
+NOTHING: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Node:
@@ -30,9 +34,11 @@ class Node:
         self.parent = parent
         self.ids, self.ends, self.first = ids, ends, first
         self.start, self.end = start, end
-        self.children: dict[BlockKey, Node] = {}
+        self.children: Mapping[BlockKey, Node] = (
+            NOTHING  # a dict of its own from the first one on: most never get one
+        )
         self.key: BlockKey | None = None  # of its first block, once it stands among its parent's children
-        self.copies: list[Copy] = []  # further ones, oldest first
+        self.copies: tuple[Copy, ...] = ()  # further ones, oldest first
         self.ref = 0  # pins on the node's own copy
         self.readers = 0  # decodes that read it
         self.live = False  # its maker still extends it
@@ -47,6 +53,16 @@ class Node:
     def num_blocks(self) -> int:
         """Blocks that take room, of the node's own copy."""
         return 0 if self.hole else self.end - self.start
+
+    def add_child(self, key: BlockKey, child: Node) -> None:
+        """Change. ``child`` continues the node; it takes the place of one with the same first block."""
+        if not self.children:
+            self.children = {}
+        self.children[key] = child  # type: ignore[index]
+
+    def remove_child(self, key: BlockKey) -> None:
+        """Change. Nothing that begins with this block continues the node any more."""
+        del self.children[key]  # type: ignore[attr-defined]
 
 
 class Copy:

@@ -90,13 +90,13 @@ class PrefixTree(Blocks):
         upper.readers = node.readers
         upper.state, upper.ready, upper.hole = node.state, node.ready, node.hole
         assert node.parent is not None and node.key is not None
-        node.parent.children[node.key] = upper
+        node.parent.add_child(node.key, upper)
         node.parent, node.start, node.key = upper, at, None
         node.first = bisect_right(node.ends, at * self.block_tokens)
         for copy in node.copies:
             twin = Copy(upper, copy.holder, copy.freed, copy.uses)
             twin.state = copy.state
-            upper.copies.append(twin)
+            upper.copies += (twin,)
             self.num_copies += 1
             if copy.holder is None:
                 self._push(twin)
@@ -114,7 +114,7 @@ class PrefixTree(Blocks):
         assert node.parent is not None
         node.key = self._block_key(node.ids, node.ends, node.first, node.start)
         assert node.key not in node.parent.children, "two nodes with one content"
-        node.parent.children[node.key] = node
+        node.parent.add_child(node.key, node)
 
     def append(self, parent: Node, ids: list[int], ends: list[int], start: int, end: int) -> Node:
         """A new pinned leaf below a pinned ``parent``, with blocks ``start`` .. ``end`` (may be empty as yet)."""
@@ -143,7 +143,7 @@ class PrefixTree(Blocks):
             reach = self._reach(other, leaf.ids, leaf.ends, leaf.first, end)
             if reach < other.end or other.live:
                 other = self._split(other, reach)
-            other.copies.append(Copy(other, leaf, 0, 1))
+            other.copies += (Copy(other, leaf, 0, 1),)
             self.num_copies += 1
             leaf.parent, leaf.start, leaf.end = other, reach, reach
             leaf.first = bisect_right(leaf.ends, reach * self.block_tokens)
@@ -277,7 +277,7 @@ class PrefixTree(Blocks):
             self._split(node, node.end - take)
         if self._queue.evicted is not None:
             self._queue.evicted(copy, take, self._place(node, node.start))
-        node.copies.remove(copy)
+        node.copies = tuple(other for other in node.copies if other is not copy)
         self.num_copies -= 1
         copy.version = 0
         return take
@@ -289,7 +289,8 @@ class PrefixTree(Blocks):
             self._split(node, node.end - take)
         if self._queue.evicted is not None:
             self._queue.evicted(node, take, self._place(node, node.start))
-        copy = node.copies.pop(0)
+        copy, *rest = node.copies
+        node.copies = tuple(rest)
         self.num_copies -= 1
         copy.version = 0
         node.ref, node.readers = (0, 0) if copy.holder is None else (1, copy.holder.readers)
@@ -304,7 +305,7 @@ class PrefixTree(Blocks):
         parent, key = node.parent, node.key
         if parent is None or key is None:
             return
-        del parent.children[key]
+        parent.remove_child(key)
         node.key = None
         if not parent.children and parent.ref == 0:
             if parent.hole:

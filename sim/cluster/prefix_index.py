@@ -130,6 +130,14 @@ class PrefixIndex(Blocks):
         return upper
 
 
+def shared_blocks(ids: list[int], ends: list[int], block_tokens: int) -> int:
+    """Leading blocks of a content that another request may have: what comes last is mostly private (ids below 0)."""
+    named = len(ids)
+    while named and ids[named - 1] < 0:
+        named -= 1
+    return ends[named - 1] // block_tokens if named else 0
+
+
 def held_blocks(path: list[tuple[int, IndexNode]], holder: int) -> int:
     """Leading blocks of a path that ``holder`` has."""
     blocks = 0

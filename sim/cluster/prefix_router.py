@@ -8,7 +8,7 @@ from typing import Any
 from kvsim.cache.manager import CacheManager
 from kvsim.cache.node import Changed
 from kvsim.cluster.loads import FEW, Loads, Place
-from kvsim.cluster.prefix_index import PrefixIndex, held_blocks
+from kvsim.cluster.prefix_index import PrefixIndex, held_blocks, shared_blocks
 from kvsim.cluster.router import LoadRouter, routers
 from kvsim.engine.channel import PRIORITY_TRANSFER, At
 from kvsim.engine.replica import Replica
@@ -20,7 +20,10 @@ SCATTERED = 16  # holders of a prefix: so many are looked at one by one, more in
 
 
 class CacheView:
-    """What a router knows of the replicas' caches: as they are, or as they were at the last of regular looks."""
+    """What a router knows of the replicas' caches: as they are, or as they were at the last of regular looks.
+
+    Of each content only what a request yet to come may ask for: not the end that is private to one request.
+    """
 
     def __init__(self, block_tokens: int, every_ns: int) -> None:
         self._every_ns = every_ns
@@ -48,8 +51,12 @@ class CacheView:
         def of_tier(tier: str) -> Changed:
             bit = 1 << len(tiers)
             tiers.append(tier)
+            size = self.index.block_tokens
 
             def changed(ids: list[int], ends: list[int], start: int, end: int, comes: bool) -> None:
+                end = min(end, shared_blocks(ids, ends, size))  # nobody asks for the rest
+                if start >= end:
+                    return
                 if self._every_ns:
                     self._journal.append((comes, ids, ends, start, end, holder, bit))
                 else:

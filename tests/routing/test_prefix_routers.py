@@ -13,7 +13,7 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_t
 
 from kvsim.cache.tiers import TierConfig
 from kvsim.cluster.cache_aware import CacheAware
-from kvsim.cluster.prefix_index import PrefixIndex, held_blocks
+from kvsim.cluster.prefix_index import PrefixIndex, held_blocks, shared_blocks
 from kvsim.cluster.prefix_router import PrefixAware
 from kvsim.cluster.router import Router, make_router
 from kvsim.engine.channel import PRIORITY_TRANSFER, At
@@ -209,6 +209,31 @@ def test_one_index_in_place_of_a_question_to_each(monkeypatch: pytest.MonkeyPatc
     assert asked < 8 * n
     hits = sum(row.cached_tokens for row in simulation.recorder.requests)
     assert hits > 0.5 * 40 * n
+
+
+def test_the_index_has_no_private_ends() -> None:
+    """300 requests of 10 prefixes of 40 tokens, 8 tokens and the answer private: one node a prefix, of whole blocks of 4."""
+    router = PrefixAware()
+    trace = toy_trace([(5 * i, 48, 9) for i in range(300)], [[(i % 10, 40)] for i in range(300)])
+    toy_simulation(trace, cache=toy_cache(1000), router=router, num_replicas=20, check=False)
+    assert router._view is not None
+    nodes = list(router._view.index.root.children.values())
+    assert len(nodes) == 10 and not any(node.children for node in nodes)
+    assert {node.end for node in nodes} == {10}
+    assert all(len(node.holders) >= 1 for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ends", "blocks"),
+    [
+        ([7, -2, -3], [18, 30, 40], 4),  # 2 of its tokens share a block with private ones
+        ([-2, -3], [30, 40], 0),
+        ([7, -2, 8], [18, 30, 40], 10),  # the answer has a name, so the next turn may ask for all
+        ([7, 8], [18, 30], 7),
+    ],
+)
+def test_leading_blocks_that_others_may_have(ids: list[int], ends: list[int], blocks: int) -> None:
+    assert shared_blocks(ids, ends, 4) == blocks
 
 
 # ---- the approximate record
