@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvsim.cache import contiguous, none, shared_prefix, snapshots  # noqa: F401  (they register themselves)
+from kvsim.cache import contiguous, none, predicted, shared_prefix, snapshots  # noqa: F401  (they register themselves)
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
 from kvsim.cache.kept import KeptTokens
 from kvsim.cache.manager import CacheConfig, CacheManager

@@ -228,6 +228,10 @@ class CacheManager(ABC):
         """Look. Room for the prompt tokens that an admitted request, whose load has ended, does not hold yet."""
         return True
 
+    def outgrown(self, batch: Batch) -> Request | None:
+        """Look, when decode_steps has said 0: the request that must be preempted; None = whoever the queue's order names."""
+        return None
+
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
         """Change. The link ended it: unpin, free, make it visible. May start further transfers."""
         return ()

@@ -49,7 +49,7 @@ class Steps(Admission):
                 alike = min(batch.next_finish - batch.round, self._foreseen(now), LONGEST_RUN)
             steps = manager.decode_steps(batch, alike)
             while not steps and decoding:
-                self._preempt(self.waiting.victim(self.running), now)
+                self._preempt(manager.outgrown(batch) or self.waiting.victim(self.running), now)
                 preempted = True
                 steps = manager.decode_steps(batch, 1) if decoding else 0
         if self.partial is not None or ((admits or joined) and not preempted):

@@ -1,0 +1,118 @@
+"""Contiguous room for the length that is predicted of each request, instead of the longest there may be (S3).
+
+Predictions are upper ends of classes of ``class_tokens`` output tokens (1: exact). Of a share
+``error`` of the requests, drawn by request, only half of the answer is predicted: when that room is full the request is
+preempted, and waits for twice as much.
+"""
+
+from __future__ import annotations
+
+from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
+from kvsim.cache.paged import cache_managers
+from kvsim.entities import Batch, Request
+from kvsim.errors import ScenarioError
+
+_SPREAD = 2654435769
+"""2^32 over the golden ratio: multiples of it modulo 2^32 are spread evenly, whatever the share of them."""
+
+
+@cache_managers.register("predicted")
+class Predicted(CacheManager):
+    """``request.kv`` is the predicted number of output tokens, which a preemption leaves there, doubled."""
+
+    api_version = API_VERSION
+    steady_work = True
+    takes_options = True
+
+    def __init__(self, config: CacheConfig) -> None:
+        options = dict(config.options or {})
+        self.error = float(options.pop("error", 0))
+        self.class_tokens = int(options.pop("class_tokens", 1))
+        if options:
+            raise ScenarioError(
+                f"cache.options.{next(iter(options))}: this manager knows only 'error' and 'class_tokens'"
+            )
+        if not 0 <= self.error <= 1:
+            raise ScenarioError(f"cache.options.error: {self.error} is no share; give 0 to 1")
+        if self.class_tokens < 1:
+            raise ScenarioError(f"cache.options.class_tokens: {self.class_tokens} is below 1")
+        self.bytes_per_token = config.bytes_per_token
+        self.capacity_tokens = self.free_tokens = config.capacity_bytes // config.bytes_per_token
+        self.longest = min(config.max_model_len, self.capacity_tokens)
+        self.held: dict[Request, int] = {}  # tokens of room
+        self.short: dict[Request, None] = {}  # of these, the ones that will need more
+        self.num_tiers = 1 + len(config.tiers)
+
+    def _prediction(self, request: Request) -> int:
+        """Output tokens."""
+        tokens = request.output_tokens
+        if request.index * _SPREAD % 2**32 < self.error * 2**32:
+            tokens = -(-tokens // 2)
+        return -(-tokens // self.class_tokens) * self.class_tokens
+
+    def fits(self, request: Request) -> bool:
+        return request.kv_tokens <= self.longest
+
+    def match(self, request: Request) -> Plan:
+        return Plan(request.prompt_tokens, hits_by_tier=(0,) * self.num_tiers)
+
+    def admit(self, request: Request, plan: Plan) -> bool:
+        predicted = request.kv or self._prediction(request)
+        room = min(request.input_tokens + predicted, self.longest)
+        if room > self.free_tokens:
+            return False
+        request.kv = predicted
+        self.free_tokens -= room
+        self.held[request] = room
+        if room < request.kv_tokens:
+            self.short[request] = None
+        return True
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        return True
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        return ()
+
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        for request in self.short:
+            if request in batch.requests:
+                steps = min(steps, self.held[request] - batch.context(request))
+        return steps
+
+    def outgrown(self, batch: Batch) -> Request | None:
+        for request in self.short:
+            if request in batch.requests and self.held[request] <= batch.context(request):
+                return request
+        return None
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        pass
+
+    def _free(self, request: Request) -> None:
+        self.free_tokens += self.held.pop(request)
+        self.short.pop(request, None)
+
+    def preempt(self, request: Request, context: int) -> None:
+        if context >= self.held[request]:
+            request.kv *= 2
+        self._free(request)
+
+    def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
+        self._free(request)
+        return ()
+
+    def check_integrity(self) -> None:
+        held = sum(self.held.values())
+        assert self.free_tokens + held == self.capacity_tokens, (
+            f"{self.free_tokens} free + {held} held != {self.capacity_tokens} tokens"
+        )
+        assert self.short.keys() <= self.held.keys()
+
+    @property
+    def held_bytes(self) -> int:
+        return (self.capacity_tokens - self.free_tokens) * self.bytes_per_token
+
+    @property
+    def used_bytes(self) -> tuple[int, ...]:
+        return (self.held_bytes,)
