@@ -14,6 +14,7 @@ from kvsim.cluster.clients import NO_FIRST_TOKEN, Patience
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.disaggregation import Disaggregation
 from kvsim.cluster.responses import ResponseFront
+from kvsim.cluster.retrieval import Retrieval
 from kvsim.cluster.router import Router
 from kvsim.cluster.small_model import SmallPool
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
@@ -45,8 +46,8 @@ class Cluster:
     """Feeds a trace to replicas and writes down what becomes of each request.
 
     A request meets the router when an engine has taken it in (:func:`entry_ns`); before that it is looked up in
-    ``responses`` and may go to the ``small`` model's servers, if there are such. Closed-loop followers arrive
-    ``think_ns`` after the client has the last token of the request before.
+    ``responses``, may go to the ``small`` model's servers, and its passages are searched for, if there are such. Closed-loop
+    followers arrive ``think_ns`` after the client has the last token of the request before.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Cluster:
         self.priorities: Mapping[int, int] = {}  # by tenant
         self.gate: Gate | None = None  # None = the front end turns nothing away
         self.patience: Patience | None = None  # None = clients wait for ever
+        self.retrieval: Retrieval | None = None  # None = prompts are whole when they arrive
         self._awaited: set[int] = set()  # rows on a replica whose clients may give them up
         self.num_finished = 0
         self.last_token_ns = 0
@@ -137,7 +139,7 @@ class Cluster:
     @property
     def _has_front(self) -> bool:
         """Something stands between the clients and the engine's front end."""
-        return self.responses is not None or self.small is not None
+        return not (self.responses is None and self.small is None and self.retrieval is None)
 
     def _arrive(self, *request: int) -> None:
         """A request (row, arrival, input and output tokens, session, tenant) is looked up, if there is a cache of responses."""
@@ -172,15 +174,47 @@ class Cluster:
 
         small.serve(self.env, row, input_tokens, output_tokens, served)
 
-    def _take_in(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
-        """A prompt is sent on to the engine's front end: :func:`entry_ns`, one by one."""
+    def _take_in(self, row: int, *rest: int) -> None:
+        """A prompt's passages are searched for, if there is a search; then it is sent on."""
+        if self.retrieval is None or not self.retrieval.searches(row):
+            self._send(row, *rest)
+        else:
+            self.retrieval.start(
+                self.env, row, lambda: self._send(row, *rest), lambda: self._send_guess(row, *rest)
+            )
+
+    def _send(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
+        """A prompt goes to the engine's front end: :func:`entry_ns`, one by one."""
+        arrives = (row, arrival_ns, input_tokens, *rest)
+        wait = self._intake_ns(row, input_tokens)
+        At(self.env, wait, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
+
+    def _intake_ns(self, row: int, input_tokens: int) -> int:
+        """Change. A prompt of so many tokens is in the front end from now on; how long that takes."""
         now, engine = self.env.now, self.engine
         at = now + engine.taken_in_ns(input_tokens)
         if self.trace.after.item(row) < 0:
             before = self._taken_in_ns + input_tokens * engine.intake_token_ns // len(self._entrances)
             at = self._taken_in_ns = max(at, before)
-        arrives = (row, arrival_ns, input_tokens, *rest)
-        At(self.env, at - now, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
+        return int(at - now)
+
+    def _send_guess(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
+        """So does one with provisional passages, which will turn out to be wrong."""
+
+        def enter(_: simpy.Event) -> None:
+            assert self.retrieval is not None
+            guess = self.retrieval.guess(row, arrival_ns)
+            replicas = self._able(input_tokens + rest[0])
+            if guess is None or not replicas:
+                return
+            guess.entered_ns = self.env.now
+            guess.priority = self.priorities.get(guess.tenant, 0)
+            replica = self.router.pick(guess, replicas)
+            if replica.manager.fits(guess):
+                self.retrieval.sent(guess, replica)
+                replica.receive(guess)
+
+        At(self.env, self._intake_ns(row, input_tokens), PRIORITY_ARRIVAL, enter)
 
     def _answer(self, request: Sequence[int], reached_ns: int, start_ns: int, first_ns: int) -> None:
         """A request has its whole answer without the replicas: who gave it, was reached, began and had the first token then."""
@@ -322,10 +356,18 @@ class Cluster:
         if self.patience is not None and not self._has_waited(request, now, self.patience):
             self.dropped(replica, request)
             return
+        held_until_ns = 0
+        if self.retrieval is not None:
+            if self.retrieval.is_guess(request):
+                self.retrieval.ended(request)
+                self.dropped(replica, request)
+                return
+            held_until_ns = self.retrieval.held_until_ns(request.index)
         admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
         front_out = self.engine.front_out_ns
-        end = now + front_out
+        end = max(now + front_out, held_until_ns)
+        held_ns = max(0, held_until_ns - request.first_token_ns - front_out)
         prefilled_by = None
         if self.disaggregation is not None:
             prefilled_by = self.disaggregation.ended(request, replica)  # type: ignore[arg-type]
@@ -340,7 +382,7 @@ class Cluster:
                 queue_end - entered_ns,
                 admitted_ns - queue_end,
                 request.first_token_ns - admitted_ns,
-                entered_ns - arrival_ns + front_out,
+                entered_ns - arrival_ns + front_out + held_ns,
                 end - arrival_ns,
                 replica.index if prefilled_by is None else prefilled_by,
                 request.preemptions,
@@ -355,10 +397,10 @@ class Cluster:
         if end > self.last_token_ns:
             self.last_token_ns = end
         if request.followed:
-            if front_out:
+            if end > now:
                 At(
                     self.env,
-                    front_out,
+                    end - now,
                     PRIORITY_ARRIVAL,
                     lambda _: self._answered(request.index),
                 )

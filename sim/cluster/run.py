@@ -17,7 +17,8 @@ from kvsim.cluster.parts import (
     check_policies,
     named,
 )
-from kvsim.cluster.simulation import Progress, build_cluster, play
+from kvsim.cluster.retrieval import Retrieval
+from kvsim.cluster.simulation import Progress, Simulation, build_cluster, play
 from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.engine.profile import load_engine
 from kvsim.errors import ScenarioError
@@ -69,6 +70,7 @@ def run_scenario(
     if scenario.cluster.admission != FrontAdmission():
         simulation.cluster.gate = Gate(_admission(scenario))
     simulation.cluster.patience = _patience(scenario, len(trace))
+    simulation.cluster.retrieval = _retrieval(scenario, simulation)
     simulation.cluster.limited_by_memory = all(pool.limited_by_memory for pool in pools)
     managers = [replica.manager for replica in simulation.replicas]
     if save_cache_to is not None:
@@ -107,6 +109,24 @@ def _patience(scenario: Scenario, num_requests: int) -> Patience | None:
             "cluster.response_cache and cluster.small_model"
         )
     return Patience(clients, num_requests, scenario.seed)
+
+
+def _retrieval(scenario: Scenario, simulation: Simulation) -> Retrieval | None:
+    setting, cluster = scenario.workload.retrieval, scenario.cluster
+    if setting is None:
+        return None
+    future = any(replica.manager.needs_future for replica in simulation.replicas)
+    for key, is_given in (
+        ("cluster.small_model", cluster.small_model is not None),
+        ("clients", setting.provisional_at is not None and not scenario.clients.wait_for_ever),
+        ("cluster.admission", setting.provisional_at is not None and cluster.admission != FrontAdmission()),
+        ("cluster.kv_transfer", setting.provisional_at is not None and cluster.kv_transfer is not None),
+        ("an eviction policy that knows the future", setting.provisional_at is not None and future),
+    ):
+        if is_given:
+            what = "prefill on provisional passages" if setting.provisional_at is not None else "a search"
+            raise ScenarioError(f"workload.retrieval: {what} is not modelled with {key}; drop one of them")
+    return Retrieval(setting, simulation.trace, scenario.seed)
 
 
 def check_parts(scenario: Scenario) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kvsim.scenario.retrieval import RetrievalSetting
 from kvsim.scenario.units import Nanoseconds
 
 
@@ -67,7 +68,8 @@ class Workload(WorkloadPart):
     """prefix: a batch that is known beforehand; prompts with a common beginning follow each other."""
     chunks: Literal["as_given", "last"] = "as_given"
     """last: retrieved passages (segments of kind chunk) stand behind a prompt's other segments."""
-
+    retrieval: RetrievalSetting | None = None
+    """{latency, provisional_at, right_share}: the search for these passages, in front of prefill: docs/reuse.md."""
     priorities: dict[str, int] = {}
     """By tenant, as vLLM has them: the lowest number goes first, 0 = who is not named. ``engine.queue: priority`` heeds them."""
 
