@@ -5,32 +5,44 @@ What engines did before paging. Option ``reserve_tokens``: the room of one reque
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
+from kvsim.cache.options import read_options
 from kvsim.cache.paged import cache_managers
 from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
-from kvsim.errors import ScenarioError
+
+
+class ContiguousOptions(BaseModel):
+    """``cache.options`` of the manager ``contiguous``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    reserve_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Room of one request; null = max_model_len."""
+
+
+class ConcatenatedOptions(ContiguousOptions):
+    """``cache.options`` of the manager ``concatenated``."""
+
+    repeats_kv: Literal["always", "masked"] = "masked"
 
 
 @cache_managers.register("contiguous")
 class Contiguous(CacheManager):
     api_version = API_VERSION
     takes_options = True
+    options_kind: type[ContiguousOptions] = ContiguousOptions
     steady_work = True
     batching = frozenset({"continuous", "static"})
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
-        options = dict(config.options or {})
-        self.reserve_tokens = int(options.pop("reserve_tokens", config.max_model_len))
-        if options:
-            raise ScenarioError(
-                f"cache.options.{next(iter(options))}: this manager knows only 'reserve_tokens'"
-            )
-        if self.reserve_tokens < 1:
-            raise ScenarioError(f"cache.options.reserve_tokens: {self.reserve_tokens} is below 1")
+        self.options = read_options(self.options_kind, config.options)
+        self.reserve_tokens = self.options.reserve_tokens or config.max_model_len
         self.slot_bytes = self.reserve_tokens * config.bytes_per_token
         self.num_slots = config.capacity_bytes // self.slot_bytes
         self.num_free_slots = self.num_slots
@@ -91,16 +103,13 @@ class Concatenated(Contiguous):
     """
 
     steady_work = True
+    options_kind = ConcatenatedOptions
     batching = frozenset({"static"})  # a batch is one tensor: its contexts are equal
 
     def __init__(self, config: CacheConfig) -> None:
-        options = dict(config.options or {})
-        self.repeats_kv = options.pop("repeats_kv", "masked")
-        if self.repeats_kv not in ("always", "masked"):
-            raise ScenarioError(
-                f"cache.options.repeats_kv: expected always or masked, found {self.repeats_kv!r}"
-            )
-        super().__init__(replace(config, options=options))
+        super().__init__(config)
+        assert isinstance(self.options, ConcatenatedOptions)
+        self.repeats_kv = self.options.repeats_kv
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         num, config = len(batch), self.config

@@ -13,20 +13,19 @@ KV lies as in ``prefix_tree``. A step has one such prefix at most, the one that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kvsim.cache.manager import CacheConfig
 from kvsim.cache.node import Node
+from kvsim.cache.options import read_options
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
-from kvsim.errors import ScenarioError
-from kvsim.scenario.problems import problem_lines
 
 
 class SharedPrefixOptions(BaseModel):
@@ -62,7 +61,7 @@ class SharedPrefixManager(PrefixTreeManager):
     watches_decodes = True
 
     def __init__(self, config: CacheConfig) -> None:
-        self.options = shared_prefix_options(config.options)
+        self.options = read_options(SharedPrefixOptions, config.options)
         super().__init__(config)
         self._shared: Shared | None = None
         self._stale = True
@@ -131,16 +130,3 @@ def _read_path(leaf: Node) -> Iterator[Node]:
             path.append(step)
         step = step.parent
     return iter(path)
-
-
-def shared_prefix_options(given: Mapping[str, Any] | None) -> SharedPrefixOptions:
-    """The options, checked.
-
-    Raises:
-        ScenarioError: one line that names the key.
-    """
-    try:
-        return SharedPrefixOptions(**(given or {}))
-    except ValidationError as error:
-        where, what = problem_lines(error, SharedPrefixOptions)[0]
-        raise ScenarioError(f"cache.options{'.' * bool(where)}{where}: {what}") from None

@@ -15,16 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.node import Node
+from kvsim.cache.options import read_options
 from kvsim.cache.paged import blocks_for, cache_managers
 from kvsim.cache.prefix_tree import Found, Held, PrefixTreeManager
 from kvsim.cost.work import Kernel
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError
-from kvsim.scenario.problems import problem_lines
 from kvsim.scenario.units import ByteSize
 
 
@@ -48,11 +48,7 @@ def snapshot_options(
     Raises:
         ScenarioError: one line that names the key.
     """
-    try:
-        options = SnapshotOptions(**(given or {}))
-    except ValidationError as error:
-        where, what = problem_lines(error, SnapshotOptions)[0]
-        raise ScenarioError(f"cache.options{'.' * bool(where)}{where}: {what}") from None
+    options = read_options(SnapshotOptions, given)
     if options.snapshot is None:
         if not state_bytes:
             raise ScenarioError(

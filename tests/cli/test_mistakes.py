@@ -34,6 +34,10 @@ Cli = Callable[..., tuple[int, str, str]]
             "cache.options.min_spared_tokens: manager 'prefix_tree' has no options; leave them out",
         ),
         (
+            ["run", "small.yaml", "--set", "cache={manager: contiguous, options: {reserve_tokens: all}}"],
+            "cache.options.reserve_tokens: expected a whole number, found 'all'",
+        ),
+        (
             ["run", "small.yaml", "--set", "cache.tiers.ddr.capacity=64"],
             "--set cache.tiers.ddr.capacity: 64 has no unit; write '64 GB' or '64 GiB'",
         ),

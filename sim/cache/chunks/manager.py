@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvsim.cache.chunks.entry import scope_prefix
-from kvsim.cache.chunks.options import reuse_options
+from kvsim.cache.chunks.options import ReuseOptions
 from kvsim.cache.chunks.plan import Planner, Reuse
 from kvsim.cache.chunks.store import EntryLoad, EntryStore, EntryWrite
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.options import read_options
 from kvsim.cache.paged import blocks_for, cache_managers
 from kvsim.cache.prefix_tree import Found, Held, PrefixTreeManager
 from kvsim.cost.work import Kernel, Ramp
@@ -41,7 +42,7 @@ class ChunkManager(PrefixTreeManager):
     parts = frozenset({"codec"})
 
     def __init__(self, config: CacheConfig) -> None:
-        self.options = options = reuse_options(config.options)
+        self.options = options = read_options(ReuseOptions, config.options)
         if options.hbm >= config.capacity_bytes:
             raise ScenarioError(
                 f"cache.options.hbm: {options.hbm:,} bytes are more than the {config.capacity_bytes:,} that HBM has for KV"

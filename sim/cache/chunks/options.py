@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kvsim.errors import ScenarioError
-from kvsim.scenario.problems import problem_lines
 from kvsim.scenario.units import ByteSize, Nanoseconds
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -107,16 +104,3 @@ class ReuseOptions(Part):
                 f"levels: ratios have to fall, finest first; found {', '.join(map(str, ratios))}"
             )
         return self
-
-
-def reuse_options(given: Mapping[str, Any] | None) -> ReuseOptions:
-    """The options, checked.
-
-    Raises:
-        ScenarioError: one line that names the key.
-    """
-    try:
-        return ReuseOptions(**(given or {}))
-    except ValidationError as error:
-        where, what = problem_lines(error, ReuseOptions)[0]
-        raise ScenarioError(f"cache.options{'.' * bool(where)}{where}: {what}") from None
