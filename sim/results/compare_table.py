@@ -134,7 +134,7 @@ def _row(metric: Told) -> tuple[str, ...]:
         interval = f"{_signed(metric['low'], points)} to {_signed(metric['high'], points)}"
     change = _signed(metric["difference"], points)
     if metric["relative"] is not None:
-        change += f" ({100 * metric['relative']:+.1f} %)"
+        change += f" ({_signed(metric['relative'], lambda ratio: f'{100 * ratio:.1f} %')})"
     verdict = str({"same": "not significant", "unknown": ""}.get(metric["verdict"], metric["verdict"]))
     return (
         metric_name(name), shown(metric["baseline"]), shown(metric["value"]), change, interval,

@@ -226,7 +226,7 @@ def _over_seeds(first: Sequence[Row], other: Sequence[Row]) -> dict[str, Differe
         differences[np.abs(differences) < ROUNDING * np.abs(values).max()] = 0.0
         if metric in CERTAIN or not differences.any():
             mean = float(differences.mean())
-            found[metric] = Difference(mean, mean, mean, 0.0 if mean else None)
+            found[metric] = Difference(mean, mean, mean)
         else:
             found[metric] = paired(differences) if len(pairs) > 1 else Difference(float(differences[0]))
     return found
@@ -273,9 +273,9 @@ def _judge(comparisons: Sequence[dict[str, Any]]) -> None:
 def _verdict(metric: dict[str, Any]) -> str:
     if metric["grows"] or metric["low"] is None:
         return "unknown"
-    if metric["p"] is None:
+    if metric["p"] is None and not metric["difference"]:
         return "equal"
-    if metric["p_holm"] >= 1 - CONFIDENCE:
+    if metric["p"] is not None and metric["p_holm"] >= 1 - CONFIDENCE:
         return "same"
     rises = metric["difference"] > 0
     sense = METRICS[metric["metric"]]

@@ -76,8 +76,8 @@ def test_terminal() -> None:
     text = stream.getvalue()
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[0] == "<b>a vs c: 2 runs of each under seeds 3 to 4"
-    assert "TTFT p95 200 ms 100 ms −100 ms (-50.0 %) −120 ms to −80 ms 0.02 better" in lines
-    assert "cache hits 40 % 36 % −4 points (-10.0 %) −6 points to −2 points 0.02 worse" in lines
+    assert "TTFT p95 200 ms 100 ms −100 ms (−50.0 %) −120 ms to −80 ms 0.02 better" in lines
+    assert "cache hits 40 % 36 % −4 points (−10.0 %) −6 points to −2 points 0.02 worse" in lines
     assert "preemptions 10 11 +1 (+10.0 %) −3 to +5 0.4 not significant" in lines
     assert "E2E mean 4 s 6 s +2 s (+50.0 %) – –" in lines
     assert "Better: TTFT p95; worse: cache hits. Equal in every run: $/hour." in lines
