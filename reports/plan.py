@@ -202,12 +202,12 @@ def _curves(points: Sequence[Mapping[str, Any]], key: str, limit_s: float | None
     data = []
     highest_s = max((max(point["curves"][key], default=0.0) for point in points), default=0.0)
     scale, unit = (1e3, "ms") if highest_s < 1 else (1.0, "s")
-    for point, colour in zip(points, LINES, strict=False):
+    for point, name, colour in zip(points, _short_names(points), LINES, strict=False):
         values = [value * scale for value in point["curves"][key]]
         if values:
             data.append(
                 {
-                    "type": "scatter", "mode": "lines", "name": point["title"].partition(", ")[0], "x": values,
+                    "type": "scatter", "mode": "lines", "name": name, "x": values,
                     "y": [i / (len(values) - 1) for i in range(len(values))], "line": {"color": colour, "width": 2},
                     "hovertemplate": f"{point['title']}<br>%{{y:.0%}} within %{{x:.3~g}} {unit}<extra></extra>",
                 }
@@ -230,6 +230,15 @@ def _curves(points: Sequence[Mapping[str, Any]], key: str, limit_s: float | None
             "showlegend": True,
         },
     }
+
+
+def _short_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The GPUs of each point, and what else tells it from the others, a line each."""
+    parts = [str(point["title"]).split(", ") for point in points]
+    if len({gpus for gpus, *_ in parts}) == len(parts):
+        return [gpus for gpus, *_ in parts]
+    shared = set.intersection(*map(set, parts))
+    return ["<br>".join([gpus, *(part for part in rest if part not in shared)]) for gpus, *rest in parts]
 
 
 def _basis(told: Plan, results: Results | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from kvsim.results import plan_tables as tables
 from kvsim.results import plan_text as words
 from kvsim.results.read import Results
-from kvsim.results.units import duration, percent, usd
+from kvsim.results.units import duration, number, percent, usd
 
 Plan = Mapping[str, Any]
 
@@ -71,7 +71,11 @@ def assumptions(told: Plan, results: Results | None) -> list[str]:
 
 def _span(told: Plan) -> str:
     point = told["answer"] if told["feasible"] else told["reachable"]
-    return "" if point is None else f" (the last one comes after {duration(point['arrivals_s'])})"
+    rate = words.mean_rate(told)
+    if rate is None:
+        return ""
+    requests = number(point["requests_submitted"])
+    return f" ({requests} within {duration(point['arrivals_s'])}, {number(rate)}/s in the mean)"
 
 
 def provenance_rows(told: Plan) -> tables.TableText:

@@ -10,6 +10,8 @@ from kvsim.results.units import UNDEFINED, duration, number, percent, usd
 Plan = Mapping[str, Any]
 FEW_BEYOND = 10
 """Requests beyond a percentile below which it rests on too few."""
+NEARLY = 0.9
+"""Of the rate asked for: a mean below it is told, too."""
 
 
 def slo_text(told: Plan) -> str:
@@ -41,7 +43,15 @@ def month(dollars: float) -> str:
 
 def traffic_text(told: Plan) -> str:
     times = f" at {told['traffic']:g} times its traffic" if told["traffic"] != 1 else ""
-    return f"{told['name']}{times} ({number(told['requests_per_s'])} requests/s)"
+    rate, mean = told["requests_per_s"], mean_rate(told)
+    slower = "" if mean is None or mean > NEARLY * rate else f", {number(mean)} in the mean with think times"
+    return f"{told['name']}{times} ({number(rate)} requests/s{slower})"
+
+
+def mean_rate(told: Plan) -> float | None:
+    """Requests a second from the start to the last arrival, of the answer or what comes nearest to one."""
+    point = told["answer"] if told["feasible"] else told["reachable"]
+    return point["requests_submitted"] / point["arrivals_s"] if point and point["arrivals_s"] else None
 
 
 def answer_sentence(told: Plan) -> str:

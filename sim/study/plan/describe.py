@@ -32,14 +32,15 @@ class Context:
     holds_slowed: dict[int, bool] = field(default_factory=dict)  # of those that were asked
     ruled_out: set[int] = field(default_factory=set)
 
-    def told(self) -> dict[str, Any]:
-        """``configurations``: all that ran, by price; and the numbers of those on the ``pareto`` front."""
+    def told(self, answer: int | None) -> dict[str, Any]:
+        """``configurations``: all that ran, by price; and the numbers of those on the ``pareto`` front, ``answer`` before
+        others of its price that attain as much."""
         order = sorted(self.rows, key=lambda i: (self.candidates[i].usd_per_hour, i))
         points = [described(self, i) for i in order]
         ran = [point for point in points if point["error"] is None]
         return {
             "configurations": points,
-            "pareto": _pareto(ran),
+            "pareto": _pareto(sorted(ran, key=lambda point: point["number"] != answer)),
         }
 
 
@@ -92,10 +93,10 @@ def _finite(over: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _pareto(points: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of the points that no cheaper one, nor one of equal price, attains as much as; by price."""
+    """Numbers of the points that no cheaper one attains as much as; by price, of equal ones the first."""
     front: list[int] = []
     best = -1.0
-    for point in sorted(points, key=lambda p: (p["usd_per_hour"], -p["attained_ratio"], p["number"])):
+    for point in sorted(points, key=lambda p: (p["usd_per_hour"], -p["attained_ratio"])):
         if point["attained_ratio"] > best:
             best = point["attained_ratio"]
             front.append(point["number"])

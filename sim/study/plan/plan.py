@@ -121,7 +121,7 @@ def run_plan(
         told |= around_answer(
             space.candidates, space.open, context, runner, best, used, _rule(space, False), stage
         )
-    told |= context.told()
+    told |= context.told(best)
     told["search"] = _counts(space, context, runner)
     told["kvsim_version"] = __version__
     return told
