@@ -237,7 +237,7 @@ def _short_names(points: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = [str(point["title"]).split(", ") for point in points]
     if len({gpus for gpus, *_ in parts}) == len(parts):
         return [gpus for gpus, *_ in parts]
-    shared = set.intersection(*map(set, parts))
+    shared = [part for part in parts[0] if all(part in each for each in parts)]
     return ["<br>".join([gpus, *(part for part in rest if part not in shared)]) for gpus, *rest in parts]
 
 

@@ -51,7 +51,7 @@ def traffic_text(told: Plan) -> str:
 def mean_rate(told: Plan) -> float | None:
     """Requests a second from the start to the last arrival, of the answer or what comes nearest to one."""
     point = told["answer"] if told["feasible"] else told["reachable"]
-    return point["requests_submitted"] / point["arrivals_s"] if point and point["arrivals_s"] else None
+    return float(point["requests_submitted"] / point["arrivals_s"]) if point and point["arrivals_s"] else None
 
 
 def answer_sentence(told: Plan) -> str:
