@@ -216,10 +216,10 @@ def _scaling(scenario: Scenario) -> Autoscaling | None:
     )
 
 
-def build_router(scenario: Scenario) -> Router:
-    """A new router, with a stream of random numbers of its own."""
+def build_router(scenario: Scenario, stream: int = 0x726F) -> Router:
+    """A new router, with random numbers of its own; ``stream``: other ones for a second router of the same run."""
     router = named("cluster.router", make_router, scenario.cluster.router)
-    router.rng = np.random.default_rng([scenario.seed, 0x726F])
+    router.rng = np.random.default_rng([scenario.seed, stream])
     return router
 
 

@@ -64,7 +64,7 @@ def run_scenario(
         small_model=scenario.cluster.small_model,
         seed=scenario.seed,
         kv_transfer=kv_transfer,
-        decode_router=None if kv_transfer is None else build_router(scenario),
+        decode_router=None if kv_transfer is None else build_router(scenario, 0x6472),
     )
     simulation.cluster.priorities = tenant_priorities(scenario, trace)
     if scenario.cluster.admission != FrontAdmission():

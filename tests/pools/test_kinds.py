@@ -226,3 +226,14 @@ def test_set_of_a_pools_key(scenario) -> None:  # type: ignore[no-untyped-def]
     assert scenario(TWO, "cluster.pools.cheap.replicas=4").cluster.pools[1].replicas == 4
     with pytest.raises(ScenarioError, match=r"--set cluster\.pools\.chap\.replicas: .*did you mean 'cheap'"):
         scenario(TWO, "cluster.pools.chap.replicas=4")
+
+
+def test_who_decodes_is_not_drawn_as_who_prefills(scenario) -> None:  # type: ignore[no-untyped-def]
+    """Two of each: a router at random that had the other's numbers would always pick the same pairs."""
+    pools = [{"name": role, "role": role, "replicas": 2} for role in ("prefill", "decode")]
+    split = scenario(pools, kv_transfer={"link": "nic-400g"}, router="random")
+    outcome = run_scenario(split)
+    assert outcome.handovers is not None
+    prefill = {row.request: row.replica for row in outcome.recorder.requests}
+    pairs = {(prefill[row], decode) for row, decode in enumerate(outcome.handovers.decode_replica.tolist())}
+    assert len(pairs) == 4
