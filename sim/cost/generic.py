@@ -166,10 +166,14 @@ class TablePricer(Pricer):
         )  # a launch costs what it costs; what is above it grows with the shape
         self._grid = Grid({key: launch_ns + (time_ns - launch_ns) * scale for key, time_ns in points.items()})
         self._least = [min(table.columns[axis].tolist()) for axis in self._sizes]
-        self._points: dict[str, tuple[list[float], float]] = {}  # of each axis, and the least of them
+        self._points: dict[str, tuple[list[float], list[float]]] = {}  # of each axis, and where pieces begin
         for axis, least in zip(self._sizes, self._least, strict=True):
             whole = self._parts if axis in _DIVIDED else 1
-            self._points[axis] = [value * whole for value in table.values(axis)], least
+            values = [value * whole for value in table.values(axis)]
+            starts = {start for value in values for start in (value, after(value))}
+            if least > 0:
+                starts.add(after(0.0))
+            self._points[axis] = values, sorted(starts)
         self._pieces: dict[tuple[str | float, ...], Pieces] = {}
         self.lines: list[Line] = []
 
@@ -216,7 +220,7 @@ class TablePricer(Pricer):
 
     def _lines_of(self, over: str, fixed: dict[str, float], share: float) -> Pieces:
         """Between the points of an axis; on a point the price may have another provenance."""
-        points, least = self._points[over]
+        points, starts = self._points[over]
 
         def at(x: float) -> tuple[float, bool]:
             found = self._grid.at(self._at({**fixed, over: x}))
@@ -241,10 +245,7 @@ class TablePricer(Pricer):
             provenance = self._provenance if covered else "extrapolated"
             return Line(self.lines, (self._name, provenance), base, slope, first, last)
 
-        starts = {start for point in points for start in (point, after(point))}
-        if least > 0:
-            starts.add(after(0.0))
-        return Pieces(sorted(starts), make)
+        return Pieces(starts, make)
 
     def column(self, axis: str, sizes: Array) -> tuple[Array, str | list[str]]:
         """:meth:`price` elementwise over a table's only axis, bit for bit the same; the provenance of all or of each."""

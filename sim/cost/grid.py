@@ -40,18 +40,23 @@ class Grid:
 
     def at(self, sizes: Sequence[float]) -> Found:
         """The time at ``sizes``, one for each axis."""
-        size, values = sizes[0], self._values
+        return Found(*self._at(sizes, 0))
+
+    def _at(self, sizes: Sequence[float], axis: int) -> tuple[float, bool]:
+        """:meth:`at`, where this grid's own axes begin with number ``axis``."""
+        size, values, inner = sizes[axis], self._values, self._inner
         i = bisect_right(values, size)
+        below = max(0, i - 1)
+        low, covered = inner[below]._at(sizes, axis + 1) if inner else (self._times[below], True)
         if i == 0:
-            return Found(self._slice(0, sizes).time_ns, False)
-        low = self._slice(i - 1, sizes)
-        if values[i - 1] == size:
-            return low
+            return low, False
+        left = values[below]
+        if left == size:
+            return low, covered
         if i == len(values):
-            return Found(low.time_ns * (size / values[-1] if values[-1] else 1.0), False)
-        high = self._slice(i, sizes)
-        weight = (size - values[i - 1]) / (values[i] - values[i - 1])
-        return Found(low.time_ns + (high.time_ns - low.time_ns) * weight, low.covered and high.covered)
+            return low * (size / left if left else 1.0), False
+        high, also = inner[i]._at(sizes, axis + 1) if inner else (self._times[i], True)
+        return low + (high - low) * ((size - left) / (values[i] - left)), covered and also
 
     @property
     def num_axes(self) -> int:
@@ -69,6 +74,3 @@ class Grid:
         growth = sizes / values[-1] if values[-1] else 1.0
         found = np.where((i == len(values)) & (sizes != values[-1]), times[-1] * growth, found)
         return found, (sizes >= values[0]) & (sizes <= values[-1])
-
-    def _slice(self, i: int, sizes: Sequence[float]) -> Found:
-        return self._inner[i].at(sizes[1:]) if self._inner else Found(self._times[i], True)

@@ -91,6 +91,7 @@ def _on_lines(
     columns: list[tuple[float, Numbers]] = []
     lanes: dict[Place, Lane] | None = None  # all others
     uses: list[Use] = []
+    written: dict[int, Numbers] = {}  # arrays, which several kernels may have in common, as lists
     for name, args, calls, group, lane in kernels:
         pricer = pricers.get(name) or model.pricer(name)
         if lane == "gpu":
@@ -122,7 +123,9 @@ def _on_lines(
             own_base = num * (own_base + own_slope * first)
             own_slope = num * own_slope * step
         elif isinstance(x, np.ndarray):
-            x = x.tolist()
+            array, x = x, written.get(id(x))
+            if x is None:
+                x = written[id(array)] = array.tolist()
             if max(x) > line.last or min(x) < line.first:
                 return _leading(x, line)
             own = num * own_slope, x
@@ -134,6 +137,8 @@ def _on_lines(
             base += own_base
             slope += own_slope
             if own is not None:
+                if columns and columns[-1][1] is own[1]:
+                    own = columns.pop()[0] + own[0], own[1]
                 columns.append(own)
             continue
         if lanes is None:

@@ -196,10 +196,11 @@ class ReadSelector:
         reads, shape, num = self.reads, self.shape, len(batch)
         beyond = batch.capped(reads.budget).num_beyond(steps)
         often = _flag(beyond) * (self._layer_share / reads.refresh)
-        found = [*self._scores(batch, steps, often)]
+        found: list[Kernel] = []
         index = reads.index
         if index.kind != "none":
             entries = self._entries(batch, steps)
+            found.append(self._scores(num, entries, often))
             k = max(1, reads.budget // index.entry_tokens)
             rows = num * shape.num_kv_heads
             sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
@@ -224,34 +225,32 @@ class ReadSelector:
         first = batch.sum_context + num
         return mean_context(Ramp(first, num) if steps > 1 else first, num, steps)
 
-    def _scores(self, batch: Batch, steps: int, often: Any) -> tuple[Kernel, ...]:
-        index, shape, num = self.reads.index, self.shape, len(batch)
-        if index.kind == "none":
-            return ()
-        entries = self._entries(batch, steps)
+    def _scores(self, num: int, entries: Column, often: Any) -> Kernel:
+        """Of ``num`` queries against as many ``entries`` each."""
+        index, shape = self.reads.index, self.shape
         if not self._in_hbm:
             num_bytes = entries * (num * self.entry_bytes)
-            return (Kernel("host_scores", {"num_bytes": num_bytes}, calls=often, group="host", lane="cpu"),)
+            return Kernel("host_scores", {"num_bytes": num_bytes}, calls=often, group="host", lane="cpu")
         sizes: dict[str, Column] = {"batch": num}
         channels = index.channels or shape.head_dim
         if index.kind == "bounds":
             num_bytes = entries * (num * shape.bytes_per_token)
             sizes = {"page": PAGE, **sizes, "pages": entries, "num_bytes": num_bytes}
-            return (Kernel("page_scores", sizes, calls=often),)
+            return Kernel("page_scores", sizes, calls=often)
         if index.kind == "copy":  # its attention counts, so it is run in every step
             num_bytes = entries * (num * shape.bytes_per_token * index.bits // 16)
             sizes = {"bits": index.bits, **sizes, "context": entries, "num_bytes": num_bytes}
-            return (Kernel("dequantise_attention", sizes, calls=self._layer_share),)
+            return Kernel("dequantise_attention", sizes, calls=self._layer_share)
         if index.kind == "codes":
             num_bytes = entries * (num * index.parts * shape.num_kv_heads * shape.num_layers)
             sizes = {"parts": index.parts, **sizes, "entries": entries, "num_bytes": num_bytes}
-            return (Kernel("vq_scores", sizes, calls=often),)
+            return Kernel("vq_scores", sizes, calls=often)
         form = {4: "int4", 2: "int2", 1: "int2"}.get(index.bits, "bfloat16")
         if index.bits == 8:  # by bytes: half of what 16 bits take
             often = often * 0.5
         num_bytes = entries * (num * channels * shape.num_kv_heads * shape.num_layers * index.bits // 8)
         sizes = {"rank": channels, **sizes, "entries": entries, "num_bytes": num_bytes}
-        return (Kernel(f"token_scores[{form}]", sizes, calls=often),)
+        return Kernel(f"token_scores[{form}]", sizes, calls=often)
 
     def _fetch(self, chosen: int, num: int) -> list[Kernel]:
         """What the step needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
