@@ -44,7 +44,7 @@ def month(dollars: float) -> str:
 def traffic_text(told: Plan) -> str:
     times = f" at {told['traffic']:g} times its traffic" if told["traffic"] != 1 else ""
     rate, mean = told["requests_per_s"], mean_rate(told)
-    slower = "" if mean is None or mean > NEARLY * rate else f", {number(mean)} in the mean with think times"
+    slower = "" if mean is None or mean > NEARLY * rate else f", {number(mean)} in the mean of the run"
     return f"{told['name']}{times} ({number(rate)} requests/s{slower})"
 
 

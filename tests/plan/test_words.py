@@ -15,7 +15,7 @@ from kvsim.study.plan.plan import decide, new_context
     ("arrivals_s", "text"),
     [
         (10.0, "mix at 3 times its traffic (10 requests/s)"),
-        (50.0, "mix at 3 times its traffic (10 requests/s, 2 in the mean with think times)"),
+        (50.0, "mix at 3 times its traffic (10 requests/s, 2 in the mean of the run)"),
     ],
 )
 def test_a_mean_rate_below_the_rate_asked_for_is_told(arrivals_s: float, text: str) -> None:
