@@ -6,6 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.parts import BuiltPool
 from kvsim.cluster.simulation import Simulation
@@ -34,6 +36,7 @@ def outcome_of(
         requests_cancelled=len(recorder.cancelled),
         makespan_ns=max(0, cluster.last_token_ns - first),
         warm_up_ns=warm_up or 0,
+        lost_in_warm_up=_lost_before(simulation, warm_up or 0),
         warm_up_found=warm_up is not None if after == "auto" else None,
         tier_names=("hbm", *(tier.name for tier in tiers)),
         tier_capacity_bytes=_capacities(simulation),
@@ -61,6 +64,14 @@ def outcome_of(
         small_model=None if cluster.small is None else cluster.small.use(),
         handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )
+
+
+def _lost_before(simulation: Simulation, warm_up: int) -> int:
+    """Requests that were rejected or cancelled and arrived before ``warm_up``. A closed loop's arrivals are not kept, but for
+    those of requests that came through: its later turns count as arrived after it."""
+    trace, recorder = simulation.trace, simulation.recorder
+    lost = np.array([row for row, _ in (*recorder.rejected, *recorder.cancelled)], dtype=np.int64)
+    return int(((trace.after[lost] < 0) & (trace.arrival_ns[lost] < warm_up)).sum())
 
 
 def _link_uses(cluster: Cluster, replica: Replica) -> list[LinkUse]:

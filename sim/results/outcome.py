@@ -117,6 +117,7 @@ class Outcome:
     requests_cancelled: int
     makespan_ns: int  # first arrival to the last token of the last finished request
     warm_up_ns: int  # from the first arrival on; what arrives in it is left out of the statistics of requests
+    lost_in_warm_up: int  # rejected or cancelled open-loop requests that arrived in it
     tier_names: tuple[str, ...]  # hbm first
     tier_capacity_bytes: tuple[int, ...]  # of one replica (HBM: the mean), or of what all share
     tier_shared: tuple[bool, ...]  # one for all replicas

@@ -50,7 +50,8 @@ def attainment(outcome: Outcome, done: RequestColumns, slos: Slos) -> dict[str, 
     if not slos:
         return {}
     counted = arrived_from(done, outcome.warm_up_ns / 1e9) if outcome.warm_up_ns else done
-    submitted = outcome.requests_submitted - (len(done.request) - len(counted.request))
+    early = len(done.request) - len(counted.request) + outcome.lost_in_warm_up
+    submitted = outcome.requests_submitted - early
     window_s = (outcome.makespan_ns - outcome.warm_up_ns) / 1e9
     met = int(meets(counted, slos).sum())
     return {

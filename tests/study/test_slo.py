@@ -65,3 +65,17 @@ def test_what_is_no_slo(texts: list[str], line: str) -> None:
     with pytest.raises(ScenarioError) as error:
         parse_slos(texts)
     assert str(error.value) == line
+
+
+def test_what_was_lost_in_a_warm_up_does_not_count_either() -> None:
+    """A request that is too long for the model is rejected; it arrives before the statistics begin, or after."""
+    outcome = dataclasses.replace(OUTCOMES["random_outcome"](), warm_up_ns=1)
+    columns = request_columns(outcome.recorder.requests, len(outcome.tier_names))
+    ratios = [
+        attainment(dataclasses.replace(outcome, lost_in_warm_up=lost), columns, {"ttft_s": 1.0})[
+            "slo_attained_ratio"
+        ]
+        for lost in (0, 1)
+    ]
+    submitted = outcome.requests_submitted - sum(columns.arrival_s < 1e-9)
+    assert ratios[1] == pytest.approx(ratios[0] * submitted / (submitted - 1))

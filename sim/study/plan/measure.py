@@ -38,7 +38,7 @@ def measure(
     summary = summarise(outcome, columns)
     after_s = outcome.warm_up_ns / 1e9
     counted = arrived_from(columns, after_s) if after_s else columns
-    missing = outcome.requests_submitted - len(columns.request)
+    missing = outcome.requests_submitted - len(columns.request) - outcome.lost_in_warm_up
     return {
         **summary_row(summary),
         **figures(counted, missing, wanted, ratios),
