@@ -1,4 +1,4 @@
-"""Fit the host time of transformers' ``generate``: ``python -m kvsim.calibrate.engines.fit_hf [GENERATE.csv]``.
+"""Fit the host time of transformers' ``generate``: ``python -m kvsim.calibrate.engines.fit_hf GENERATE.csv``.
 
 Prints the engine profile ``sim/engine/profiles/transformers-5.17.yaml`` (which ``--out`` writes), and to stderr how the
 predicted times of every point compare. A step waits for its kernels or for the host that launches them, whichever takes longer:
@@ -24,7 +24,6 @@ from kvsim.cost.work import Kernel, StepWork
 from kvsim.hardware.load import load_gpu
 from kvsim.model.load import load_model
 
-DATA = Path(__file__).parents[1] / "data" / "transformers-5.17_h100-sxm" / "generate.csv"
 GPU = "h100-sxm"
 
 
@@ -59,8 +58,8 @@ def device_ms(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 
 
 def profile_text(host_ms: float, factor: float) -> str:
-    return f"""# Fitted by: python -m kvsim.calibrate.engines.fit_hf on one H100 (torch 2.11, sdpa without cuDNN)
-# Static batches, a step at a time, launched kernel by kernel: the host's time is the least a step takes.
+    return f"""# Fitted by: python -m kvsim.calibrate.engines.fit_hf calibrate/engines/transformers-5.17_h100-sxm/generate.csv
+# (torch 2.11, sdpa without cuDNN). Static batches, a step at a time, launched kernel by kernel: the host's time is the least a step takes.
 name: transformers-5.17
 batching: static
 async_scheduling: false
@@ -71,7 +70,7 @@ device: {{prefill_factor: {factor:.3f}}}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, nargs="?", default=DATA)
+    parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows = read(arguments.data)

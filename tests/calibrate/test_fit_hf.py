@@ -11,12 +11,13 @@ import pytest
 from kvsim.calibrate.engines import fit_hf
 from kvsim.engine.profile import load_engine
 
+DATA = Path(__file__).parents[2] / "calibrate" / "engines" / "transformers-5.17_h100-sxm" / "generate.csv"
 LIMITS = {"max_num_seqs": 8, "max_num_batched_tokens": 8192, "max_model_len": 4096}
 
 
 def test_the_shipped_profile_is_what_the_fit_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "engine.yaml"
-    monkeypatch.setattr(sys, "argv", ["fit_hf", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["fit_hf", str(DATA), "--out", str(out)])
     fit_hf.main()
     fitted, terms = load_engine(str(out), **LIMITS)
     shipped, known = load_engine("transformers-5.17", **LIMITS)
@@ -28,7 +29,7 @@ def test_the_shipped_profile_is_what_the_fit_gives(tmp_path: Path, monkeypatch: 
 def test_prompts_are_within_a_tenth_and_steps_within_the_hosts_spread() -> None:
     """Steps of one size were seen 20 to 33 ms long, from call to call."""
     engine, terms = load_engine("transformers-5.17", **LIMITS)
-    rows = fit_hf.read(fit_hf.DATA)
+    rows = fit_hf.read(DATA)
     host_ms = engine.cpu_ns / 1e6
     prefill, steps = [], []
     for row, (prompt, step) in zip(rows, fit_hf.device_ms(rows), strict=True):
