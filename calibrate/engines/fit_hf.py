@@ -59,7 +59,7 @@ def device_ms(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
 
 def profile_text(host_ms: float, factor: float) -> str:
     return f"""# Fitted by: python -m kvsim.calibrate.engines.fit_hf calibrate/engines/transformers-5.17_h100-sxm/generate.csv
-# (torch 2.11, sdpa without cuDNN). Static batches, a step at a time, launched kernel by kernel: the host's time is the least a step takes.
+# (torch 2.11, sdpa without cuDNN). Static batches, a step at a time: the host's time is the least a step takes.
 name: transformers-5.17
 batching: static
 async_scheduling: false
