@@ -54,7 +54,8 @@ def device_ms(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
         )
         price = costs[row["model"]].price
         steps = StepWork(1, batch * prompt, batch, prefill), StepWork(1, batch, batch, decode)
-        yield tuple(int(price(work).step_ns[0]) / 1e6 for work in steps)  # type: ignore[misc]
+        first, later = (int(price(work).step_ns[0]) / 1e6 for work in steps)
+        yield first, later
 
 
 def profile_text(host_ms: float, factor: float) -> str:

@@ -31,10 +31,32 @@ class ConcatenatedOptions(ContiguousOptions):
     repeats_kv: Literal["always", "masked"] = "masked"
 
 
-@cache_managers.register("contiguous")
-class Contiguous(CacheManager):
+class Reserving(CacheManager):
+    """What all have in common that set a request's room aside before it starts: nothing is reused, and nothing grows."""
+
     api_version = API_VERSION
     takes_options = True
+    num_tiers: int
+
+    def match(self, request: Request) -> Plan:
+        return Plan(request.prompt_tokens, hits_by_tier=(0,) * self.num_tiers)
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        return True
+
+    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        return ()
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        pass
+
+    @property
+    def used_bytes(self) -> tuple[int, ...]:
+        return (self.held_bytes,)
+
+
+@cache_managers.register("contiguous")
+class Contiguous(Reserving):
     options_kind: type[ContiguousOptions] = ContiguousOptions
     steady_work = True
     batching = frozenset({"continuous", "static"})
@@ -51,26 +73,14 @@ class Contiguous(CacheManager):
     def fits(self, request: Request) -> bool:
         return request.kv_tokens <= self.reserve_tokens and self.num_slots > 0
 
-    def match(self, request: Request) -> Plan:
-        return Plan(request.prompt_tokens, hits_by_tier=(0,) * self.num_tiers)
-
     def admit(self, request: Request, plan: Plan) -> bool:
         if not self.num_free_slots:
             return False
         self.num_free_slots -= 1
         return True
 
-    def grow(self, request: Request, tokens: int) -> bool:
-        return True
-
-    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        return ()
-
     def decode_steps(self, batch: Batch, steps: int) -> int:
         return steps
-
-    def commit(self, batch: Batch, steps: int) -> None:
-        pass
 
     def preempt(self, request: Request, context: int) -> None:
         self.num_free_slots += 1
@@ -87,10 +97,6 @@ class Contiguous(CacheManager):
     @property
     def held_bytes(self) -> int:
         return (self.num_slots - self.num_free_slots) * self.slot_bytes
-
-    @property
-    def used_bytes(self) -> tuple[int, ...]:
-        return (self.held_bytes,)
 
 
 @cache_managers.register("concatenated")

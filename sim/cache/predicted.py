@@ -7,7 +7,8 @@ preempted, and waits for twice as much.
 
 from __future__ import annotations
 
-from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
+from kvsim.cache.contiguous import Reserving
+from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import cache_managers
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
@@ -17,12 +18,10 @@ _SPREAD = 2654435769
 
 
 @cache_managers.register("predicted")
-class Predicted(CacheManager):
+class Predicted(Reserving):
     """``request.kv`` is the predicted number of output tokens, which a preemption leaves there, doubled."""
 
-    api_version = API_VERSION
     steady_work = True
-    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         options = dict(config.options or {})
@@ -53,9 +52,6 @@ class Predicted(CacheManager):
     def fits(self, request: Request) -> bool:
         return request.kv_tokens <= self.longest
 
-    def match(self, request: Request) -> Plan:
-        return Plan(request.prompt_tokens, hits_by_tier=(0,) * self.num_tiers)
-
     def admit(self, request: Request, plan: Plan) -> bool:
         predicted = request.kv or self._prediction(request)
         room = min(request.input_tokens + predicted, self.longest)
@@ -68,12 +64,6 @@ class Predicted(CacheManager):
             self.short[request] = None
         return True
 
-    def grow(self, request: Request, tokens: int) -> bool:
-        return True
-
-    def prefilled(self, request: Request) -> tuple[Transfer, ...]:
-        return ()
-
     def decode_steps(self, batch: Batch, steps: int) -> int:
         for request in self.short:
             if request in batch.requests:
@@ -85,9 +75,6 @@ class Predicted(CacheManager):
             if request in batch.requests and self.held[request] <= batch.context(request):
                 return request
         return None
-
-    def commit(self, batch: Batch, steps: int) -> None:
-        pass
 
     def _free(self, request: Request) -> None:
         self.free_tokens += self.held.pop(request)
@@ -112,7 +99,3 @@ class Predicted(CacheManager):
     @property
     def held_bytes(self) -> int:
         return (self.capacity_tokens - self.free_tokens) * self.bytes_per_token
-
-    @property
-    def used_bytes(self) -> tuple[int, ...]:
-        return (self.held_bytes,)

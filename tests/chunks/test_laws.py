@@ -15,7 +15,7 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation
 from kvsim.cache.chunks.manager import ChunkManager
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
-from kvsim.cluster.router import routers
+from kvsim.cluster.router import make_router
 from kvsim.cluster.simulation import Simulation
 from kvsim.hardware.spec import LinkSpec
 from kvsim.workloads.trace import Trace
@@ -108,7 +108,7 @@ def test_nothing_is_lost_and_fused_is_unfused(  # type: ignore[no-untyped-def]
     def run() -> Simulation:
         return toy_simulation(
             trace, engine=engine, cache=cache, links=links, make_manager=ChunkManager,
-            router=routers.get("prefix_aware")(), num_replicas=num_replicas, link_sharing=sharing,
+            router=make_router("prefix_aware"), num_replicas=num_replicas, link_sharing=sharing,
         )  # fmt: skip
 
     fused, _ = fused_and_unfused(run)

@@ -14,7 +14,7 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_t
 
 import kvsim.cluster.simulation as run_module
 from kvsim.cache.tiers import TierConfig
-from kvsim.cluster.router import routers
+from kvsim.cluster.router import make_router
 from kvsim.cluster.simulation import Simulation
 from kvsim.engine.replica import Replica
 from kvsim.hardware.spec import LinkSpec
@@ -155,7 +155,7 @@ def test_invariants_with_tiers(session, setup, stack, eviction, policy, router, 
     def run() -> Simulation:
         return toy_simulation(
             trace, "prefix_tree", toy_engine(**engine), cache, links,
-            router=routers.get(router)(), num_replicas=num_replicas,
+            router=make_router(router), num_replicas=num_replicas,
         )  # fmt: skip
 
     fused, unfused = fused_and_unfused(run)
@@ -226,7 +226,7 @@ def test_decisions_made_when_somebody_looks_are_those_made_in_time(  # type: ign
             patch.setattr(run_module, "Replica", build)
             return toy_simulation(
                 trace, "prefix_tree", toy_engine(**engine), toy_cache(blocks, eviction=eviction), (),
-                router=routers.get(router)(), num_replicas=num_replicas,
+                router=make_router(router), num_replicas=num_replicas,
             )  # fmt: skip
 
     late, timely = run(False), run(True)

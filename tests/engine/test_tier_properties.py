@@ -9,7 +9,7 @@ from test_invariants import check, tier_modes
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.tiers import TierConfig
-from kvsim.cluster.router import routers
+from kvsim.cluster.router import make_router
 from kvsim.cluster.simulation import Simulation
 from kvsim.hardware.spec import LinkSpec
 
@@ -65,7 +65,7 @@ def test_tiers_under_churn(session, setup, stack, policy, router, num_replicas, 
     cache = toy_cache(20 + extra, tiers=tiers, load_policy=policy)
 
     def run() -> Simulation:
-        route = routers.get(router)()
+        route = make_router(router)
         return toy_simulation(
             trace, "prefix_tree", engine, cache, links,
             router=route, num_replicas=num_replicas, link_sharing=sharing, spares=extra % 2,
