@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
 
+import numpy as np
+import simpy
+
+from kvsim.engine.channel import PRIORITY_ARRIVAL, At
+from kvsim.engine.replica import Replica
 from kvsim.entities import NEVER, Request
 from kvsim.scenario.clients import Cancel, Clients
 
@@ -54,3 +59,64 @@ def _draws(cancel: Cancel, num_requests: int, rng: np.random.Generator) -> list[
         after = -cancel.after * np.log1p(-level)
     found: list[int] = np.where(leaves, after.astype(np.int64), NEVER).tolist()
     return found
+
+
+class Waiting:
+    """The clients that wait now, each for a request on a replica; ``give_up`` is called with a request and the reason."""
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        patience: Patience,
+        front_out_ns: int,
+        give_up: Callable[[Request, str], None],
+    ) -> None:
+        self.env, self.patience, self.give_up = env, patience, give_up
+        self.front_out_ns = front_out_ns  # from a replica to the client
+        self._awaited: set[int] = set()  # requests that may be given up
+
+    def begin(self, request: Request, replica: Replica) -> bool:
+        """Change. The client of ``request``, which is about to go to ``replica``, waits from now on; False: it has given up."""
+        patience = self.patience
+        first, last = patience.first_token_by_ns(request), patience.last_token_by_ns(request)
+        by = min(first, last)
+        if by < self.env.now:
+            self._give_up(request, patience.reason(request) if last <= first else NO_FIRST_TOKEN)
+            return False
+        self._awaited.add(request.index)
+        if by < NEVER:
+            self._watch(request, replica, by)
+        return True
+
+    def _watch(self, request: Request, replica: Replica, by_ns: int) -> None:
+        """Look at ``request`` when the client has waited until ``by_ns``."""
+        patience = self.patience
+        last = patience.last_token_by_ns(request)
+
+        def look(_: simpy.Event) -> None:
+            replica.take_due()
+            if request.index not in self._awaited:
+                return
+            has_first = 0 <= request.first_token_ns <= by_ns - self.front_out_ns
+            if by_ns < last and has_first:
+                self._watch(request, replica, last)
+                return
+            replica.cancel(request)
+            self._give_up(request, patience.reason(request) if by_ns == last else NO_FIRST_TOKEN)
+
+        if by_ns < NEVER:  # later than what comes at that very time
+            At(self.env, by_ns + 1 - self.env.now, PRIORITY_ARRIVAL, look)
+
+    def _give_up(self, request: Request, reason: str) -> None:
+        self._awaited.discard(request.index)
+        self.give_up(request, reason)
+
+    def ends_in_time(self, request: Request, now: int) -> bool:
+        """Change. The client of ``request``, whose last token was taken at ``now``, gets it in time."""
+        if request.index not in self._awaited:
+            return False
+        out = self.front_out_ns
+        if not self.patience.in_time(request, request.first_token_ns + out, now + out):
+            return False  # it will be found out at the end of the wait
+        self._awaited.remove(request.index)
+        return True

@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import simpy
 
 from kvsim.cluster.admission import Gate
-from kvsim.cluster.clients import NO_FIRST_TOKEN, Patience
+from kvsim.cluster.clients import Patience, Waiting
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.disaggregation import Disaggregation
+from kvsim.cluster.front import Front, Integers, entry_ns
 from kvsim.cluster.responses import ResponseFront
 from kvsim.cluster.retrieval import Retrieval
 from kvsim.cluster.router import Router
@@ -22,32 +22,19 @@ from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.state import ReplicaState
 from kvsim.engine.timing import Times
-from kvsim.entities import NEVER, Request
+from kvsim.entities import Request
 from kvsim.results.recorder import Recorder
 from kvsim.workloads.trace import Trace, private_ids
 
-Integers = npt.NDArray[np.int64]
 ROWS_AT_ONCE = 4096  # of the trace as Python numbers
-
-
-def entry_ns(arrivals: Integers, tokens: Integers, engine: EngineSpec, replicas: int) -> Integers:
-    """When open-loop prompts of so many tokens are taken in, nanoseconds; all arrays of shape (requests,).
-
-    :meth:`EngineSpec.taken_in_ns` after they arrive, the tokens one after the other: n replicas take in n times as much.
-    Closed-loop requests are taken in alone.
-    """
-    tokens = tokens.astype(np.int64)
-    alone = arrivals + engine.taken_in_ns(tokens)
-    before = np.cumsum(tokens * engine.intake_token_ns // replicas)
-    return np.asarray(np.maximum.accumulate(alone - before) + before)
 
 
 class Cluster:
     """Feeds a trace to replicas and writes down what becomes of each request.
 
-    A request meets the router when an engine has taken it in (:func:`entry_ns`); before that it is looked up in
-    ``responses``, may go to the ``small`` model's servers, and its passages are searched for, if there are such. Closed-loop
-    followers arrive ``think_ns`` after the client has the last token of the request before.
+    A request meets the router when an engine has taken it in (:func:`entry_ns`); before that it goes through the ``front``,
+    if something stands there (a cache of responses, a small model, a search). Closed-loop followers arrive ``think_ns`` after
+    the client has the last token of the request before.
     """
 
     def __init__(
@@ -68,8 +55,7 @@ class Cluster:
         self.limited_by_memory = (
             False  # max_model_len is what the KV memory holds, not what anybody asked for
         )
-        self.responses, self.small = responses, small
-        self._taken_in_ns = 0  # when the front end has all prompts that were sent on to it
+        self.front = Front(env, trace, engine, self, responses, small)
         self.replicas: Sequence[Replica] = ()
         self._entrances: Sequence[Replica] = ()
         self.disaggregation: Disaggregation | None = None
@@ -78,9 +64,7 @@ class Cluster:
         ] = []  # longest request, and who can take one that long
         self.priorities: Mapping[int, int] = {}  # by tenant
         self.gate: Gate | None = None  # None = the front end turns nothing away
-        self.patience: Patience | None = None  # None = clients wait for ever
-        self.retrieval: Retrieval | None = None  # None = prompts are whole when they arrive
-        self._awaited: set[int] = set()  # rows on a replica whose clients may give them up
+        self.waiting: Waiting | None = None  # None = clients wait for ever
         self.num_finished = 0
         self.last_token_ns = 0
         self._add_row = recorder.requests.append
@@ -95,6 +79,11 @@ class Cluster:
             self._followers.setdefault(int(trace.after[row]), []).append(row)
 
     @property
+    def num_entrances(self) -> int:
+        """Replicas that take new requests now."""
+        return len(self._entrances)
+
+    @property
     def num_through(self) -> int:
         """Requests of which nothing more will come."""
         return self.num_finished + len(self.recorder.rejected) + len(self.recorder.cancelled)
@@ -102,7 +91,7 @@ class Cluster:
     @property
     def awaits_answers(self) -> bool:
         """Something happens when a request is through: another one arrives, or its answer is kept."""
-        return bool(self._followers) or self.responses is not None
+        return bool(self._followers) or self.front.responses is not None
 
     def start(self, replicas: Sequence[Replica], entrances: Sequence[Replica] | None = None) -> None:
         """Set the run up; ``env.run()`` then plays it. ``entrances``: the replicas that take new requests, None = all."""
@@ -123,9 +112,9 @@ class Cluster:
         """Open-loop requests, by the clock."""
         env, trace = self.env, self.trace
         rows = (trace.after < 0).nonzero()[0]
-        enter: Callable[..., None] = self._enter
-        if self._has_front:
-            enter, entries = self._arrive, trace.arrival_ns[rows]
+        enter: Callable[..., None] = self.enter
+        if self.front.has_stations:
+            enter, entries = self.front.arrive, trace.arrival_ns[rows]
         else:
             tokens = trace.input_tokens[rows]
             entries = entry_ns(trace.arrival_ns[rows], tokens, self.engine, len(self._entrances))
@@ -136,105 +125,13 @@ class Cluster:
                     yield env.timeout(at - env.now)
                 enter(*row)
 
-    @property
-    def _has_front(self) -> bool:
-        """Something stands between the clients and the engine's front end."""
-        return not (self.responses is None and self.small is None and self.retrieval is None)
-
-    def _arrive(self, *request: int) -> None:
-        """A request (row, arrival, input and output tokens, session, tenant) is looked up, if there is a cache of responses."""
-        if self.responses is None:
-            self._choose(*request)
-            return
-
-        def looked_up(is_hit: bool) -> None:
-            if is_hit:
-                now = self.env.now
-                self._answer(request, now, now, now)
-                self._release_followers(request[0])
-            else:
-                self._choose(*request)
-
-        self.responses.look_up(self.env, request[0], looked_up)
-
-    def _choose(self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, *names: int) -> None:
-        """A request goes to one of two models, if there are two."""
-        request = (row, arrival_ns, input_tokens, output_tokens, *names)
-        small, reached_ns = self.small, self.env.now
-        if small is None or not small.takes(row):
-            self._take_in(*request)
-            return
-
-        def served(suffices: bool, start_ns: int, first_ns: int) -> None:
-            if suffices:
-                self._answer(request, reached_ns, start_ns, first_ns)
-                self._answered(row, small.setting.cost)
-            else:
-                self._take_in(*request)
-
-        small.serve(self.env, row, input_tokens, output_tokens, served)
-
-    def _take_in(self, row: int, *rest: int) -> None:
-        """A prompt's passages are searched for, if there is a search; then it is sent on."""
-        if self.retrieval is None or not self.retrieval.searches(row):
-            self._send(row, *rest)
-        else:
-            self.retrieval.start(
-                self.env, row, lambda: self._send(row, *rest), lambda: self._send_guess(row, *rest)
-            )
-
-    def _send(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
-        """A prompt goes to the engine's front end: :func:`entry_ns`, one by one."""
-        arrives = (row, arrival_ns, input_tokens, *rest)
-        wait = self._intake_ns(row, input_tokens)
-        At(self.env, wait, PRIORITY_ARRIVAL, lambda _: self._enter(*arrives))
-
-    def _intake_ns(self, row: int, input_tokens: int) -> int:
-        """Change. A prompt of so many tokens is in the front end from now on; how long that takes."""
-        now, engine = self.env.now, self.engine
-        at = now + engine.taken_in_ns(input_tokens)
-        if self.trace.after.item(row) < 0:
-            before = self._taken_in_ns + input_tokens * engine.intake_token_ns // len(self._entrances)
-            at = self._taken_in_ns = max(at, before)
-        return int(at - now)
-
-    def _send_guess(self, row: int, arrival_ns: int, input_tokens: int, *rest: int) -> None:
-        """So does one with provisional passages, which will turn out to be wrong."""
-
-        def enter(_: simpy.Event) -> None:
-            assert self.retrieval is not None
-            guess = self.retrieval.guess(row, arrival_ns)
-            replicas = self._able(input_tokens + rest[0])
-            if guess is None or not replicas:
-                return
-            guess.entered_ns = self.env.now
-            guess.priority = self.priorities.get(guess.tenant, 0)
-            replica = self.router.pick(guess, replicas)
-            if replica.manager.fits(guess):
-                self.retrieval.sent(guess, replica)
-                replica.receive(guess)
-
-        At(self.env, self._intake_ns(row, input_tokens), PRIORITY_ARRIVAL, enter)
-
-    def _answer(self, request: Sequence[int], reached_ns: int, start_ns: int, first_ns: int) -> None:
-        """A request has its whole answer without the replicas: who gave it, was reached, began and had the first token then."""
-        now = self.env.now
-        row, arrival_ns, input_tokens, output_tokens, session, tenant = request
-        times = (start_ns - reached_ns, 0, first_ns - start_ns, reached_ns - arrival_ns, now - arrival_ns)
-        no_tiers = (0,) * len(self.replicas[0].manager.used_bytes)
-        self._add_row(
-            (row, arrival_ns, input_tokens, output_tokens, 0, 0, *times, -1, 0, session, tenant, no_tiers)
-        )
-        self.num_finished += 1
-        self.last_token_ns = max(self.last_token_ns, now)
-
     def _lengths(self, rows: Integers) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(row, arrival, input and output tokens, session, tenant) of some rows."""
         trace = self.trace
         columns = (trace.arrival_ns, trace.input_tokens, trace.output_tokens, trace.session, trace.tenant)
         return zip(rows.tolist(), *(column[rows].tolist() for column in columns), strict=True)
 
-    def _enter(
+    def enter(
         self, row: int, arrival_ns: int, input_tokens: int, output_tokens: int, session: int, tenant: int
     ) -> None:
         """A request has passed the front end."""
@@ -244,7 +141,7 @@ class Cluster:
         else:
             ids, ends = self.trace.content(row)
         kinds = self.trace.kinds(row) if self.with_kinds else []
-        followed = row in self._followers or self.responses is not None
+        followed = row in self._followers or self.front.responses is not None
         request = Request(
             row, arrival_ns, input_tokens, output_tokens, ids, ends, kinds, session, tenant, followed
         )
@@ -273,44 +170,29 @@ class Cluster:
         if not replica.manager.fits(request):
             self._reject(request, f"{total} tokens exceed the KV capacity of a replica")
             return
-        if self.patience is None or self._waits(request, replica, self.patience):
+        if self.waiting is None or self.waiting.begin(request, replica):
             replica.receive(request)
 
-    def _waits(self, request: Request, replica: Replica, patience: Patience) -> bool:
-        """Its client waits for ``request``, which is about to go to ``replica``, from now on; False: no more."""
-        first, last = patience.first_token_by_ns(request), patience.last_token_by_ns(request)
-        by = min(first, last)
-        if by < self.env.now:
-            self._cancel(request, patience.reason(request) if last <= first else NO_FIRST_TOKEN)
-            return False
-        self._awaited.add(request.index)
-        if by < NEVER:
-            self._watch(request, replica, patience, by)
-        return True
+    def enter_guess(self, guess: Request, retrieval: Retrieval) -> None:
+        """A prompt with provisional passages has passed the front end; what no replica can take is not tried."""
+        replicas = self._able(guess.input_tokens + guess.output_tokens)
+        if not replicas:
+            return
+        guess.entered_ns = self.env.now
+        guess.priority = self.priorities.get(guess.tenant, 0)
+        replica = self.router.pick(guess, replicas)
+        if replica.manager.fits(guess):
+            retrieval.sent(guess, replica)
+            replica.receive(guess)
 
-    def _watch(self, request: Request, replica: Replica, patience: Patience, by_ns: int) -> None:
-        """Look at ``request`` when the client has waited until ``by_ns``."""
-        last = patience.last_token_by_ns(request)
+    def wait(self, patience: Patience) -> None:
+        """Change. From now on clients wait no longer than this."""
+        self.waiting = Waiting(self.env, patience, self.engine.front_out_ns, self._given_up)
 
-        def look(_: simpy.Event) -> None:
-            replica.take_due()
-            if request.index not in self._awaited:
-                return
-            has_first = 0 <= request.first_token_ns <= by_ns - self.engine.front_out_ns
-            if by_ns < last and has_first:
-                self._watch(request, replica, patience, last)
-                return
-            replica.cancel(request)
-            self._cancel(request, patience.reason(request) if by_ns == last else NO_FIRST_TOKEN)
-
-        if by_ns < NEVER:  # later than what comes at that very time
-            At(self.env, by_ns + 1 - self.env.now, PRIORITY_ARRIVAL, look)
-
-    def _cancel(self, request: Request, reason: str) -> None:
-        """The client has given ``request`` up."""
-        self._awaited.discard(request.index)
+    def _given_up(self, request: Request, reason: str) -> None:
+        """The client does not wait for ``request`` any more."""
         self.recorder.cancelled.append((request.index, reason))
-        self._release_followers(request.index)
+        self.release_followers(request.index)
 
     def dropped(self, replica: ReplicaState, request: Request) -> None:
         """Call-back of a replica: it has nothing to do with the cancelled ``request`` any more."""
@@ -326,18 +208,19 @@ class Cluster:
 
     def _reject(self, request: Request, reason: str) -> None:
         self.recorder.rejected.append((request.index, reason))
-        self._release_followers(request.index)
+        self.release_followers(request.index)
 
-    def _release_followers(self, row: int) -> None:
+    def release_followers(self, row: int) -> None:
+        """Change. What the client of ``row`` asks next arrives, each when it has thought."""
         if row not in self._followers:
             return
         for follower, _, *lengths in self._lengths(np.array(self._followers[row])):
             think = max(1, self.trace.think_ns.item(follower))  # after all that is decided at this moment
             arrives = (follower, self.env.now + think, *lengths)
-            enter: Callable[..., None] = self._enter
+            enter: Callable[..., None] = self.enter
             wait = think + self.engine.taken_in_ns(lengths[0])
-            if self._has_front:
-                enter, wait = self._arrive, think
+            if self.front.has_stations:
+                enter, wait = self.front.arrive, think
             At(
                 self.env,
                 wait,
@@ -345,24 +228,36 @@ class Cluster:
                 lambda _, enter=enter, arrives=arrives: enter(*arrives),  # type: ignore[misc]
             )
 
-    def _answered(self, row: int, cost: float = 1.0) -> None:
+    def answer(self, request: Sequence[int], reached_ns: int, start_ns: int, first_ns: int) -> None:
+        """A request has its whole answer without the replicas: who gave it, was reached, began and had the first token then."""
+        now = self.env.now
+        row, arrival_ns, input_tokens, output_tokens, session, tenant = request
+        times = (start_ns - reached_ns, 0, first_ns - start_ns, reached_ns - arrival_ns, now - arrival_ns)
+        no_tiers = (0,) * len(self.replicas[0].manager.used_bytes)
+        self._add_row(
+            (row, arrival_ns, input_tokens, output_tokens, 0, 0, *times, -1, 0, session, tenant, no_tiers)
+        )
+        self.num_finished += 1
+        self.last_token_ns = max(self.last_token_ns, now)
+
+    def answered(self, row: int, cost: float = 1.0) -> None:
         """The client has the last token of what a model generated; ``cost``: of that model, where the replicas' is 1."""
-        if self.responses is not None:
-            self.responses.answered(row, cost)
-        self._release_followers(row)
+        if self.front.responses is not None:
+            self.front.responses.answered(row, cost)
+        self.release_followers(row)
 
     def finish(self, replica: ReplicaState, request: Request, now: int) -> None:
         """Call-back of a replica: the last token of ``request`` was taken at ``now``."""
-        if self.patience is not None and not self._has_waited(request, now, self.patience):
+        if self.waiting is not None and not self.waiting.ends_in_time(request, now):
             self.dropped(replica, request)
             return
         held_until_ns = 0
-        if self.retrieval is not None:
-            if self.retrieval.is_guess(request):
-                self.retrieval.ended(request)
+        if (retrieval := self.front.retrieval) is not None:
+            if retrieval.is_guess(request):
+                retrieval.ended(request)
                 self.dropped(replica, request)
                 return
-            held_until_ns = self.retrieval.held_until_ns(request.index)
+            held_until_ns = retrieval.held_until_ns(request.index)
         admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
         queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
         front_out = self.engine.front_out_ns
@@ -402,20 +297,10 @@ class Cluster:
                     self.env,
                     end - now,
                     PRIORITY_ARRIVAL,
-                    lambda _: self._answered(request.index),
+                    lambda _: self.answered(request.index),
                 )
             else:
-                self._answered(request.index)
-
-    def _has_waited(self, request: Request, now: int, patience: Patience) -> bool:
-        """Change. The client of ``request``, whose last token was taken at ``now``, gets it in time."""
-        if request.index not in self._awaited:
-            return False
-        out = self.engine.front_out_ns
-        if not patience.in_time(request, request.first_token_ns + out, now + out):
-            return False  # it will be found out at the end of the wait
-        self._awaited.remove(request.index)
-        return True
+                self.answered(request.index)
 
     def sample(self, replica: ReplicaState, now: int) -> int:
         """Call-back of a replica: its state at a decision; when it should tell next."""

@@ -60,8 +60,8 @@ def outcome_of(
         seed=scenario.seed,
         loop_wall_s=loop_wall_s,
         joins=tuple(join for replica in replicas for join in replica.joins),
-        responses=None if cluster.responses is None else cluster.responses.use(),
-        small_model=None if cluster.small is None else cluster.small.use(),
+        responses=None if cluster.front.responses is None else cluster.front.responses.use(),
+        small_model=None if cluster.front.small is None else cluster.front.small.use(),
         handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )
 

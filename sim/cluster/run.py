@@ -69,8 +69,9 @@ def run_scenario(
     simulation.cluster.priorities = tenant_priorities(scenario, trace)
     if scenario.cluster.admission != FrontAdmission():
         simulation.cluster.gate = Gate(_admission(scenario))
-    simulation.cluster.patience = _patience(scenario, len(trace))
-    simulation.cluster.retrieval = _retrieval(scenario, simulation)
+    if (patience := _patience(scenario, len(trace))) is not None:
+        simulation.cluster.wait(patience)
+    simulation.cluster.front.retrieval = _retrieval(scenario, simulation)
     simulation.cluster.limited_by_memory = all(pool.limited_by_memory for pool in pools)
     managers = [replica.manager for replica in simulation.replicas]
     if save_cache_to is not None:

@@ -85,7 +85,7 @@ def test_a_draining_replica_whose_request_is_given_up_stops(deep: bool) -> None:
     simulation = build_cluster(
         trace, [pool], lambda config: load_manager("prefix_tree", config), RoundRobin(), check=True
     )
-    simulation.cluster.patience = Patience(Clients(timeout="20 us"), len(trace), seed=0)  # type: ignore[arg-type]
+    simulation.cluster.wait(Patience(Clients(timeout="20 us"), len(trace), seed=0))  # type: ignore[arg-type]
     play(simulation)
     assert len(simulation.recorder.cancelled) == 2
     changes = simulation.scaled[0].use(0, 10**6).changes  # type: ignore[union-attr]

@@ -78,13 +78,13 @@ def test_every_request_is_answered_once_however_steps_are_fused(
     trace: Trace, setting: dict[str, Any], engine: dict[str, Any], replicas: int
 ) -> None:
     fused, unfused = fused_and_unfused(lambda: _run(trace, setting, engine, replicas))
-    assert fused.cluster.responses is not None and unfused.cluster.responses is not None
-    assert np.array_equal(fused.cluster.responses.verdict, unfused.cluster.responses.verdict)
-    fused.cluster.responses.store.check_integrity()
+    assert fused.cluster.front.responses is not None and unfused.cluster.front.responses is not None
+    assert np.array_equal(fused.cluster.front.responses.verdict, unfused.cluster.front.responses.verdict)
+    fused.cluster.front.responses.store.check_integrity()
     rows = sorted(fused.recorder.requests)
     assert [row.request for row in rows] == list(range(len(trace)))
-    lookup_ns = fused.cluster.responses.lookup_ns.tolist()
-    for row, verdict in zip(rows, fused.cluster.responses.verdict.tolist(), strict=True):
+    lookup_ns = fused.cluster.front.responses.lookup_ns.tolist()
+    for row, verdict in zip(rows, fused.cluster.front.responses.verdict.tolist(), strict=True):
         assert (row.replica == -1) == (verdict > 0)
         if verdict > 0:
             assert row.e2e_ns == row.host_ns == lookup_ns[row.request]

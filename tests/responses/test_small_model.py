@@ -28,8 +28,8 @@ def played(trace: Trace, setting: dict[str, Any], **more: Any) -> Simulation:
 
 
 def models(simulation: Simulation) -> list[str]:
-    assert simulation.cluster.small is not None
-    return [MODELS[number] if number >= 0 else "" for number in simulation.cluster.small.model.tolist()]
+    assert simulation.cluster.front.small is not None
+    return [MODELS[number] if number >= 0 else "" for number in simulation.cluster.front.small.model.tolist()]
 
 
 def test_one_server_after_the_other_request() -> None:
@@ -65,7 +65,7 @@ def test_an_answer_that_will_not_do_takes_both_times() -> None:
 def test_what_goes_to_the_replicas_needlessly() -> None:
     simulation = played(toy_trace([(0, 8, 1), (1000, 8, 1)]), {**SMALL, "accuracy": 0.0})
     assert models(simulation) == ["large", "large"]
-    assert simulation.cluster.small is not None and simulation.cluster.small.num_needless == 2
+    assert simulation.cluster.front.small is not None and simulation.cluster.front.small.num_needless == 2
 
 
 def test_equal_queries_are_equally_hard_and_the_shares_hold() -> None:
@@ -90,8 +90,8 @@ def test_behind_a_cache_of_responses() -> None:
     rows = sorted(simulation.recorder.requests)
     assert [(row.host_ns, row.e2e_ns) for row in rows] == [(9, 49), (9, 9)]
     assert models(simulation) == ["small", ""]
-    assert simulation.cluster.responses is not None
-    (response,) = simulation.cluster.responses.store._responses.values()
+    assert simulation.cluster.front.responses is not None
+    (response,) = simulation.cluster.front.responses.store._responses.values()
     assert response.cost == pytest.approx(0.1 * 9)
 
 

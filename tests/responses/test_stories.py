@@ -44,8 +44,8 @@ def e2e_ns(simulation: Simulation) -> list[int]:
 
 
 def verdicts(simulation: Simulation) -> list[str]:
-    assert simulation.cluster.responses is not None
-    return [VERDICTS[number] for number in simulation.cluster.responses.verdict.tolist()]
+    assert simulation.cluster.front.responses is not None
+    return [VERDICTS[number] for number in simulation.cluster.front.responses.verdict.tolist()]
 
 
 def test_an_answer_serves_from_the_moment_at_which_the_client_has_it() -> None:
@@ -114,8 +114,8 @@ def test_exploring_finds_that_a_threshold_is_too_low() -> None:
     """With explore 1 the model is always asked: wrong at 0.9 takes back what right at 0.8 had opened."""
     likes = [(-1, 0, False), (0, 0.8, True), (0, 0.9, False)]
     simulation = played(similar([0, 1000, 2000], likes), {**SIMILAR, "threshold": "learned", "explore": 1.0})
-    assert simulation.cluster.responses is not None
-    response = simulation.cluster.responses.store.find(0)
+    assert simulation.cluster.front.responses is not None
+    response = simulation.cluster.front.responses.store.find(0)
     assert response is not None
     assert (response.wrong_up_to, response.right_from) == (0.9, float("inf"))
 

@@ -26,7 +26,7 @@ def clients(**values: object) -> Clients:
 
 def play(trace: Trace, setting: Clients, seed: int = 0, **options: object) -> Simulation:
     def prepare(simulation: Simulation) -> None:
-        simulation.cluster.patience = Patience(setting, len(trace), seed)
+        simulation.cluster.wait(Patience(setting, len(trace), seed))
 
     return toy_simulation(trace, prepare=prepare, **options)  # type: ignore[arg-type]
 

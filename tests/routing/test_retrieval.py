@@ -42,7 +42,7 @@ def play(trace: Trace, **options: object) -> Simulation:
         setting = RetrievalSetting.model_construct(
             latency=latency, provisional_at=provisional_at, right_share=share
         )
-        simulation.cluster.retrieval = Retrieval(setting, trace, seed)  # type: ignore[arg-type]
+        simulation.cluster.front.retrieval = Retrieval(setting, trace, seed)  # type: ignore[arg-type]
 
     return toy_simulation(trace, prepare=prepare, **options)  # type: ignore[arg-type]
 
@@ -183,7 +183,7 @@ def test_nothing_is_lost_and_fused_equals_unfused(
     for replica in fused.replicas:
         assert replica.outstanding_requests == replica.outstanding_tokens == 0
         assert replica.manager.held_bytes == 0 and not replica._gone
-    assert fused.cluster.retrieval is not None and not fused.cluster.retrieval._guesses
+    assert fused.cluster.front.retrieval is not None and not fused.cluster.front.retrieval._guesses
 
 
 @settings(max_examples=50)
