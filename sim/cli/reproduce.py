@@ -36,8 +36,8 @@ def reproduce(
 ) -> None:
     """Simulate published claims over all that their abstracts leave open, and compute a verdict for each.
 
-    inside: some point of the sweep gives the published gain, within 10 % of it; direction: none does, but the method is
-    better than its baseline at most points; not reproducible: neither.
+    inside: some point of the sweep gives the published gain, within 10 % of it, or has room for as many tokens; direction:
+    none does, but the method is better than its baseline at most points; not reproducible: neither.
     """
     from kvsim.study.claims import claim_files, find_claim, load_claim
     from kvsim.study.execute import default_jobs
@@ -71,9 +71,8 @@ def _print_table(results: list[dict[str, Any]]) -> None:
         table.add_row(
             result["name"],
             result["system"],
-            span(result["claimed"]),
-            span(result["simulated"]),
-            span([result["median"]]),
+            *(span(result[key], result["unit"]) for key in ("claimed", "simulated")),
+            span([result["median"]], result["unit"]),
             f"{result['points_inside']} of {result['num_points']}",
             result["verdict"],
         )
@@ -97,8 +96,10 @@ def _print_points(result: dict[str, Any], console: Any) -> None:
     console.print(table)
 
 
-def span(values: list[float | None] | None) -> str:
-    """Ratios as text: 3.2-4.8x."""
+def span(values: list[float | None] | None, unit: str = "x") -> str:
+    """Ratios as text: 3.2-4.8x; tokens: 380,000 tokens."""
     if not values or values[0] is None:
         return "-"
+    if unit == "tokens":
+        return "-".join(f"{value:,.0f}" for value in dict.fromkeys(values)) + " tokens"
     return "-".join(f"{value:.3g}" for value in dict.fromkeys(values)) + "x"

@@ -16,6 +16,8 @@ from kvsim.scenario.problems import problem_lines
 from kvsim.scenario.read import read_yaml
 
 FOLDER = Path("scenarios") / "papers"
+LONGEST = "longest_prompt"
+"""Metric of a claim on memory: tokens of the longest prompt that the scenario's memory has room for; nothing is run."""
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
 
 
@@ -49,7 +51,7 @@ class Kernels(Part):
 
 
 class ClaimFile(Part):
-    """One claim. Its figure is a ratio by which the method is better, so that 1 means no difference."""
+    """One claim. Its figure is a ratio by which the method is better, so that 1 means no difference; or tokens that fit."""
 
     name: Text
     system: Text
@@ -57,10 +59,10 @@ class ClaimFile(Part):
     claim: Text
     """In words: metric, figure, baseline and conditions as the abstract has them."""
     claimed: Annotated[tuple[float, float], Field(strict=False)]
-    """[least, most] of the published ratio; a single figure is both."""
+    """[least, most] of the published ratio, of :data:`LONGEST` in tokens; a single figure is both."""
     metric: Text
-    """What is compared: a column of sweep.parquet, ``time`` of kernels, or ``cost`` of queries."""
-    ratio: Literal["method/baseline", "baseline/method"]
+    """What is compared: a column of sweep.parquet, ``time`` of kernels, ``cost`` of queries, or :data:`LONGEST` of memory."""
+    ratio: Literal["method/baseline", "baseline/method"] = "method/baseline"
     """method/baseline where more is better."""
     axes: Annotated[tuple[Axis, ...], Field(strict=False, min_length=1)]
     solve_for: str | None = None
@@ -80,6 +82,8 @@ class ClaimFile(Part):
     def _one_kind(self) -> ClaimFile:
         if sum(part is not None for part in (self.scenario, self.kernels, self.queries)) != 1:
             raise ValueError("a claim needs one of 'scenario', 'kernels' and 'queries'")
+        if self.is_capacity and self.scenario is None:
+            raise ValueError(f"metric {LONGEST} is of a 'scenario'")
         if not 1 < self.claimed[0] <= self.claimed[1]:
             raise ValueError(
                 f"claimed: expected [least, most], both above 1 (better), found {list(self.claimed)}"
@@ -91,6 +95,11 @@ class ClaimFile(Part):
             if keys.count(key) > 1:
                 raise ValueError(f"axes: '{key[0]}' is given twice")
         return self
+
+    @property
+    def is_capacity(self) -> bool:
+        """The figure is a number of tokens that fit, not a ratio."""
+        return self.metric == LONGEST
 
     def combinations(self) -> Iterator[Mapping[str, Any]]:
         """All points of the axes: value by key, the last axis running fastest. ``of`` keeps equal keys apart."""

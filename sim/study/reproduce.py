@@ -6,6 +6,8 @@ A *ratio* is how many times better the method is than its baseline. The verdict 
   gain (what they are above 1: 3.2 to 4.8 becomes 2.98 to 5.18), so that no range takes in 1;
 - **direction**: at none, but at more than half of the points the method is better (ratio above 1);
 - **not reproducible**: neither.
+
+Of a claim on memory the figure is a number of tokens. It is inside if at some point the method has room for as many.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvsim.errors import KvsimError, ScenarioError
 from kvsim.methods.overlay import lay
+from kvsim.scenario.build import build_memory
 from kvsim.scenario.load import METHODS, parse_scenario
 from kvsim.study.claims import ClaimFile, KernelCall
 from kvsim.study.execute import execute
@@ -29,6 +32,7 @@ from kvsim.study.simulate import Row
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
+    from kvsim.scenario.schema import Scenario
 
 TOLERANCE = 0.1
 """Share of a published gain: figures are rounded, and repeated runs of one workload on a real engine differ by 1 to 5 %."""
@@ -55,6 +59,8 @@ def reproduce(
         values = [_kernel_values(claim, point) for point in combinations]
     elif claim.queries is not None:
         values = [_query_values(claim, point) for point in combinations]
+    elif claim.is_capacity:
+        values = [_longest_prompts(claim, point, folder) for point in combinations]
     else:
         values = _simulated(claim, combinations, folder, jobs, progress)
     points = [
@@ -65,27 +71,44 @@ def reproduce(
         "name": claim.name,
         "system": claim.system,
         "claimed": list(claim.claimed),
-        **judge([point["ratio"] for point in points], claim.claimed),
+        **_judged(claim, points),
         "assumptions": [
             {"key": axis.key, "values": list(axis.values), "why": axis.why} for axis in claim.axes
         ],
         "claim": claim.claim,
         "metric": claim.metric,
+        "unit": "tokens" if claim.is_capacity else "x",
         "notes": list(claim.notes),
         **({"crossings": crossings(points, claim.solve_for, claim.claimed)} if claim.solve_for else {}),
         "points": points,
     }
 
 
+def _judged(claim: ClaimFile, points: Sequence[Mapping[str, Any]]) -> Result:
+    if claim.is_capacity:
+        return judge_capacity([(point["baseline"], point["method"]) for point in points], claim.claimed)
+    return judge([point["ratio"] for point in points], claim.claimed)
+
+
 def judge(ratios: Sequence[float | None], claimed: Sequence[float]) -> Result:
     """``simulated`` (least, most), ``verdict``, and how many points are inside and above 1. None is no ratio."""
     known = [ratio for ratio in ratios if ratio is not None]
     low, high = claimed[0] - TOLERANCE * (claimed[0] - 1), claimed[1] + TOLERANCE * (claimed[1] - 1)
-    inside = [low <= ratio <= high for ratio in known]
-    better = [ratio > 1 for ratio in known]
-    if any(inside):
+    inside = sum(low <= ratio <= high for ratio in known)
+    return _result(known, inside, sum(ratio > 1 for ratio in known), len(ratios))
+
+
+def judge_capacity(pairs: Sequence[tuple[float, float]], claimed: Sequence[float]) -> Result:
+    """As :func:`judge`, of (baseline, method) in tokens: inside where the method has room for the least that is claimed."""
+    tokens = [method for _, method in pairs]
+    inside = sum(found >= claimed[0] for found in tokens)
+    return _result(tokens, inside, sum(method > base for base, method in pairs), len(pairs))
+
+
+def _result(known: Sequence[float], inside: int, better: int, num_points: int) -> Result:
+    if inside:
         verdict = VERDICTS[0]
-    elif 2 * sum(better) > len(ratios):
+    elif 2 * better > num_points:
         verdict = VERDICTS[1]
     else:
         verdict = VERDICTS[2]
@@ -93,9 +116,9 @@ def judge(ratios: Sequence[float | None], claimed: Sequence[float]) -> Result:
         "simulated": [min(known), max(known)] if known else None,
         "verdict": verdict,
         "median": statistics.median(known) if known else None,
-        "points_inside": sum(inside),
-        "points_better": sum(better),
-        "num_points": len(ratios),
+        "points_inside": inside,
+        "points_better": better,
+        "num_points": num_points,
     }
 
 
@@ -159,7 +182,22 @@ def _simulated(
     return [(values[base.name], values[method.name]) for base, method in wanted]
 
 
+def _longest_prompts(claim: ClaimFile, point: Mapping[str, Any], folder: Path) -> tuple[float, float]:
+    """Tokens of the longest prompt that fits beside weights and activations, up to ``engine.max_model_len``; on both sides."""
+    base, method = (_longest_prompt(_scenario(claim, point, side, folder)) for side in SIDES)
+    return base, method
+
+
+def _longest_prompt(scenario: Scenario) -> int:
+    tokens = build_memory(scenario, check=False).request_tokens
+    return min(tokens, scenario.engine.max_model_len or tokens)
+
+
 def _point(claim: ClaimFile, point: Mapping[str, Any], side: str, folder: Path) -> Point:
+    return point_of({"side": side, **claim.settings(point, side)}, _scenario(claim, point, side, folder))
+
+
+def _scenario(claim: ClaimFile, point: Mapping[str, Any], side: str, folder: Path) -> Scenario:
     """The scenario of one side: the claim's own, then the side's overlay and card, then the axes."""
     overlay = dict(claim.method if side == "method" else claim.baseline)
     settings = claim.settings(point, side)
@@ -167,12 +205,9 @@ def _point(claim: ClaimFile, point: Mapping[str, Any], side: str, folder: Path) 
     overrides += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     data = lay(claim.scenario, overlay)
     try:
-        scenario = parse_scenario(
-            data, overrides, base=folder, where=f"{claim.name}.scenario", stem=claim.name
-        )
+        return parse_scenario(data, overrides, base=folder, where=f"{claim.name}.scenario", stem=claim.name)
     except ScenarioError as error:
         raise ScenarioError(f"{claim.name}, {side}: {error}") from None
-    return point_of({"side": side, **settings}, scenario)
 
 
 # ---- queries

@@ -13,7 +13,7 @@ from kvsim.cli.main import run_command
 from kvsim.errors import ScenarioError
 from kvsim.study.claims import ClaimFile
 from kvsim.study.formula import evaluate
-from kvsim.study.reproduce import crossings, judge, reproduce
+from kvsim.study.reproduce import crossings, judge, judge_capacity, reproduce
 
 SIMULATED: dict[str, Any] = {
     "name": "mine",
@@ -77,6 +77,43 @@ def test_the_verdict(
     known = [ratio for ratio in ratios if ratio is not None]
     assert (found["verdict"], found["points_inside"]) == (verdict, inside)
     assert found["simulated"] == ([min(known), max(known)] if known else None)
+
+
+CAPACITY: dict[str, Any] = SIMULATED | {
+    "name": "longest",
+    "system": "kvquant",
+    "metric": "longest_prompt",
+    "claimed": [300000, 300000],
+    "axes": [{"key": "cache.codec.keys.bits", "of": "method", "values": [2, 16], "why": "left open"}],
+    "scenario": SIMULATED["scenario"] | {"model": "llama-2-7b", "cluster": {"gpu": "a100-80gb-sxm"}},
+    "method": {"cache": {"codec": {"keys": {"bits": 2}, "values": {"bits": 2}}}},
+}
+
+
+def test_a_claim_on_memory_is_inside_where_as_many_tokens_fit(tmp_path: Path) -> None:
+    """Of the room for KV at 16 bits: 8 times the tokens with both at 2, 16 / 9 with the values alone; one block is set aside."""
+    result = reproduce(ClaimFile.model_validate(CAPACITY), tmp_path)
+    both, values = result["points"]
+    assert both["baseline"] == values["baseline"] > 100_000
+    assert both["method"] / both["baseline"] == pytest.approx(8, rel=1e-3)
+    assert values["method"] / values["baseline"] == pytest.approx(16 / 9, rel=1e-3)
+    assert result["simulated"] == [values["method"], both["method"]] and result["unit"] == "tokens"
+    assert (result["verdict"], result["points_inside"], result["points_better"]) == ("inside", 1, 2)
+    limited = CAPACITY | {"scenario": CAPACITY["scenario"] | {"engine": {"max_model_len": 4096}}}
+    result = reproduce(ClaimFile.model_validate(limited), tmp_path)
+    assert result["simulated"] == [4096, 4096] and result["verdict"] == "not reproducible"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(100, 299_999), (100, 300_000)], "inside"),
+        ([(100, 299_999), (100, 100)], "not reproducible"),  # more at half of the points only
+        ([(100, 299_999), (100, 101), (100, 99)], "direction"),
+    ],
+)
+def test_the_verdict_of_a_capacity(pairs: list[tuple[float, float]], verdict: str) -> None:
+    assert judge_capacity(pairs, (300_000, 400_000))["verdict"] == verdict
 
 
 def test_two_replicas_halve_the_mean_wait_of_four_prompts(tmp_path: Path) -> None:
@@ -143,6 +180,7 @@ def test_bad_formulas(formula: str) -> None:
         ({"claimed": [0.5, 2]}, "mine.yaml: claimed: expected [least, most], both above 1 (better), found [0.5, 2.0]"),
         ({"ratio": "method/base"}, "mine.yaml.ratio: unknown value 'method/base'; did you mean 'method/baseline'?"),
         ({"scenario": None}, "mine.yaml: a claim needs one of 'scenario', 'kernels' and 'queries'"),
+        ({"scenario": None, "metric": "longest_prompt", "queries": {}}, "mine.yaml: metric longest_prompt is of a 'scenario'"),
         ({"solve_for": "x"}, "mine.yaml: solve_for: no axis is called 'x'"),
         ({"metric": "ttft"}, "mine.metric: no figure is called 'ttft'"),
         ({"method": {"method": "marconni"}}, "mine, method: --set method: no method is called 'marconni'; did you mean"),
