@@ -55,10 +55,6 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
             raise ScenarioError(
                 f"cache.reads.offload: manager '{name}' has other uses for tiers; set cache.manager to paged"
             )
-        if offload is not None and config.codec is not None:
-            raise ScenarioError(
-                "cache.reads.offload: what leaves HBM has 16 bits; leave cache.codec out, or set index.kind to copy"
-            )
     if config.tokens is None or "tokens" in manager.parts:
         return
     score, shares = config.tokens.tokens.score, "proportional tokens" in manager.parts

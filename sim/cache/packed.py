@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
-from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.paged import Paged
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.span import Span
 from kvsim.cache.parts.thinned import ThinnedKv
@@ -50,9 +50,8 @@ class Packed(Base):
 
     # ---- room
 
-    def fits(self, request: Request) -> bool:
-        tokens = request.kv_tokens  # of these all could be a prompt again
-        return blocks_for(tokens, self.block_tokens) + self._extra_blocks(tokens) <= self.capacity_blocks
+    def _beside(self, tokens: int) -> int:
+        return super()._beside(tokens) + self._extra_blocks(tokens)
 
     def admit(self, request: Request, plan: Plan) -> bool:
         extra = self._extra_blocks(request.prompt_tokens)

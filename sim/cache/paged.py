@@ -39,7 +39,12 @@ class Paged(CacheManager):
         return self.free_blocks
 
     def fits(self, request: Request) -> bool:
-        return blocks_for(request.kv_tokens, self.block_tokens) <= self.capacity_blocks
+        tokens = request.kv_tokens  # of these all could be a prompt again
+        return blocks_for(tokens, self.block_tokens) + self._beside(tokens) <= self.capacity_blocks
+
+    def _beside(self, tokens: int) -> int:
+        """Blocks that a request takes for something else than its tokens until its prompt of so many tokens is through."""
+        return 0
 
     def match(self, request: Request) -> Plan:
         return Plan(request.prompt_tokens, hits_by_tier=(0,) * (1 + len(self.config.tiers)))

@@ -93,15 +93,18 @@ class Offloading(Selective):
         return self.reads.freed_bytes(prompt) // self.block_bytes
 
     def fits(self, request: Request) -> bool:
-        tokens = request.kv_tokens  # of these all could be a prompt again
-        blocks = blocks_for(tokens, self.block_tokens) + self._fixed
-        return blocks <= self.capacity_blocks and self._stored(tokens) <= self._tier.capacity_bytes
+        return super().fits(request) and self._stored(request.kv_tokens) <= self._tier.capacity_bytes
+
+    def _beside(self, tokens: int) -> int:
+        return super()._beside(tokens) + self._fixed
+
+    def _room_beside(self, request: Request, plan: Plan) -> int:
+        return super()._room_beside(request, plan) - self._fixed
 
     def admit(self, request: Request, plan: Plan) -> bool:
         stored = self._stored(request.prompt_tokens)
-        room = self._room_beside(request, plan) >= self._fixed
         if (
-            not room
+            self._room_beside(request, plan) < 0
             or self.tier_bytes + stored > self._tier.capacity_bytes
             or not super().admit(request, plan)
         ):

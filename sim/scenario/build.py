@@ -21,6 +21,7 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.link import MeasuredLink
 from kvsim.scenario.pools import KvTransfer
+from kvsim.scenario.reads import Offload
 from kvsim.scenario.schema import Scenario, Tier
 
 
@@ -117,10 +118,12 @@ def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
     policy = None if scenario.cache.tokens is None else TokenPolicy(shape, scenario.cache.tokens)
     if policy is not None and policy.is_neutral:
         policy = None
-    return Parts(shape, packed, policy, _reads(scenario, model, policy))
+    return Parts(shape, packed, policy, _reads(scenario, model, policy, packed))
 
 
-def _reads(scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None) -> ReadSelector | None:
+def _reads(
+    scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None, packed: PackedKv | None
+) -> ReadSelector | None:
     keys, shape = scenario.cache.reads, kv_shape(scenario, model)
     if keys is None:
         return None
@@ -134,17 +137,9 @@ def _reads(scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None) -> 
         )
     if model.latent is not None:
         raise ScenarioError(f"cache.reads: it compares keys, and {model.name} caches latents; leave it out")
-    if keys.offload is not None:
-        linked = [
-            tier for tier in scenario.cache.tiers if tier.name == keys.offload.tier and tier.link is not None
-        ]
-        if linked:
-            raise ScenarioError(
-                f"cache.reads.offload.tier: steps fetch over the GPU's link to host memory, and '{keys.offload.tier}' has "
-                "another; leave its link out"
-            )
+    ratio = 1.0 if keys.offload is None else _check_offload(scenario, model, keys.offload, packed)
     if policy is None:
-        return ReadSelector(shape, keys)
+        return ReadSelector(shape, keys, codec=packed, ratio=ratio)
     if policy.tokens.heads is None:
         raise ScenarioError(
             "cache.reads: cache.tokens drops what it would choose from; leave one out, or set tokens.heads"
@@ -154,7 +149,48 @@ def _reads(scenario: Scenario, model: ModelSpec, policy: TokenPolicy | None) -> 
             "cache.reads.offload: cache.tokens frees the same memory; leave one of the two out"
         )
     whole = sum(each.slices for each in policy.classes if each.kind == "everything")
-    return ReadSelector(shape, keys, whole / shape.num_slices)
+    return ReadSelector(shape, keys, whole / shape.num_slices, packed)
+
+
+def _check_offload(scenario: Scenario, model: ModelSpec, offload: Offload, packed: PackedKv | None) -> float:
+    """Bytes in its tier for each byte that HBM holds.
+
+    Raises:
+        ScenarioError: steps cannot fetch from there, or not in this form.
+    """
+    where = "cache.reads.offload"
+    named = [tier for tier in scenario.cache.tiers if tier.name == offload.tier]
+    if any(tier.link is not None for tier in named):
+        raise ScenarioError(
+            f"{where}.tier: steps fetch over the GPU's link to host memory, and '{offload.tier}' has another; leave its "
+            "link out"
+        )
+    if packed is not None:
+        _check_rows(offload, packed)
+    ratio = named[0].stored_ratio if named else 1.0
+    return ratio * packed_ratio(scenario, model)
+
+
+def _check_rows(offload: Offload, packed: PackedKv) -> None:
+    """Raise ScenarioError unless rows of packed KV can be fetched, and what has 16 bits stays."""
+    where = "cache.reads.offload"
+    if not packed.is_bits:
+        raise ScenarioError(
+            f"{where}: of cache.codec it takes fewer bits of keys and values, of which rows can be fetched; leave out what "
+            "else the codec has, or offload"
+        )
+    if offload.key_rank is not None:
+        raise ScenarioError(f"{where}.key_rank: keys are rebuilt at 16 bits; leave it out, or cache.codec")
+    if offload.extent_tokens % packed.group_tokens:
+        raise ScenarioError(
+            f"{where}.extent_tokens: {packed.group_tokens} tokens share a scale and rows have {offload.extent_tokens}; "
+            f"set it to a multiple of {packed.group_tokens}"
+        )
+    if offload.resident < packed.wide_tokens:
+        raise ScenarioError(
+            f"{where}.resident: cache.codec holds {packed.wide_tokens} tokens at 16 bits, and {offload.resident} stay in "
+            f"HBM; set it to {packed.wide_tokens} or more"
+        )
 
 
 def _packed(scenario: Scenario, model: ModelSpec, codec: Codec) -> PackedKv | None:

@@ -76,6 +76,9 @@ class Offload(ReadsPart):
     """All KV heads of a layer read the same tokens, and their rows lie together."""
     fetch: Literal["in_turn", "beside_keys", "ahead"] = "in_turn"
     """Before attention; while keys are rebuilt; or during the step before, beside everything else."""
+    unpack: Literal["gpu", "host"] = "gpu"
+    """Where what the tier packs (``stored_ratio``, ``cache.codec`` with place: tiers) is unpacked: on arrival, or by the
+    host's cores before the link."""
     attention: Literal["gpu", "cpu"] = "gpu"
     """cpu: the host's cores attend to what is in the tier; only results are copied."""
 

@@ -75,10 +75,14 @@ def with_parts(manager: str) -> Callable[[CacheConfig], CacheManager]:
         share = 1.0
         if tokens is not None and tokens.tokens.heads is not None:
             share = tokens.classes[0].slices / SHAPE.num_slices
-        reads = None if read is None else ReadSelector(SHAPE, Reads.model_validate(read), share)
+        codec_or_none = None if codec.is_neutral else codec
+        reads = None
+        if read is not None:
+            reads = ReadSelector(
+                SHAPE, Reads.model_validate(read), share, codec_or_none, options.pop("ratio", 1.0)
+            )
         if reads is not None and reads.is_neutral(config.max_model_len):
             reads = None
-        codec_or_none = None if codec.is_neutral else codec
         config = replace(config, options=options, codec=codec_or_none, tokens=tokens, reads=reads)
         return load_manager(manager, config)
 
@@ -153,6 +157,11 @@ CLUSTERS = {
     "offload": {"tier": "ddr", "leaves": "values", "stored": "values"},
 }
 AT_HOST = {**CODES, "index": {"kind": "bounds", "tokens": 4, "place": "tier"}}
+ROWS = {
+    "index": {"kind": "vectors", "tokens": 4},
+    "budget": 8,
+    "offload": {"tier": "ddr", "resident": 7, "extent_tokens": 4, "hit_rate": 0.5},
+}
 READS = {
     "codes": CODES,
     "shadow": SHADOW,
@@ -215,6 +224,11 @@ FITS = {
     ),
     "bounds of heads": Fit(with_parts("paged"), Paged, {"reads": BOUNDS, "tokens": STREAMING}, {}),
     **{name: Fit(with_parts("paged"), Paged, {"reads": keys}, WHOLE_READ) for name, keys in READS.items()},
+    "rows packed": Fit(with_parts("paged"), Paged, {"reads": ROWS, "codec": PACKED}, {}),
+    "rows packed late": Fit(
+        with_parts("paged"), Paged, {"reads": ROWS, "codec": {**PACKED, "trigger": "prefill"}}, {}
+    ),
+    "codes unpacked": Fit(with_parts("paged"), Paged, {"reads": CODES, "ratio": 0.5}, {}),
     "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),
 }
 every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

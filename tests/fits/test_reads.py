@@ -13,12 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import LINK, cache_of, simulate, times, trace_of, with_parts
 from toys import toy_engine
 
+from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
 from kvsim.cost.work import Kernel, Ramp, column
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
 from kvsim.scenario.build import build_model, build_parts
+from kvsim.scenario.codec import Codec
 from kvsim.scenario.load import parse_scenario
 from kvsim.scenario.reads import Reads
 
@@ -98,10 +100,51 @@ def test_what_a_step_fetches() -> None:
     assert hits.select_work(batch_of(20), 1) == ()
 
 
+FETCHING: dict[str, Any] = {
+    "index": {"kind": "none"},
+    "budget": 8,
+    "offload": {"tier": "ddr", "extent_tokens": 4},
+}
+TWO_BITS = {"keys": {"bits": 2}, "values": {"bits": 4}}
+
+
+def test_rows_of_packed_kv_are_packed() -> None:
+    """16 tokens of two requests, K and V of 8 channels in 4 layers and 2 heads, four tokens a row."""
+    codec = PackedKv(SHAPE, Codec.model_validate(TWO_BITS))
+    assert codec.token_bytes == 4 * 2 * 8 * (2 + 4) // 8 == 48
+    packed = ReadSelector(SHAPE, Reads.model_validate(FETCHING), codec=codec)
+    (gather,) = packed.select_work(batch_of(3, 10, 20), 1)
+    assert gather.args == {"row_bytes": 2 * 8 * 4 * 48 // 256, "rows": 16 * 4 * 2 * 2 / 4}
+    assert packed.freed_bytes(20) == 12 * 48 and packed.tier_bytes(20) == 20 * 48
+    values = {**FETCHING["offload"], "leaves": "values", "stored": "values"}
+    half = ReadSelector(SHAPE, Reads.model_validate({**FETCHING, "offload": values}), codec=codec)
+    (gather,) = half.select_work(batch_of(3, 10, 20), 1)
+    assert gather.args == {"row_bytes": 2 * 8 * 4 * 4 // 16, "rows": 16 * 4 * 2 / 4}
+    assert half.freed_bytes(20) == 12 * 32  # of six bits four
+
+
+def test_what_the_tier_packs_is_unpacked_on_arrival_or_before_the_link() -> None:
+    def kernels(**keys: Any) -> dict[str, Kernel]:
+        reads = Reads.model_validate({**FETCHING, "offload": {**FETCHING["offload"], **keys}})
+        return by_name(ReadSelector(SHAPE, reads, ratio=0.25).select_work(batch_of(10, 20), 1))
+
+    here = kernels()
+    assert here["host_gather"].args == {"row_bytes": 16, "rows": 64}
+    assert here["unpack_kv"].args == {"num_bytes": 16 * 256 + 16 * 64}  # written, and read
+    assert (here["unpack_kv"].lane, here["unpack_kv"].group) == ("gpu", "main")
+    there = kernels(unpack="host", hit_rate=0.5)
+    assert there["host_gather"].args == {"row_bytes": 64, "rows": 32}
+    assert there["host_unpack"].args == {"num_bytes": 8 * 256 + 8 * 64}
+    assert (there["host_unpack"].lane, there["host_unpack"].group) == ("cpu", "fetch")  # beside the link
+    on_host = kernels(attention="cpu")
+    assert on_host["cpu_attention"].args["num_bytes"] == 16 * 256
+    assert on_host["host_unpack"].args == {"num_bytes": 16 * 256 + 16 * 64}
+
+
 def test_what_a_prompt_leaves_in_hbm() -> None:
     offload = {"tier": "ddr", "resident": 3, "buffer": 0.5}
     part = selector(index={"kind": "codes", "parts": 2}, budget=8, dense_layers=1, offload=offload)
-    assert part.leaving_bytes == 192  # three of four layers
+    assert part.offloaded is not None and part.offloaded.leaving_bytes == 192  # three of four layers
     assert part.freed_bytes(7) == part.tier_bytes(7) == 0  # as many as stay and fit the buffer
     assert part.freed_bytes(17) == 10 * 192
     assert part.tier_bytes(17) == 14 * 192
@@ -168,6 +211,38 @@ def test_steps_fetch_from_host_memory_alone() -> None:
     )
     with pytest.raises(ScenarioError, match=r"'disk' has another; leave its link out"):
         build_parts(scenario, build_model(scenario))
+
+
+@pytest.mark.parametrize(
+    ("codec", "offload", "says"),
+    [
+        ({"keys": {"rank": 64}}, {}, "takes fewer bits of keys and values"),
+        ({"input": {"bits": 4}}, {}, "takes fewer bits of keys and values"),
+        (
+            {"keys": {"bits": 2, "axis": "channel", "group": 16}},
+            {"extent_tokens": 8},
+            "16 tokens share a scale and rows have 8",
+        ),
+        ({"keys": {"bits": 4}, "sinks": 4}, {"resident": 3}, "holds 4 tokens at 16 bits, and 3 stay"),
+        ({"keys": {"bits": 4}}, {"stored": "values", "key_rank": 8}, "keys are rebuilt at 16 bits"),
+    ],
+)
+def test_packed_kv_that_no_row_can_be_fetched_of_is_refused(
+    codec: dict[str, Any], offload: dict[str, Any], says: str
+) -> None:
+    reads = {"index": {"kind": "none"}, "budget": 8, "offload": {"tier": "ddr", **offload}}
+    cache = {
+        "manager": "paged",
+        "codec": codec,
+        "reads": reads,
+        "tiers": [{"name": "ddr", "capacity": "1 GB"}],
+    }
+    scenario = parse_scenario(
+        {"workload": {"sources": [{"name": "any", "generator": "chat"}]}, "cache": cache}
+    )
+    with pytest.raises(ScenarioError, match=says) as error:
+        build_parts(scenario, build_model(scenario))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

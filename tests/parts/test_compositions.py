@@ -48,6 +48,17 @@ def test_chunks_of_another_card_are_packed() -> None:
     assert ratio == pytest.approx(3 / 16, rel=0.15)
 
 
+def test_what_leaves_hbm_is_packed() -> None:
+    plain, packed = run("method=sentencekv"), run("method=sentencekv", f"cache.codec={EIGHT}")
+    written = [tier(summary, "ddr")["written_bytes"] for summary in (plain, packed)]
+    assert written[0] == pytest.approx(2 * written[1], rel=0.1) and written[1]
+    kernels = {entry["kernel"] for entry in packed["time_by_kernel"]}
+    assert {"dequantise_attention", "host_gather"} <= kernels
+    on_the_way = run("method=sentencekv", f"cache.codec={{place: tiers, {EIGHT[1:]}")
+    assert tier(on_the_way, "ddr")["written_bytes"] == pytest.approx(written[1], rel=0.1)
+    assert "unpack_kv" in {entry["kernel"] for entry in on_the_way["time_by_kernel"]}
+
+
 def test_evicted_tokens_and_few_bits() -> None:
     both = run("method=snapkv", f"cache.codec={EIGHT}")
     kernels = {entry["kernel"] for entry in both["time_by_kernel"]}

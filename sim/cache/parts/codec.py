@@ -87,6 +87,20 @@ class PackedKv:
         """Packed bytes for each byte at 16 bits."""
         return self.token_bytes / self.shape.bytes_per_token
 
+    @cached_property
+    def values_share(self) -> float:
+        """Of a packed token's bytes those of its values."""
+        keys, values = self._token_bits(self.codec.keys), self._token_bits(self.codec.values)
+        return values / (keys + values)
+
+    @property
+    def is_bits(self) -> bool:
+        """Keys and values lie apart, each token's on its own or in groups, in fewer bits: so rows of them can be fetched."""
+        codec = self.codec
+        others = codec.input is not None or codec.merge_layers is not None or codec.entropy < 1
+        forms = [t.rank or t.channels or t.sparse or t.error_rank for t in (codec.keys, codec.values)]
+        return not (others or any(forms))
+
     @property
     def group_tokens(self) -> int:
         """Tokens that are packed together; 1 where each can be on its own."""

@@ -10,6 +10,8 @@ from functools import cached_property
 from math import ceil
 from typing import Any
 
+from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.offload import Offloaded
 from kvsim.cache.parts.span import KvShape, Span, mean_context
 from kvsim.contexts import Ints
 from kvsim.cost.work import Column, Kernel, Ramp
@@ -17,8 +19,6 @@ from kvsim.entities import Batch, Request
 from kvsim.scenario.reads import Reads
 
 META_BITS = 32  # scale and zero of a group
-SVD_FLOPS = 6  # of a randomised SVD, for each element and rank
-LONGEST_ROW = 16384  # bytes; longer rows are fetched as several
 PAGE = 16  # tokens of a page as its scoring was measured; its cost does not depend on them
 
 
@@ -31,6 +31,19 @@ class ReadSelector:
 
     share: float = 1.0
     """Of the layers and heads that hold all tokens: in the others there is nothing to choose from."""
+    codec: PackedKv | None = None
+    """How HBM holds what is read."""
+    ratio: float = 1.0
+    """Bytes in the tier, and on the link from it, for each byte as HBM holds it."""
+
+    @cached_property
+    def offloaded(self) -> Offloaded | None:
+        """What lies below HBM."""
+        keys = self.reads.offload
+        if keys is None:
+            return None
+        sizes = self._selecting, self._layer_share, self.reads.budget
+        return Offloaded(self.shape, keys, *sizes, self.codec, self.ratio)
 
     def is_neutral(self, longest: int) -> bool:
         """No request of at most ``longest`` tokens reads less than everything."""
@@ -69,59 +82,32 @@ class ReadSelector:
     def block_bytes(self, block_tokens: int) -> int:
         """That a block of the KV has beside it: its part of the index, and of the keys' low-rank form."""
         per_entry = -(-block_tokens * self.entry_bytes // self.reads.index.entry_tokens)
-        return per_entry * self._in_hbm + block_tokens * self._latent_bytes
+        latent = 0 if self.offloaded is None else block_tokens * self.offloaded.latent_bytes
+        return per_entry * self._in_hbm + latent
 
-    @cached_property
-    def _latent_bytes(self) -> int:
-        """Of a token's keys in their low-rank form."""
-        offload = self.reads.offload
-        if offload is None or offload.key_rank is None:
-            return 0
-        return ceil(2 * self._selecting * offload.key_rank * self.shape.copies)
-
-    @cached_property
+    @property
     def request_bytes(self) -> int:
-        """Of a request whatever its length: the other factor of its keys."""
-        offload = self.reads.offload
-        if offload is None or offload.key_rank is None:
-            return 0
-        return ceil(2 * self._selecting * offload.key_rank * self.shape.width * self.shape.copies)
+        """Of a request whatever its length."""
+        return 0 if self.offloaded is None else self.offloaded.request_bytes
 
     @cached_property
     def _layer_share(self) -> float:
         """Of all layers and heads: those that choose."""
         return self.share * self._selecting / self.shape.num_layers
 
-    @cached_property
-    def leaving_bytes(self) -> int:
-        """Of a token, that leave HBM."""
-        offload = self.reads.offload
-        if offload is None:
-            return 0
-        return round(self.shape.bytes_per_token * self._layer_share * (1 if offload.leaves == "kv" else 0.5))
-
     def freed_bytes(self, prompt: int) -> int:
-        """HBM that a prompt of ``prompt`` tokens gives back when it is through, room for fetched tokens taken off."""
-        offload = self.reads.offload
-        if offload is None:
-            return 0
-        room = offload.resident + ceil(self.reads.budget * offload.buffer)
-        return max(0, prompt - room) * self.leaving_bytes
+        """HBM that a prompt of ``prompt`` tokens gives back when it is through."""
+        return 0 if self.offloaded is None else self.offloaded.freed_bytes(prompt)
 
     def tier_bytes(self, prompt: int) -> int:
-        """What a prompt has in the tier; nothing if it would free nothing."""
-        offload = self.reads.offload
-        if offload is None or not self.freed_bytes(prompt):
+        """What a prompt has in the tier, ``ratio`` left out; nothing if it would free nothing."""
+        if self.offloaded is None or not self.freed_bytes(prompt):
             return 0
-        both = 1 if offload.stored == "kv" else 0.5
-        moved = max(0, prompt - offload.resident) * round(
-            self.shape.bytes_per_token * self._layer_share * both
-        )
-        return moved + (0 if self._in_hbm else self.index_bytes(prompt))
+        return self.offloaded.moved_bytes(prompt) + (0 if self._in_hbm else self.index_bytes(prompt))
 
     def held_bytes(self, tokens: int, prompt: int) -> int:
         """Beside (or, negative, less than) the KV of ``tokens`` tokens, of them a prompt of ``prompt``."""
-        latent = tokens * self._latent_bytes
+        latent = 0 if self.offloaded is None else tokens * self.offloaded.latent_bytes
         index = self.index_bytes(tokens) if self._in_hbm else 0
         return index + latent + self.request_bytes - self.freed_bytes(prompt)
 
@@ -155,12 +141,8 @@ class ReadSelector:
         if prompt and index.rounds:
             entries = max(1, prompt // index.entry_tokens)
             found.append(self._clustering(prompt, entries, index.rounds * share))
-        offload = self.reads.offload
-        if prompt and offload is not None and offload.key_rank is not None:
-            flops = SVD_FLOPS * prompt * shape.width * offload.key_rank * self._selecting
-            found.append(
-                Kernel("joint_svd", {"num_bytes": prompt * shape.bytes_per_token // 2, "flops": flops})
-            )
+        if prompt and self.offloaded is not None:
+            found += self.offloaded.prompt_work(prompt)
         return tuple(found)
 
     def _clustering(self, tokens: int, clusters: int, calls: float) -> Kernel:
@@ -208,8 +190,8 @@ class ReadSelector:
         if reads.gathered:
             moved = beyond * (reads.budget * 2 * self._selecting * shape.num_kv_heads)
             found.append(Kernel("gather_kv", {"row_bytes": 2 * shape.head_dim, "rows": moved}))
-        if reads.offload is not None:
-            found += self._fetch(batch.total(self.tier_tokens), num)
+        if self.offloaded is not None:
+            found += self.offloaded.fetch(batch.total(self.tier_tokens), num)
         return tuple(found)
 
     def tier_tokens(self, request: Request) -> int:
@@ -251,40 +233,6 @@ class ReadSelector:
         num_bytes = entries * (num * channels * shape.num_kv_heads * shape.num_layers * index.bits // 8)
         sizes = {"rank": channels, **sizes, "entries": entries, "num_bytes": num_bytes}
         return Kernel(f"token_scores[{form}]", sizes, calls=often)
-
-    def _fetch(self, chosen: int, num: int) -> list[Kernel]:
-        """What the step needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
-        offload, shape = self.reads.offload, self.shape
-        assert offload is not None
-        if offload.attention == "cpu":
-            sizes = {"batch": num, "context": chosen // num}
-            sizes["num_bytes"] = chosen * (self._selecting * shape.width * self._tensors * 2)
-            calls = self._layer_share * self._tensors / 2
-            return [Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)]
-        found = []
-        group = {"in_turn": "fetch", "beside_keys": "fetch", "ahead": "main"}[offload.fetch]
-        if offload.key_rank is not None:
-            factors = 2 * shape.num_layers * offload.key_rank
-            sizes = {"rank": offload.key_rank, "tokens": chosen}
-            sizes |= {"num_bytes": chosen * factors, "flops": chosen * (factors * shape.width)}
-            found.append(Kernel("low_rank_reconstruct", sizes, group="fetch", calls=self._layer_share))
-        row = (
-            2 * shape.head_dim * offload.extent_tokens * (shape.num_kv_heads if offload.heads_together else 1)
-        )
-        pieces = -(-row // LONGEST_ROW)
-        rows = self._selecting * shape.width * self._tensors * 2 / row * (1 - offload.hit_rate) * pieces
-        if offload.hit_rate < 1:
-            num_rows = ceil(chosen * rows - 1e-9)
-            found.append(
-                Kernel("host_gather", {"row_bytes": row // pieces, "rows": num_rows}, group=group, lane="h2d")
-            )
-        return found
-
-    @property
-    def _tensors(self) -> int:
-        """Keys and values, or values alone."""
-        assert self.reads.offload is not None
-        return 2 if self.reads.offload.stored == "kv" else 1
 
 
 def _flag(count: int | Ints) -> Any:

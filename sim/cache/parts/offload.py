@@ -1,0 +1,154 @@
+"""What of a prompt lies below HBM, and what steps bring back of it (``cache.reads.offload``).
+
+Rows of a tier have the form in which HBM holds the KV (``codec``), and beyond that ``ratio`` bytes for each byte; what is packed
+on the way is unpacked where it arrives, or by the host's cores before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import TYPE_CHECKING
+
+from kvsim.cache.parts.span import KvShape
+from kvsim.cost.work import Kernel
+from kvsim.scenario.reads import Offload
+
+if TYPE_CHECKING:
+    from kvsim.cache.parts.codec import PackedKv
+
+SVD_FLOPS = 6  # of a randomised SVD, for each element and rank
+LONGEST_ROW = 16384  # bytes; longer rows are fetched as several
+
+
+@dataclass(frozen=True)
+class Offloaded:
+    """Bytes are of all layers, heads and GPUs of a replica.
+
+    ``num_layers`` layers choose what they read, which is ``share`` of all layers and heads; a step reads ``budget`` tokens.
+    """
+
+    shape: KvShape
+    keys: Offload
+    num_layers: int
+    share: float
+    budget: int
+    codec: PackedKv | None = None
+    ratio: float = 1.0
+
+    # ---- bytes
+
+    @cached_property
+    def latent_bytes(self) -> int:
+        """Of a token's keys in their low-rank form."""
+        if self.keys.key_rank is None:
+            return 0
+        return ceil(2 * self.num_layers * self.keys.key_rank * self.shape.copies)
+
+    @cached_property
+    def request_bytes(self) -> int:
+        """Of a request whatever its length: the other factor of its keys."""
+        if self.keys.key_rank is None:
+            return 0
+        return ceil(2 * self.num_layers * self.keys.key_rank * self.shape.width * self.shape.copies)
+
+    def _token_bytes(self, what: str) -> int:
+        """Of a token in the layers that choose: ``kv`` or ``values``."""
+        plain = self.shape.bytes_per_token if self.codec is None else self.codec.token_bytes
+        values = 0.5 if self.codec is None else self.codec.values_share
+        return round(plain * self.share * (1 if what == "kv" else values))
+
+    @cached_property
+    def leaving_bytes(self) -> int:
+        """Of a token, that leave HBM."""
+        return self._token_bytes(self.keys.leaves)
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Of a token, that come to the tier, ``ratio`` left out."""
+        return self._token_bytes(self.keys.stored)
+
+    def freed_bytes(self, prompt: int) -> int:
+        """HBM that a prompt of ``prompt`` tokens gives back when it is through, room for fetched tokens taken off."""
+        room = self.keys.resident + ceil(self.budget * self.keys.buffer)
+        return max(0, prompt - room) * self.leaving_bytes
+
+    def moved_bytes(self, prompt: int) -> int:
+        """What of a prompt's KV lies in the tier; nothing if it would free nothing."""
+        if not self.freed_bytes(prompt):
+            return 0
+        return max(0, prompt - self.keys.resident) * self.stored_bytes
+
+    # ---- kernels
+
+    def prompt_work(self, prompt: int) -> tuple[Kernel, ...]:
+        """Look. What is done to a prompt when it is through."""
+        rank, shape = self.keys.key_rank, self.shape
+        if rank is None:
+            return ()
+        flops = SVD_FLOPS * prompt * shape.width * rank * self.num_layers
+        return (Kernel("joint_svd", {"num_bytes": prompt * shape.bytes_per_token // 2, "flops": flops}),)
+
+    def fetch(self, chosen: int, num: int) -> list[Kernel]:
+        """Look. What a step of ``num`` requests needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
+        keys, shape = self.keys, self.shape
+        if keys.attention == "cpu":
+            return self._on_the_host(chosen, num)
+        found = []
+        group = {"in_turn": "fetch", "beside_keys": "fetch", "ahead": "main"}[keys.fetch]
+        if keys.key_rank is not None:
+            factors = 2 * shape.num_layers * keys.key_rank
+            sizes = {"rank": keys.key_rank, "tokens": chosen}
+            sizes |= {"num_bytes": chosen * factors, "flops": chosen * (factors * shape.width)}
+            found.append(Kernel("low_rank_reconstruct", sizes, group="fetch", calls=self.share))
+        if keys.hit_rate == 1:
+            return found
+        on_host = keys.unpack == "host"
+        found.append(self._gather(chosen, group, 1.0 if on_host else self.ratio))
+        if self.ratio < 1:
+            fetched = ceil(chosen * (1 - keys.hit_rate) - 1e-9) * self.stored_bytes
+            num_bytes = fetched + round(fetched * self.ratio)  # written, and read
+            if on_host:
+                found.append(Kernel("host_unpack", {"num_bytes": num_bytes}, group=group, lane="cpu"))
+            else:
+                found.append(Kernel("unpack_kv", {"num_bytes": num_bytes}))
+        return found
+
+    def _gather(self, chosen: int, group: str, ratio: float) -> Kernel:
+        """Rows over the link, of ``ratio`` bytes for each byte in HBM's form."""
+        keys, shape = self.keys, self.shape
+        heads = shape.num_kv_heads if keys.heads_together else 1
+        plain = 2 * shape.head_dim * keys.extent_tokens * heads
+        row = plain * ratio * self._form
+        pieces = ceil(row / LONGEST_ROW)
+        rows = self.num_layers * shape.width * self._tensors * 2 / plain * (1 - keys.hit_rate) * pieces
+        sizes = {"row_bytes": max(1, round(row / pieces)), "rows": ceil(chosen * rows - 1e-9)}
+        return Kernel("host_gather", sizes, group=group, lane="h2d")
+
+    def _on_the_host(self, chosen: int, num: int) -> list[Kernel]:
+        """The host's cores attend to what lies there, at 16 bits."""
+        shape = self.shape
+        sizes = {"batch": num, "context": chosen // num}
+        plain = chosen * (self.num_layers * shape.width * self._tensors * 2)
+        sizes["num_bytes"] = plain
+        calls = self.share * self._tensors / 2
+        found = [Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)]
+        if self.ratio * self._form < 1:
+            num_bytes = plain + round(plain * self.ratio * self._form)
+            found.append(Kernel("host_unpack", {"num_bytes": num_bytes}, lane="cpu", group="host"))
+        return found
+
+    @property
+    def _tensors(self) -> int:
+        """Keys and values, or values alone."""
+        return 2 if self.keys.stored == "kv" else 1
+
+    @cached_property
+    def _form(self) -> float:
+        """Bytes of a row as HBM holds it, for each byte at 16 bits."""
+        if self.codec is None:
+            return 1.0
+        if self.keys.stored == "kv":
+            return self.codec.ratio
+        return 2 * self.codec.ratio * self.codec.values_share
