@@ -162,6 +162,60 @@ class Pages:
         return cycle[:steps] if steps <= self._size else (cycle * (steps // self._size + 1))[:steps]
 
 
+class Share:
+    """A share of what the requests read, or hold: ``part`` of every ``whole`` tokens, rounded up, less ``less(request)``."""
+
+    __slots__ = ("_batch", "_less", "_num", "_part", "_phase", "_sums", "_whole", "_wholes")
+
+    def __init__(self, batch: Batch, part: int, whole: int, less: Callable[[Request], int] | int) -> None:
+        """``less``: of ``whole`` parts of a token, the same as long as the request decodes."""
+        self._batch, self._part, self._whole, self._less = batch, part, whole, less
+        self._phase = np.zeros(whole, dtype=np.int64)  # requests by what is left of their share at round 0
+        self._sums: Ints | None = None  # of these, up to each
+        self._wholes = 0  # sum over requests of their share at round 0, rounded down
+        self._num = 0
+        for request in batch.requests:
+            self.add(request)
+
+    def add(self, request: Request) -> None:
+        """``request`` decodes from the next step on."""
+        self._count(request, 1)
+
+    def remove(self, request: Request) -> None:
+        """``request`` has left."""
+        self._count(request, -1)
+
+    def _count(self, request: Request, num: int) -> None:
+        less = self._less if isinstance(self._less, int) else self._less(request)
+        wholes, rest = divmod(self._part * request.base - less, self._whole)
+        self._wholes += num * wholes
+        self._phase[rest] += num
+        self._num += num
+        self._sums = None
+
+    def _at(self, at_round: Any) -> Any:
+        """The sum when so many rounds (an int, or an array) have passed."""
+        if self._sums is None:
+            self._sums = np.cumsum(self._phase)
+        wholes, rest = divmod(self._part * at_round, self._whole)
+        last = self._whole - 1
+        beyond = self._num - self._sums[np.minimum(self._whole - rest, last)]  # that have one more
+        return self._wholes + self._num * (wholes + 1) + beyond - (rest == 0) * self._phase[0]
+
+    def sum_read(self, steps: int) -> int | Ints:
+        """Sum over requests of the share of the tokens read."""
+        first = self._batch.round + 1
+        if steps == 1:
+            return int(self._at(first))
+        found: Ints = self._at(np.arange(first, first + steps))
+        return found
+
+    def grown(self, steps: int) -> int:
+        """By how much the sum over what the requests hold grows in ``steps`` steps."""
+        at = self._batch.round
+        return int(self._at(at + steps) - self._at(at))
+
+
 class Total:
     """Sum of a number that each request has, and keeps while it decodes."""
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvsim.contexts import NEVER as NEVER  # for those who import it from here
-from kvsim.contexts import Capped, Grown, Pages, Total, blocks_begun
+from kvsim.contexts import Capped, Grown, Pages, Share, Total, blocks_begun
 
 
 @dataclass(slots=True, eq=False)
@@ -92,8 +92,8 @@ class Batch:
     """
 
     __slots__ = (
-        "_array", "_capped", "_finish", "_grown", "_pages", "_phase", "_sums", "_totals", "block_tokens", "next_finish",
-        "requests", "round", "sum_base",
+        "_array", "_capped", "_finish", "_grown", "_pages", "_phase", "_shares", "_sums", "_totals", "block_tokens",
+        "next_finish", "requests", "round", "sum_base",
     )  # fmt: skip
 
     def __init__(self, block_tokens: int) -> None:
@@ -111,6 +111,7 @@ class Batch:
         self._pages: dict[int, Pages] = {}
         self._totals: dict[Callable[[Request], int], Total] = {}
         self._grown: dict[Callable[[Request], Sequence[tuple[int, int]]], Grown] = {}
+        self._shares: dict[tuple[int, int, Callable[[Request], int] | int], Share] = {}
         self._sums: list[Watcher] = []  # all of these, and others who keep count
 
     def __len__(self) -> int:
@@ -198,6 +199,14 @@ class Batch:
         found = self._pages.get(size)
         if found is None:
             found = self._pages[size] = Pages(self, size)
+            self._sums.append(found)
+        return found
+
+    def share(self, part: int, whole: int, less: Callable[[Request], int] | int = 0) -> Share:
+        """Sums over the requests of ``part`` of every ``whole`` of their tokens; see :class:`Share`."""
+        found = self._shares.get((part, whole, less))
+        if found is None:
+            found = self._shares[part, whole, less] = Share(self, part, whole, less)
             self._sums.append(found)
         return found
 

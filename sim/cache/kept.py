@@ -13,8 +13,8 @@ from math import ceil
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.parts.slices import SliceClass
 from kvsim.cache.parts.span import Span, mean_context, plain_read
-from kvsim.cache.parts.tokens import SliceClass
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -25,6 +25,7 @@ class Held:
 
     prompt: int = -1
     excess: int = 0
+    ratio: float | None = None  # of its prompt that stays, where requests differ
 
 
 class KeptTokens(Paged):
@@ -52,14 +53,27 @@ class KeptTokens(Paged):
             - config.reserved_blocks * self.pages_per_block
         )
         classes = self.policy.classes
-        self._slacks = [(each.slices, self._slack(each)) for each in classes]
+        self._slacks = [(each.slices, self._slack(each), each.kind == "capped") for each in classes]
         self._capped = [  # slices, and the most that each of them holds
             (each.slices, self.policy.cap(each) + self._slack(each))
             for each in classes
             if each.kind == "capped"
         ]
         self._grows = any(each.kind in ("everything", "append") for each in classes)
-        self._peaks: dict[int, int] = {}  # pages of prompts that are thinned as they come, by computed tokens
+        growing = self.policy.growing
+        if growing and not self._apart:  # all hold the same, or the table is that of who holds most
+            growing = [max(growing, key=lambda each: each.part / each.whole)]
+        self._shares = [  # slices, and of what share of the context they fill a page
+            (
+                each.slices if self._apart else 1,
+                each.part,
+                each.whole * self.block_tokens,
+                -self._slack(each) * each.whole,
+            )
+            for each in growing
+        ]
+        # pages of prompts that are thinned as they come, by computed tokens
+        self._peaks: dict[tuple[int, float | None], int] = {}
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
         self._fixed = -(-fixed * self.pages_per_block // self.block_bytes)
         self._wide = 1.0  # pages of a prompt that is packed at its end, for each page of packed KV
@@ -75,19 +89,22 @@ class KeptTokens(Paged):
         size = self.block_tokens
         return sum(count * blocks_for(held, size) for count, held in zip(counts, tokens, strict=True))
 
-    def _prefilling(self, computed: int) -> int:
+    def _prefilling(self, computed: int, ratio: float | None) -> int:
         """Pages of a prompt of which ``computed`` tokens are computed."""
         if not self._frees or self.policy.tokens.schedule == "prefill":
             whole = self.pages_per_block * blocks_for(computed, self.block_tokens)
-            return whole if self._wide == 1 else ceil(self._wide * whole)
-        found = self._peaks.get(computed)
+            whole = whole if self._wide == 1 else ceil(self._wide * whole)
+            if not (self._shares and computed):
+                return whole
+            return max(whole, self._held(computed, computed, ratio))
+        found = self._peaks.get((computed, ratio))
         if found is None:
-            found = self._peaks[computed] = self._thinned(computed)
+            found = self._peaks[computed, ratio] = self._thinned(computed, ratio)
         return found
 
-    def _thinned(self, computed: int) -> int:
+    def _thinned(self, computed: int, ratio: float | None) -> int:
         policy = self.policy
-        tokens = policy.prefilling(computed)
+        tokens = policy.prefilling(computed, ratio)
         if policy.tokens.schedule == "layer" and not self._apart:
             *kept, whole = tokens  # of all layers, and of the one that is computed
             pages = blocks_for(max(kept), self.block_tokens)
@@ -95,14 +112,18 @@ class KeptTokens(Paged):
             return pages + ceil(self._wide * one_layer)
         return ceil(self._wide * self._pages(policy.prefill_counts, tokens))
 
-    def _held(self, prompt: int, context: int) -> int:
+    def _held(self, prompt: int, context: int, ratio: float | None) -> int:
         """Pages of a request after its prompt."""
         if not self._frees:
             return blocks_for(context, self.block_tokens)
         size, apart = self.block_tokens, self._apart
         pages = 0
-        for (slices, slack), tokens in zip(self._slacks, self.policy.held(prompt, context), strict=True):
-            held = -(-min(context, tokens + slack) // size)
+        of_class = self.policy.held(prompt, context, ratio)
+        for (slices, slack, capped), tokens in zip(self._slacks, of_class, strict=True):
+            held = tokens + slack
+            if capped and held > context:
+                held = context
+            held = -(-held // size)
             if apart:
                 pages += slices * held
             elif held > pages:
@@ -112,29 +133,32 @@ class KeptTokens(Paged):
     def _slack(self, each: SliceClass) -> int:
         """Tokens that wait for an eviction of several at once."""
         every = self.policy.tokens.every
-        return every if every > 1 and each.kind == "capped" else 0
+        return every if every > 1 and each.kind in ("capped", "share") else 0
 
     def fits(self, request: Request) -> bool:
         tokens = request.kv_tokens  # of these all could be a prompt again
-        most = max(self._prefilling(tokens), self._held(request.prompt_tokens, tokens))
+        ratio = self.policy.ratio_of(request)
+        most = max(self._prefilling(tokens, ratio), self._held(request.prompt_tokens, tokens, ratio))
         return self._fixed + most <= self.capacity_blocks
 
     def admit(self, request: Request, plan: Plan) -> bool:
-        if self._fixed + self._prefilling(request.prompt_tokens) > self.num_free_blocks:
+        ratio = self.policy.ratio_of(request)
+        if self._fixed + self._prefilling(request.prompt_tokens, ratio) > self.num_free_blocks:
             return False
         self._take(self._fixed)
-        request.kv = Held()
+        request.kv = Held(ratio=ratio)
         return True
 
     def grow(self, request: Request, tokens: int) -> bool:
-        before = request.cached + request.computed
+        before, ratio = request.cached + request.computed, request.kv.ratio
         after = before + tokens
-        need = self._prefilling(after) - self._prefilling(before)
+        most = self._prefilling(after, ratio)
+        need = most - self._prefilling(before, ratio)
         if need > self.num_free_blocks:
             return False
         self._take(need)
         if request.computed + tokens == request.to_compute:
-            request.kv = Held(after, self._prefilling(after) - self._held(after, after))
+            request.kv = Held(after, most - self._held(after, after, ratio), ratio)
         return True
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
@@ -144,7 +168,10 @@ class KeptTokens(Paged):
 
     def preempt(self, request: Request, context: int) -> None:
         held: Held = request.kv
-        pages = self._prefilling(context) if held.prompt < 0 else self._held(held.prompt, context)
+        if held.prompt < 0:
+            pages = self._prefilling(context, held.ratio)
+        else:
+            pages = self._held(held.prompt, context, held.ratio)
         self._give(pages + held.excess + self._fixed)
         request.kv = None
 
@@ -155,9 +182,10 @@ class KeptTokens(Paged):
     def _missing(self, request: Request) -> Sequence[tuple[int, int]]:
         """(slices, tokens of the context that they do not hold), of slices that hold all that is generated."""
         prompt, policy = request.to_compute, self.policy
+        of_class = policy.kept(prompt, policy.ratio_of(request))
         found = [
             (slices, prompt - kept)
-            for (slices, kind), kept in zip(policy.kinds, policy.kept(prompt), strict=True)
+            for (slices, kind), kept in zip(policy.kinds, of_class, strict=True)
             if kind in ("everything", "append")
         ]
         if self._apart or not found:
@@ -169,11 +197,14 @@ class KeptTokens(Paged):
             return super().new_blocks(batch, steps)
         begun = batch.grown(self._missing).new_blocks(steps) if self._grows else 0
         if not self._apart:
-            if self._grows or not self._capped:
+            if self._grows or not (self._capped or self._shares):
                 return begun
-            return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
+            if self._capped:
+                return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
         for slices, most in self._capped:
             begun += slices * batch.capped(most).new_blocks(steps)
+        for slices, part, whole, less in self._shares:
+            begun += slices * batch.share(part, whole, less).grown(steps)
         return begun
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
@@ -192,10 +223,10 @@ class KeptTokens(Paged):
     # ---- work
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
-        past = request.cached + start
-        kernels = self.policy.prefill_attention(past, tokens)
+        past, ratio = request.cached + start, request.kv.ratio
+        kernels = self.policy.prefill_attention(past, tokens, ratio)
         prompt, through = request.cached + request.to_compute, start + tokens == request.to_compute
-        kernels += self.policy.prompt_work(past, tokens, prompt)
+        kernels += self.policy.prompt_work(past, tokens, prompt, ratio)
         if self.reads is not None:
             kernels += self.reads.write_work(tokens, prompt if through else 0)
         if self.codec is None:

@@ -115,7 +115,9 @@ def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
     shape, codec = kv_shape(scenario, model), scenario.cache.codec
     in_hbm = codec is not None and codec.place == "hbm"
     packed = _packed(scenario, model, codec) if codec is not None and in_hbm else None
-    policy = None if scenario.cache.tokens is None else TokenPolicy(shape, scenario.cache.tokens)
+    policy = (
+        None if scenario.cache.tokens is None else TokenPolicy(shape, scenario.cache.tokens, scenario.seed)
+    )
     if policy is not None and policy.is_neutral:
         policy = None
     return Parts(shape, packed, policy, _reads(scenario, model, policy, packed))

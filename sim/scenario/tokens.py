@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,19 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class TokensPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class LayerGroup(TokensPart):
-    """Some of the layers, and their part of the budget."""
-
-    layers: Annotated[float, Field(gt=0, le=1)]
-    """Share of the layers, rounded to whole ones; the last group has the rest."""
-    factor: Annotated[float, Field(ge=0)]
-    """Times the mean budget, before the factors are scaled so that the mean holds."""
 
 
 class Heads(TokensPart):
@@ -47,19 +41,24 @@ class Tokens(TokensPart):
     """Queries of score window; they are kept."""
     budget: Positive | None = None
     """Tokens that stay, as a mean over layers."""
-    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Tokens that stay, of the prompt; rounded up."""
+    ratio: Ratio | None = None
+    """Tokens that stay, of the prompt (generated: share: of the whole context, in thousandths); rounded up."""
+    ratios: Annotated[tuple[Ratio, ...], Field(strict=False)] = ()
+    """In place of ``ratio``, where it depends on the prompt: quantiles at equal distances, from the least to the most.
+    Each request draws its own, by its number and the scenario's seed."""
     schedule: Literal["chunk", "layer", "prefill"] = "prefill"
     """When prompt tokens go: after every ``block`` of them, when a layer has been prefilled, or all at the end."""
     block: Positive = 512
-    generated: Literal["append", "evict"] = "append"
-    """What is generated is kept, or takes the room of others."""
+    generated: Literal["append", "evict", "share"] = "append"
+    """What is generated is kept, or takes the room of others: one out for one in, or so that ``ratio`` of the growing
+    context stays."""
     every: Positive = 1
-    """Tokens are evicted so many at a time (generated: evict)."""
+    """Tokens are evicted so many at a time (generated: evict or share)."""
     pyramid: Annotated[float, Field(ge=1)] | None = None
     """Budgets fall from the first layer to the last, which has the mean over so much (and the window)."""
-    groups: Annotated[tuple[LayerGroup, ...], Field(strict=False)] = ()
-    """Budgets by groups of layers, from the first one on."""
+    layer_shares: Annotated[tuple[NotNegative, ...], Field(strict=False)] = ()
+    """Budgets of layers to each other, first layer first. A list that is shorter or longer than the model is stretched:
+    [3, 1] gives the first half of the layers three times what the others have."""
     whole_layers: Count = 0
     """First layers that keep everything, beside the budget."""
     heads: Heads | None = None
@@ -78,20 +77,38 @@ class Tokens(TokensPart):
         """What stays depends on the query, so it is of no use to another."""
         return self.score in ("window", "accumulated")
 
+    @property
+    def mean_ratio(self) -> float:
+        """``ratio``, or the mean of ``ratios``; 0 where neither is given."""
+        if not self.ratios:
+            return self.ratio or 0.0
+        between = [(low + high) / 2 for low, high in pairwise(self.ratios)]
+        return sum(between) / len(between)
+
     @model_validator(mode="after")
     def _one_budget(self) -> Tokens:
-        given = [self.budget is not None, self.ratio is not None, self.heads is not None]
+        given = [self.budget is not None, self.ratio is not None, self.heads is not None, bool(self.ratios)]
         if sum(given) != 1:
-            raise ValueError("give one of budget, ratio and heads: how many tokens stay")
-        splits = [self.pyramid is not None, bool(self.groups), self.heads is not None]
+            raise ValueError("give one of budget, ratio, ratios and heads: how many tokens stay")
+        if self.ratios and (len(self.ratios) < 2 or list(self.ratios) != sorted(self.ratios)):
+            raise ValueError(
+                "ratios: quantiles do not fall, and there are two at least, the least and the most"
+            )
+        splits = [self.pyramid is not None, bool(self.layer_shares), self.heads is not None]
         if sum(splits) > 1:
-            raise ValueError("pyramid, groups and heads each split the budget; give one of the three")
+            raise ValueError("pyramid, layer_shares and heads each split the budget; give one of the three")
         if self.heads is not None and self.score != "position":
             raise ValueError("streaming heads keep tokens by their place; set score: position")
-        if sum(group.layers for group in self.groups) > 1 + 1e-9:
-            raise ValueError("groups: they have more than all layers; lower their shares")
-        if self.groups and not any(group.factor for group in self.groups):
-            raise ValueError("groups: all factors are 0; give one of them a budget")
+        if self.layer_shares and not any(self.layer_shares):
+            raise ValueError("layer_shares: all are 0; give one of them a budget")
+        if self.generated == "share" and self.ratio is None:
+            raise ValueError("generated: share keeps a share of the growing context; give ratio")
+        if self.generated == "share" and (
+            self.pyramid is not None or self.granularity > 1 or not self.compact
+        ):
+            raise ValueError(
+                "generated: share goes by single tokens; leave pyramid, granularity and compact out"
+            )
         if self.every > 1 and self.generated == "append":
-            raise ValueError("every is of generated: evict; leave it out where what is generated is appended")
+            raise ValueError("every is of what is evicted; leave it out where what is generated is appended")
         return self

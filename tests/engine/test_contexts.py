@@ -49,6 +49,13 @@ def check(batch: Batch, steps: int, cap: int, page: int) -> None:
     assert column(below.num_beyond(steps), steps).tolist() == (read > cap).sum(0).tolist()
     assert column(pages.sum_read(steps), steps).tolist() == (-(-read // page)).sum(0).tolist()
     assert column(pages.num_filled(steps), steps).tolist() == (read % page == 0).sum(0).tolist()
+    for part, whole, less in ((1, 3, 0), (page, 20, 0), (7, 20, 5), (3, 4 * 20, start)):
+        off = np.array([[less if isinstance(less, int) else less(each)] for each in batch.requests] or [[0]])
+        share = batch.share(part, whole, less)
+        shares = -(-(part * read - off) // whole) if len(batch) else read
+        assert column(share.sum_read(steps), steps).tolist() == shares.sum(0).tolist()
+        later, now = (-(-(part * held - off) // whole) for held in (contexts + steps, contexts))
+        assert share.grown(steps) == int((later - now).sum() if len(batch) else 0)
     assert batch.total(start) == sum(map(start, batch.requests))
     begun = -(-np.minimum(contexts + steps, cap) // BLOCK) + -np.minimum(contexts, cap) // BLOCK
     assert below.new_blocks(steps) == int(begun.sum())

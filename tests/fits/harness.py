@@ -112,7 +112,25 @@ CAPPED = {
     "dropped": "merge",
 }
 PAGES = {**CAPPED, "budget": 8, "every": 4, "granularity": 4, "compact": False}
-GROUPS = {**CAPPED, "groups": [{"layers": 0.5, "factor": 3.0}, {"layers": 0.5, "factor": 1.0}]}
+LAYERS = {**CAPPED, "layer_shares": [3.0, 1.0]}
+GROWING = {"score": "accumulated", "ratio": 0.3, "generated": "share", "dropped": "merge"}
+BY_LAYER = {
+    **GROWING,
+    "score": "norm",
+    "ratio": 0.35,
+    "layer_shares": [4, 2, 1],
+    "schedule": "chunk",
+    "block": 5,
+}
+IN_FOURS = {**GROWING, "score": "norm", "every": 4, "whole_layers": 1}
+DRAWN = {
+    "score": "window",
+    "window": 3,
+    "ratios": [0.1, 0.3, 0.9],
+    "schedule": "layer",
+    "layer_shares": [2, 1],
+}
+DRAWN_SLOTS = {"score": "norm", "ratios": [0.2, 0.6], "generated": "evict", "schedule": "chunk", "block": 6}
 HEADS = {"full": 0.3, "sinks": 2, "recent": 5, "prefill": "windowed"}
 STREAMING = {"score": "position", "schedule": "chunk", "block": 6, "generated": "evict", "heads": HEADS}
 BY_PROMPT = {**STREAMING, "heads": {**HEADS, "recent": 0, "recent_ratio": 0.2, "merged": 1}}
@@ -120,8 +138,9 @@ HOLES = {"score": "norm", "ratio": 0.5, "compact": False}
 SHARED = {**PYRAMID, "pages": "shared"}
 WHOLE = {"score": "key_similarity", "ratio": 0.5, "whole_layers": 1}
 POLICIES = {
-    "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "groups": GROUPS,
+    "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "layers": LAYERS,
     "streaming": STREAMING, "by prompt": BY_PROMPT, "holes": HOLES, "shared": SHARED, "whole layers": WHOLE,
+    "growing": GROWING, "growing by layer": BY_LAYER, "in fours": IN_FOURS, "drawn": DRAWN, "drawn slots": DRAWN_SLOTS,
 }  # fmt: skip
 BOUNDS = {"index": {"kind": "bounds", "tokens": 4}, "budget": 12, "dense_layers": 1, "refresh": 2.0}
 SCORED = {

@@ -7,7 +7,11 @@ chunk + calls x the sum of all sizes of every other kernel.
 
 from __future__ import annotations
 
-from harness import cache_of, simulate, times, trace_of, with_parts
+from harness import SHAPE, cache_of, simulate, times, trace_of, with_parts
+
+from kvsim.cache.parts.tokens import TokenPolicy
+from kvsim.entities import Request
+from kvsim.scenario.tokens import Tokens
 
 
 def test_packed_blocks_and_a_window() -> None:
@@ -69,6 +73,33 @@ def test_two_classes_of_heads_have_pages_of_their_own() -> None:
     shared = {**tokens, "pages": "shared"}
     refused = simulate(with_parts("paged"), trace_of([(0, 21, 2)]), cache_of(5, {"tokens": shared}))
     assert len(refused.recorder.rejected) == 1, "a page is freed only where no head needs it"
+
+
+def test_a_share_of_a_growing_context() -> None:
+    """Half of 10 tokens leaves room for B; then A holds half of whatever its context has become."""
+    tokens = {"score": "position", "ratio": 0.5, "generated": "share"}
+    simulation = simulate(
+        with_parts("paged"), trace_of([(0, 10, 4), (0, 8, 1)]), cache_of(4, {"tokens": tokens})
+    )
+    # 0: A has 3 blocks of 4: 100 + 100 + 1 -> 201
+    # 201: A holds 5 tokens, 2 blocks, and reads 6 of 11; B computes 8: 100 + 90 + 6 + 0.64 -> 398
+    # 398: A reads 6 of 12 -> 514; 7 of 13 -> 631
+    assert times(simulation) == {0: (201, 631), 1: (398, 398)}
+
+
+def test_requests_draw_what_they_keep() -> None:
+    """Of 1,000 prompts of 1,000 tokens: between the quantiles, half of them below the middle one, the same in each run."""
+    keys = Tokens(score="norm", ratios=(0.1, 0.2, 0.8))
+    policy = TokenPolicy(SHAPE, keys)
+    requests = [Request(i, 0, 1000, 1, [], []) for i in range(1000)]
+    kept = [policy.kept(1000, policy.ratio_of(request))[0] for request in requests]
+    assert min(kept) >= 100 and max(kept) <= 800 and len(set(kept)) > 400
+    assert 450 < sum(each < 200 for each in kept) < 550
+    assert abs(sum(kept) / 1000 - 325) < 15, "the mean of the quantiles is what the report of bytes takes"
+    assert policy.kept(1000)[0] == 325
+    again = [policy.kept(1000, policy.ratio_of(request))[0] for request in requests]
+    other = TokenPolicy(SHAPE, keys, seed=1)
+    assert kept == again != [other.kept(1000, other.ratio_of(request))[0] for request in requests]
 
 
 def test_holes_in_pages_free_nothing() -> None:
