@@ -18,11 +18,12 @@ from kvsim.model.load import load_model
 from kvsim.model.memory import MemoryBudget, kv_bytes_per_token_and_gpu, memory_budget
 from kvsim.model.parallel import Parallel
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
+from kvsim.scenario.cache_schema import Tier
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.link import MeasuredLink
 from kvsim.scenario.pools import KvTransfer
 from kvsim.scenario.reads import Offload
-from kvsim.scenario.schema import Scenario, Tier
+from kvsim.scenario.schema import Scenario
 
 
 def build_model(scenario: Scenario) -> ModelSpec:

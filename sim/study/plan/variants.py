@@ -11,9 +11,10 @@ from kvsim.cache.paged import cache_managers
 from kvsim.errors import KvsimError
 from kvsim.hardware.load import load_link
 from kvsim.scenario.build import build_gpu, build_tiers
+from kvsim.scenario.cache_schema import Tier
 from kvsim.scenario.link import InlineLink
 from kvsim.scenario.of_pool import pool_scenarios
-from kvsim.scenario.schema import Scenario, Tier
+from kvsim.scenario.schema import Scenario
 
 DDR_BYTES, DISK_BYTES = 64 * 10**9, 10**12
 
