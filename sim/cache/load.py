@@ -6,11 +6,12 @@ from kvsim.cache import contiguous, none, predicted, shared_prefix, snapshots  #
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
 from kvsim.cache.kept import KeptTokens
 from kvsim.cache.manager import CacheConfig, CacheManager
+from kvsim.cache.offloading import offloading
 from kvsim.cache.packed import packed
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
-from kvsim.cache.selective import offloading, selective
+from kvsim.cache.selective import selective
 from kvsim.errors import ScenarioError
 
 

@@ -53,7 +53,7 @@ class Paged(CacheManager):
         return type(self).match is Paged.match  # which finds nothing
 
     def admit(self, request: Request, plan: Plan) -> bool:
-        return blocks_for(request.prompt_tokens, self.block_tokens) <= self.num_free_blocks
+        return self._room_beside(request, plan) >= 0
 
     def grow(self, request: Request, tokens: int) -> bool:
         before = request.cached + request.computed

@@ -170,6 +170,11 @@ def _check_offload(scenario: Scenario, model: ModelSpec, offload: Offload, packe
         )
     if packed is not None:
         _check_rows(offload, packed)
+    if offload.staging is not None and offload.staging < (most := scenario.engine.max_num_batched_tokens):
+        raise ScenarioError(
+            f"{where}.staging: room for {offload.staging} tokens, and a step computes up to {most}; set it to {most} or more, "
+            "or lower engine.max_num_batched_tokens"
+        )
     ratio = named[0].stored_ratio if named else 1.0
     return ratio * packed_ratio(scenario, model)
 
@@ -181,6 +186,10 @@ def _check_rows(offload: Offload, packed: PackedKv) -> None:
         raise ScenarioError(
             f"{where}: of cache.codec it takes fewer bits of keys and values, of which rows can be fetched; leave out what "
             "else the codec has, or offload"
+        )
+    if offload.trigger == "chunk" and packed.packs_prompts_late:
+        raise ScenarioError(
+            f"{where}.trigger: chunk, and cache.codec packs when a prompt is through; set cache.codec.trigger: chunk"
         )
     if offload.key_rank is not None:
         raise ScenarioError(f"{where}.key_rank: keys are rebuilt at 16 bits; leave it out, or cache.codec")

@@ -54,10 +54,15 @@ class Index(ReadsPart):
 
 
 class Offload(ReadsPart):
-    """What leaves HBM when a prompt is through; steps fetch what they read of it."""
+    """What of a prompt leaves HBM; steps fetch what they read of it."""
 
     tier: str
     """Its name in ``cache.tiers``."""
+    trigger: Literal["prefill", "chunk"] = "prefill"
+    """prefill: when the prompt is through, which holds all of it in HBM until then; chunk: as it is computed, layer by layer,
+    and what its next chunks attend to comes back."""
+    staging: Positive | None = None
+    """With trigger chunk: tokens of a layer that HBM has room for, twice, while the layers pass; null = the whole prompt."""
     leaves: Literal["kv", "values"] = "kv"
     """HBM."""
     stored: Literal["kv", "values"] = "kv"
@@ -88,6 +93,8 @@ class Offload(ReadsPart):
             raise ValueError("stored: kv, and only values leave HBM; set stored: values")
         if self.key_rank is not None and (self.leaves, self.stored) != ("kv", "values"):
             raise ValueError("key_rank stands for the keys; set leaves: kv and stored: values")
+        if self.trigger == "chunk" and self.key_rank is not None:
+            raise ValueError("key_rank is found for a whole prompt in HBM; set trigger: prefill")
         if self.fetch == "beside_keys" and self.key_rank is None:
             raise ValueError("fetch: beside_keys hides behind keys that are rebuilt; give key_rank")
         return self
@@ -112,6 +119,10 @@ class Reads(ReadsPart):
         if self.offload is not None and not self.index.held and self.offload.leaves == "kv":
             raise ValueError(
                 "the index is the keys, and they leave HBM; set index.held: true or leaves: values"
+            )
+        if self.offload is not None and self.offload.trigger == "chunk" and self.index.rounds:
+            raise ValueError(
+                "index.rounds cluster the keys of a whole prompt in HBM; set offload.trigger: prefill"
             )
         if self.index.place == "tier":
             if self.offload is None:

@@ -181,7 +181,21 @@ ROWS = {
     "budget": 8,
     "offload": {"tier": "ddr", "resident": 7, "extent_tokens": 4, "hit_rate": 0.5},
 }
+EARLY = {
+    "index": {"kind": "bounds", "tokens": 4},
+    "budget": 8,
+    "offload": {"tier": "ddr", "resident": 3, "trigger": "chunk", "staging": 12, "hit_rate": 0.5},
+}
+EARLY_VALUES = {**ON_CPU, "offload": {**ON_CPU["offload"], "trigger": "chunk"}}
+EARLY_SOME = {
+    **CODES,
+    "prefill_budget": 16,
+    "offload": {**CODES["offload"], "trigger": "chunk", "leaves": "kv"},
+}
 READS = {
+    "early": EARLY,
+    "early values": EARLY_VALUES,
+    "early some": EARLY_SOME,
     "codes": CODES,
     "shadow": SHADOW,
     "copy": COPY,
@@ -246,6 +260,16 @@ FITS = {
     "rows packed": Fit(with_parts("paged"), Paged, {"reads": ROWS, "codec": PACKED}, {}),
     "rows packed late": Fit(
         with_parts("paged"), Paged, {"reads": ROWS, "codec": {**PACKED, "trigger": "prefill"}}, {}
+    ),
+    "early packed": Fit(
+        with_parts("paged"),
+        Paged,
+        {
+            "reads": {**ROWS, "offload": {**ROWS["offload"], "trigger": "chunk"}},
+            "codec": PACKED,
+            "ratio": 0.5,
+        },
+        {},
     ),
     "codes unpacked": Fit(with_parts("paged"), Paged, {"reads": CODES, "ratio": 0.5}, {}),
     "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import LINK, cache_of, simulate, times, trace_of, with_parts
 from toys import toy_engine
 
+from kvsim.cache.load import load_manager
 from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.parts import Parts
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
 from kvsim.cost.work import Kernel, Ramp, column
@@ -151,6 +156,100 @@ def test_what_a_prompt_leaves_in_hbm() -> None:
     assert part.held_bytes(17, 17) == 17 * 2 * 2 * 3 - 10 * 192
 
 
+EARLY: dict[str, Any] = {
+    "index": {"kind": "none"},
+    "budget": 8,
+    "offload": {"tier": "ddr", "resident": 4, "trigger": "chunk", "staging": 20},
+}
+
+
+def test_what_a_chunk_moves_over_the_link() -> None:
+    """A prompt of 60 tokens of 256 bytes in chunks of 20: 4 tokens stay, the others go out with their chunk."""
+    early = selector(**EARLY)
+
+    def moved(past: int, prompt: int = 60, **keys: Any) -> dict[str, Any]:
+        found = early if not keys else selector(**{**EARLY, **keys})
+        return {kernel.lane: kernel.args["num_bytes"] for kernel in found.chunk_work(past, 20, prompt)}
+
+    assert moved(0) == {"d2h": 16 * 256}  # nothing was there before it
+    assert moved(20) == {"d2h": 20 * 256, "h2d": 16 * 256}
+    assert moved(40) == {"d2h": 20 * 256, "h2d": 36 * 256}
+    assert moved(40, prefill_budget=24) == {"d2h": 20 * 256, "h2d": 24 * 256}
+    assert moved(0, prompt=12) == {}  # all of it stays: 4 tokens, and 8 for those that a step fetches
+    values = {**EARLY["offload"], "stored": "values"}
+    assert moved(40, offload=values) == {"d2h": 20 * 128, "h2d": 36 * 128}
+    packed = ReadSelector(SHAPE, Reads.model_validate(EARLY), ratio=0.5).chunk_work(40, 20, 60)
+    assert [(kernel.name, kernel.lane, kernel.args["num_bytes"]) for kernel in packed] == [
+        ("host_copy[d2h,pinned]", "d2h", 20 * 128),
+        ("host_copy[h2d,pinned]", "h2d", 36 * 128),
+        ("unpack_kv", "gpu", 36 * 256 + 36 * 128),
+    ]
+    long = early.chunk_work(10**7, 20, 10**8)[1]  # 2.56 GB, in pieces of at most 256 MiB
+    assert long.calls == 10 and long.args["num_bytes"] == -(-(10**7 - 4) * 256 // 10)
+
+
+def test_a_prompt_that_leaves_as_it_is_computed_needs_no_room_for_all_of_it() -> None:
+    """120 tokens, 30 blocks of 64 bytes: 12 tokens stay (3 blocks), and 20 of a layer twice (160 bytes, 3 blocks)."""
+    trace = trace_of([(0, 120, 5)])
+    engine = toy_engine(max_num_seqs=8, max_num_batched_tokens=20)
+    least = 3 + 3 + 2  # and a block of the answer, one for rounding
+    for blocks, served in ((least, 1), (least - 2, 0)):
+        simulation = simulate(with_parts("paged"), trace, cache_of(blocks, {"reads": EARLY}), engine, LINK)
+        assert simulation.cluster.num_finished == served
+    late = {**EARLY, "offload": {"tier": "ddr", "resident": 4}}
+    assert (
+        simulate(with_parts("paged"), trace, cache_of(30, {"reads": late}), engine).cluster.num_finished == 0
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3000), st.integers(1, 200), st.integers(1, 40)), min_size=1, max_size=7
+    ),
+    blocks=st.integers(4, 40),
+    batched=st.sampled_from([8, 20, 64]),
+    staging=st.sampled_from([None, 64]),
+)
+def test_prompts_longer_than_hbm_are_served_in_any_mixture(
+    rows: list[tuple[int, int, int]], blocks: int, batched: int, staging: int | None
+) -> None:
+    """Integrity is checked after every event; what fits alone ends, fused as in single steps."""
+    keys = {**EARLY, "offload": {**EARLY["offload"], "staging": staging, "hit_rate": 0.5}}
+    cache, engine = (
+        cache_of(blocks, {"reads": keys}),
+        toy_engine(max_num_seqs=8, max_num_batched_tokens=batched),
+    )
+    fused = simulate(with_parts("paged"), trace_of(sorted(rows)), cache, engine)
+    single = simulate(with_parts("paged"), trace_of(sorted(rows)), cache, engine, unfused=True)
+    assert list(fused.recorder.requests) == list(single.recorder.requests)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    blocks=st.integers(8, 4000),
+    resident=st.sampled_from([0, 5, 64]),
+    staging=st.sampled_from([None, 32, 512]),
+    bits=st.sampled_from([16, 4]),
+)
+def test_the_longest_prompt_that_is_let_in_fits(
+    blocks: int, resident: int, staging: int | None, bits: int
+) -> None:
+    offload = {"tier": "ddr", "resident": resident, "trigger": "chunk", "staging": staging}
+    reads = Reads.model_validate({"index": {"kind": "keys", "bits": 8}, "budget": 32, "offload": offload})
+    codec = PackedKv(SHAPE, Codec.model_validate({"keys": {"bits": bits}, "values": {"bits": bits}}))
+    own = None if codec.is_neutral else codec
+    found = ReadSelector(SHAPE, reads, codec=own)
+    longest = Parts(SHAPE, own, reads=found).longest(blocks * 16 * 256, 16)
+    cache = replace(
+        cache_of(1, bytes_per_token=256, ddr_tokens=10**9),
+        capacity_bytes=blocks * 16 * 256, block_tokens=16, reserved_blocks=1, reads=found, codec=own,
+    )  # fmt: skip
+    manager = load_manager("paged", cache)
+    assert manager.fits(Request(0, 0, longest, 1, [], [])) or not longest
+    assert not manager.fits(Request(0, 0, 2 * longest + 16 * 16 * blocks, 1, [], []))
+
+
 def test_an_index_in_the_tier_takes_no_hbm() -> None:
     keys: dict[str, Any] = {"budget": 8, "offload": {"tier": "ddr"}}
     here = selector(index={"kind": "bounds", "tokens": 4}, **keys)
@@ -190,6 +289,22 @@ def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
             {"index": {"kind": "none"}, "budget": 1, "offload": {"tier": "ddr", "fetch": "beside_keys"}},
             "give key_rank",
         ),
+        (
+            {
+                "index": {"kind": "none"},
+                "budget": 1,
+                "offload": {"tier": "ddr", "trigger": "chunk", "stored": "values", "key_rank": 4},
+            },
+            "key_rank is found for a whole prompt",
+        ),
+        (
+            {
+                "index": {"kind": "vectors", "rounds": 2},
+                "budget": 1,
+                "offload": {"tier": "ddr", "trigger": "chunk"},
+            },
+            "cluster the keys of a whole prompt",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line(keys: dict[str, Any], says: str) -> None:
@@ -225,6 +340,8 @@ def test_steps_fetch_from_host_memory_alone() -> None:
         ),
         ({"keys": {"bits": 4}, "sinks": 4}, {"resident": 3}, "holds 4 tokens at 16 bits, and 3 stay"),
         ({"keys": {"bits": 4}}, {"stored": "values", "key_rank": 8}, "keys are rebuilt at 16 bits"),
+        ({"keys": {"bits": 4}, "trigger": "prefill"}, {"trigger": "chunk"}, "packs when a prompt is through"),
+        ({}, {"trigger": "chunk", "staging": 512}, "room for 512 tokens, and a step computes up to 8192"),
     ],
 )
 def test_packed_kv_that_no_row_can_be_fetched_of_is_refused(

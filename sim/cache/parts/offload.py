@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SVD_FLOPS = 6  # of a randomised SVD, for each element and rank
 LONGEST_ROW = 16384  # bytes; longer rows are fetched as several
+LONGEST_COPY = 1 << 28  # bytes; a longer copy is several
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,50 @@ class Offloaded:
             return 0
         return max(0, prompt - self.keys.resident) * self.stored_bytes
 
-    # ---- kernels
+    # ---- a prompt that leaves as it is computed (``trigger: chunk``)
+
+    def staging_bytes(self, prompt: int) -> int:
+        """HBM through which the layers of a prompt pass while it is computed: one is attended to, the next is fetched."""
+        if self.keys.trigger == "prefill" or not self.freed_bytes(prompt):
+            return 0
+        tokens = prompt if self.keys.staging is None else min(prompt, self.keys.staging)
+        return ceil(2 * tokens * self.leaving_bytes / self.num_layers)
+
+    def staging_blocks(self, prompt: int, block_bytes: int) -> int:
+        return -(-self.staging_bytes(prompt) // block_bytes)
+
+    def prefill_blocks(self, prompt: int, block_bytes: int) -> int:
+        """Blocks beyond those of all its tokens that a prompt takes at most until it is through; below zero: it does without."""
+        freed = self.freed_bytes(prompt) // block_bytes
+        rounding = 1 if freed else 0  # a shorter part of it may have freed one less
+        return self.staging_blocks(prompt, block_bytes) + rounding - freed
+
+    def chunk_work(self, past: int, new: int, prompt: int, seen: int | None) -> tuple[Kernel, ...]:
+        """Look. ``new`` tokens of a prompt go out, layer by layer, and what they see of ``past`` ones comes back, at most
+        ``seen`` tokens."""
+        if self.keys.trigger == "prefill" or not self.freed_bytes(prompt):
+            return ()
+        resident = self.keys.resident
+        below = max(0, past - resident)
+        out = max(0, past + new - resident) - below
+        back = below if seen is None else min(below, seen)
+        found = [self._copy("d2h", out), self._copy("h2d", back)]
+        return tuple(kernel for kernels in found for kernel in kernels)
+
+    def _copy(self, lane: str, tokens: int) -> tuple[Kernel, ...]:
+        """Contiguous copies beside the step, in pieces of at most :data:`LONGEST_COPY`."""
+        stored = tokens * self.stored_bytes
+        num_bytes = round(stored * self.ratio)
+        if not num_bytes:
+            return ()
+        pieces = -(-num_bytes // LONGEST_COPY)
+        sizes = {"num_bytes": -(-num_bytes // pieces), "pieces": 1}
+        copy = Kernel(f"host_copy[{lane},pinned]", sizes, pieces, lane=lane)
+        if self.ratio == 1 or lane == "d2h":
+            return (copy,)
+        return copy, Kernel("unpack_kv", {"num_bytes": stored + num_bytes})
+
+    # ---- kernels of steps
 
     def prompt_work(self, prompt: int) -> tuple[Kernel, ...]:
         """Look. What is done to a prompt when it is through."""

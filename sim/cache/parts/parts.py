@@ -9,6 +9,8 @@ from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
 from kvsim.cache.parts.tokens import TokenPolicy
 
+ROUNDING = 3  # blocks: buffers, factors and what has left are each whole blocks
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -42,13 +44,22 @@ class Parts:
     def peak_bytes(self, prompt: int) -> int:
         """The most that a request holds until its prompt is prefilled."""
         held = self.held_bytes(prompt)
-        if self.reads is not None:  # what leaves HBM does so when the prompt is through
-            held += self.reads.freed_bytes(prompt)
+        below = None if self.reads is None else self.reads.offloaded
+        if below is not None and self._leaves_early and below.freed_bytes(prompt):
+            return held + below.staging_bytes(prompt)
+        if below is not None:  # what leaves HBM does so when the prompt is through
+            held += below.freed_bytes(prompt)
         late = self.codec is not None and self.codec.packs_prompts_late
         per_token = self.shape.bytes_per_token if late else self.token_bytes
         if self.tokens is None:
             return max(held, prompt * per_token)
         return max(held, -(-self.tokens.peak_slices(prompt) * per_token // self.shape.num_slices))
+
+    @property
+    def _leaves_early(self) -> bool:
+        """A prompt leaves HBM while it is computed."""
+        below = None if self.reads is None else self.reads.offloaded
+        return below is not None and below.keys.trigger == "chunk"
 
     def longest(self, capacity_bytes: int, block_tokens: int) -> int:
         """Tokens of the longest prompt that so many bytes of whole blocks have room for, one block set aside."""
@@ -63,7 +74,7 @@ class Parts:
         while low < high:
             middle = (low + high + 1) // 2
             tokens = middle * block_tokens
-            if -(-self.peak_bytes(tokens) // block_bytes) <= blocks:
+            if -(-self.peak_bytes(tokens) // block_bytes) <= blocks - ROUNDING * self._leaves_early:
                 low = middle
             else:
                 high = middle - 1

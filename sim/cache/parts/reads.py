@@ -145,6 +145,12 @@ class ReadSelector:
             found += self.offloaded.prompt_work(prompt)
         return tuple(found)
 
+    def chunk_work(self, past: int, new: int, prompt: int) -> tuple[Kernel, ...]:
+        """Look. What ``new`` tokens of a prompt behind ``past`` ones move over the link."""
+        if self.offloaded is None:
+            return ()
+        return self.offloaded.chunk_work(past, new, prompt, self.reads.prefill_budget)
+
     def _clustering(self, tokens: int, clusters: int, calls: float) -> Kernel:
         """Every key to the nearest of ``clusters`` vectors, by KV head."""
         shape = self.shape
