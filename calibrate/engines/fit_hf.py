@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvsim.cache.contiguous import grown_cache
+from kvsim.cache.concatenated import copied, tensor_read
+from kvsim.cache.parts.span import Span
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.work import Kernel, StepWork
@@ -49,9 +50,8 @@ def device_ms(rows: list[dict[str, Any]]) -> Iterator[tuple[float, float]]:
         batch, prompt = int(row["batch"]), int(row["prompt"])
         prefill = tuple(Kernel("prefill_attention", {"new": prompt, "past": 0}) for _ in range(batch))
         model = load_model(row["model"])
-        decode = grown_cache(
-            batch, prompt + 12, 1, model.kv_bytes_per_token, model.num_layers, repeats_kv=False
-        )
+        tokens, held = batch * (prompt + 12), model.kv_bytes_per_token
+        decode = copied(Span(1, tokens), held, model.num_layers), tensor_read(batch, tokens, held, 1)
         price = costs[row["model"]].price
         steps = StepWork(1, batch * prompt, batch, prefill), StepWork(1, batch, batch, decode)
         first, later = (int(price(work).step_ns[0]) / 1e6 for work in steps)

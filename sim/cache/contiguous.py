@@ -5,14 +5,13 @@ What engines did before paging. Option ``reserve_tokens``: the room of one reque
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
 from kvsim.cache.options import read_options
 from kvsim.cache.paged import cache_managers
-from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
 
 
@@ -23,12 +22,6 @@ class ContiguousOptions(BaseModel):
 
     reserve_tokens: Annotated[int, Field(ge=1)] | None = None
     """Room of one request; null = max_model_len."""
-
-
-class ConcatenatedOptions(ContiguousOptions):
-    """``cache.options`` of the manager ``concatenated``."""
-
-    repeats_kv: Literal["always", "masked"] = "masked"
 
 
 class Reserving(CacheManager):
@@ -97,49 +90,3 @@ class Contiguous(Reserving):
     @property
     def held_bytes(self) -> int:
         return (self.num_slots - self.num_free_slots) * self.slot_bytes
-
-
-@cache_managers.register("concatenated")
-class Concatenated(Contiguous):
-    """A cache that grows by copies, as transformers' DynamicCache: :func:`grown_cache` in each step. The copies of a layer take
-    no room here.
-
-    Option ``repeats_kv``: KV heads are copied to every query head before they are read, always (transformers up to 4.4x), or
-    ``masked``: in a batch whose prompts differ, and so need a mask (5.x).
-    """
-
-    steady_work = True
-    options_kind = ConcatenatedOptions
-    batching = frozenset({"static"})  # a batch is one tensor: its contexts are equal
-
-    def __init__(self, config: CacheConfig) -> None:
-        super().__init__(config)
-        assert isinstance(self.options, ConcatenatedOptions)
-        self.repeats_kv = self.options.repeats_kv
-
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        num, config = len(batch), self.config
-        first = batch.sum_context // num + 1
-        repeats = self.repeats_kv == "always" or batch.total(_padding) > 0
-        return grown_cache(num, first, steps, config.bytes_per_token, config.num_layers, repeats)
-
-
-def grown_cache(
-    num_seqs: int, context: int, steps: int, bytes_per_token: int, num_layers: int, repeats_kv: bool
-) -> tuple[Kernel, ...]:
-    """Kernels of ``steps`` decode steps over ``context``, context + 1, ... tokens: K and V of each layer are concatenated with
-    the new token's, maybe repeated to all heads, and read."""
-    contexts: Column = Ramp(context, 1) if steps > 1 else context
-    if repeats_kv:
-        return (Kernel("contiguous_decode[hf]", {"batch": num_seqs, "context": contexts}),)
-    tokens: Column = Ramp(num_seqs * context, num_seqs) if steps > 1 else num_seqs * context
-    tensors = 2 * num_layers
-    copied = tokens * (bytes_per_token // tensors)
-    return (
-        Kernel("device_copy", {"num_bytes": copied}, calls=tensors),
-        Kernel("contiguous_decode[padded]", {"batch": num_seqs, "context": contexts}),
-    )
-
-
-def _padding(request: Request) -> int:
-    return request.pad_input

@@ -13,9 +13,10 @@ from math import ceil
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cache.parts.decode import decode_kernels, everything
 from kvsim.cache.parts.slices import SliceClass
-from kvsim.cache.parts.span import Span, mean_context, plain_read
-from kvsim.cost.work import Kernel, Ramp
+from kvsim.cache.parts.span import Span
+from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
 
@@ -236,31 +237,11 @@ class KeptTokens(Paged):
         return kernels + self.codec.write_work(request.to_compute) if through else kernels
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        num, policy, codec, reads = len(batch), self.policy, self.codec, self.reads
+        policy, reads = self.policy, self.reads
+        spans: tuple[Span, ...] = (everything(batch, steps),)
         if self._frees:
             spans = policy.spans(batch, steps, () if reads is None else reads.spans(batch, steps))
-        else:
-            first = batch.sum_context + num
-            spans = (Span(1, Ramp(first, num) if steps > 1 else first),)
-        found = [] if reads is None else [*reads.select_work(batch, steps), *reads.new_tokens(batch)]
-        for span in spans:
-            if codec is not None:
-                found += codec.read_work(num, span, steps)
-            elif policy.writes_scores:
-                context, read = (
-                    mean_context(span.tokens, num, steps),
-                    span.tokens * policy.shape.bytes_per_token,
-                )
-                sizes = {"batch": num, "context": context, "num_bytes": read}
-                found.append(Kernel("decode_with_scores", sizes, calls=1 if span.share == 1 else span.share))
-            else:
-                found.append(plain_read(num, span))
-        if codec is not None:
-            if policy.writes_scores:
-                num_bytes = sum_of_scores(policy.shape.num_heads * policy.shape.num_layers)
-                found += [Kernel("write_scores", {"num_bytes": span.tokens * num_bytes}) for span in spans]
-            found += codec.new_tokens(batch, steps)
-        return (*found, *policy.step_work(batch, steps))
+        return decode_kernels(batch, steps, spans, self.codec, policy, reads)
 
     # ---- counts
 
@@ -271,8 +252,3 @@ class KeptTokens(Paged):
     @property
     def used_bytes(self) -> tuple[int, ...]:
         return (self.held_bytes,)
-
-
-def sum_of_scores(rows: int) -> int:
-    """Bytes of the probabilities of a token in so many heads, in float32."""
-    return 4 * rows

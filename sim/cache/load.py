@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from kvsim.cache import contiguous, none, predicted, shared_prefix, snapshots  # noqa: F401  (they register themselves)
+from kvsim.cache import concatenated, contiguous, none, predicted, shared_prefix, snapshots  # noqa: F401  (they register themselves)
 from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
 from kvsim.cache.kept import KeptTokens
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.offloading import offloading
 from kvsim.cache.packed import packed
-from kvsim.cache.paged import cache_managers
+from kvsim.cache.paged import Paged, cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
 from kvsim.cache.selective import selective
@@ -23,6 +23,8 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
     """
     found = cache_managers.get(name)
     _check_parts(name, found, config)
+    if not issubclass(found, Paged):
+        return found(config)  # type: ignore[call-arg]  # it has no blocks to lay parts over
     if config.tokens is not None and "tokens" in found.parts:
         return KeptTokens(config)
     if found is PrefixTreeManager and config.only_counts:
@@ -31,7 +33,7 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
         found = packed(found)
     if config.reads is not None:
         found = selective(found) if config.reads.reads.offload is None else offloading(found)
-    return found(config)  # type: ignore[call-arg]
+    return found(config)
 
 
 def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) -> None:
@@ -43,18 +45,21 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
     if config.codec is not None:
         if "codec" not in manager.parts:
             raise ScenarioError(
-                f"cache.codec: manager '{name}' holds KV at 16 bits; take paged, prefix_tree or chunks, or leave codec out"
+                f"cache.codec: manager '{name}' holds KV at 16 bits; take paged, prefix_tree or chunks, or concatenated "
+                "for static batches, or leave codec out"
             )
-        config.codec.check_block(config.block_tokens)
+        if issubclass(manager, Paged):
+            config.codec.check_block(config.block_tokens)
     if config.reads is not None:
         offload = config.reads.reads.offload
         if "reads" not in manager.parts:
             raise ScenarioError(
-                f"cache.reads: the steps of manager '{name}' read all of it; take paged or prefix_tree, or leave reads out"
+                f"cache.reads: the steps of manager '{name}' read all of it; take paged or prefix_tree, or concatenated for "
+                "static batches, or leave reads out"
             )
         if offload is not None and "offload" not in manager.parts:
             raise ScenarioError(
-                f"cache.reads.offload: manager '{name}' has other uses for tiers; set cache.manager to paged"
+                f"cache.reads.offload: manager '{name}' moves nothing to a tier for steps to fetch it; set cache.manager to paged"
             )
     if config.tokens is None or "tokens" in manager.parts:
         return
@@ -70,4 +75,6 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
         return
     else:
         why = f"manager '{name}' holds all tokens: leave tokens out"
-    raise ScenarioError(f"cache.tokens: {why}; or set cache.manager to paged")
+    raise ScenarioError(
+        f"cache.tokens: {why}; or set cache.manager to paged, or to concatenated for static batches"
+    )

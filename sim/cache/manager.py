@@ -107,6 +107,9 @@ class CacheConfig:
     beside_bytes: int = 0  # of a block, beside its KV: an index
     options: Mapping[str, Any] | None = None
     state_bytes: int = 0  # of the recurrent layers of one sequence; 0 = the model has none
+    heads_per_kv_head: int = 1
+    prompt_token_bytes: int = 0  # activations of a prompt token where a step takes whole batches of prompts
+    prompt_bytes_aside: int = 0  # activations for which capacity_bytes leaves room
 
     @property
     def held_bytes_per_token(self) -> int:

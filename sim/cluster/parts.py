@@ -27,6 +27,7 @@ from kvsim.engine.rounds import engine_of_rounds
 from kvsim.errors import ScenarioError
 from kvsim.hardware.load import load_link
 from kvsim.hardware.spec import GpuSpec, TierSpec
+from kvsim.model.memory import unfused_token_bytes
 from kvsim.model.parallel import Parallel
 from kvsim.model.spec import ModelSpec
 from kvsim.scenario.build import (
@@ -119,6 +120,11 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             tokens=kv.tokens,
             state_bytes=model.state_bytes,
             reads=None if kv.reads is None or kv.reads.is_neutral(memory.max_model_len) else kv.reads,
+            heads_per_kv_head=model.num_heads // model.num_kv_heads,
+            prompt_token_bytes=unfused_token_bytes(model, parallel.tensor) * parallel.tensor
+            if engine.static_batch
+            else 0,
+            prompt_bytes_aside=memory.activation_bytes * parallel.tensor,
         )
     )
     profile = load_profile(profile_name(scenario, gpu.name))

@@ -29,6 +29,7 @@ HOST_LINK_BYTES_PER_S = 50e9
 # Lane cpu: a socket with 8 channels of DDR5-4800 (307 GB/s), two thirds of it sustained; AVX-512 in bfloat16.
 CPU_BYTES_PER_S = 200e9
 CPU_FLOPS_PER_S = 4e12
+COPY = "device_copy"  # its num_bytes are read, and written
 
 
 class RooflinePricer(Pricer):
@@ -63,7 +64,7 @@ class RooflinePricer(Pricer):
     ) -> tuple[Line, Column] | None:
         """Over ``num_bytes``, over ``rows`` of so many bytes, or over ``flops`` where these take longer throughout. Other
         sizes are those of a table that the profile lacks."""
-        row_bytes: Any = 1
+        row_bytes: Any = 2 if self._name == COPY else 1  # a copy reads and writes
         x, flops = args.get("num_bytes"), args.get("flops")
         if x is not None and flops is None:
             pass
@@ -307,7 +308,7 @@ def _size(name: str, args: Mapping[str, float]) -> tuple[float, float]:
     """
     flops = args.get("flops", 0.0)
     if "num_bytes" in args:
-        return args["num_bytes"], flops
+        return args["num_bytes"] * (2 if name == COPY else 1), flops
     if "rows" in args and "row_bytes" in args:
         return args["rows"] * args["row_bytes"], flops
     if "flops" in args:

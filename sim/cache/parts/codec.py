@@ -65,6 +65,11 @@ class PackedKv:
         """Of a request beyond ``token_bytes`` for each token, from ``wide_tokens`` tokens on."""
         return self.request_bytes + self.wide_tokens * (self.shape.bytes_per_token - self.token_bytes)
 
+    def beside_bytes(self, tokens: int) -> int:
+        """Of a request that holds ``tokens`` tokens, beyond ``token_bytes`` for each."""
+        wide = min(tokens, self.wide_tokens)
+        return self.request_bytes + wide * (self.shape.bytes_per_token - self.token_bytes)
+
     def held_bytes(self, tokens: int) -> int:
         """Of a request of at least ``wide_tokens`` tokens, without rounding to pages."""
         return tokens * self.token_bytes + self.fixed_bytes

@@ -208,7 +208,7 @@ class HeldTokens:
 
     def dropped(self, request: Request) -> int:
         """Prompt tokens that an ``append`` slice does not hold, on average, whole."""
-        return request.to_compute - self._mean(request, "append")
+        return request.pad_input + request.to_compute - self._mean(request, "append")
 
     def constant(self, request: Request) -> int:
         """Tokens that a ``constant`` slice holds, on average, whole."""
@@ -216,7 +216,8 @@ class HeldTokens:
 
     def _mean(self, request: Request, kind: Kind) -> int:
         total = num = 0
-        of_class = self.kept(request.to_compute, self.ratio_of(request))
+        prompt = request.pad_input + request.to_compute
+        of_class = self.kept(prompt, self.ratio_of(request))
         for (slices, of_kind), kept in zip(self.kinds, of_class, strict=True):
             if of_kind == kind:
                 total += slices * kept

@@ -33,13 +33,14 @@ class Parts:
 
     def held_bytes(self, prompt: int, generated: int = 0) -> int:
         """Of a request that has ``generated`` tokens behind a prompt of ``prompt`` tokens."""
-        fixed = 0 if self.codec is None else self.codec.fixed_bytes
-        if self.reads is not None:
-            fixed += self.reads.held_bytes(prompt + generated, prompt)
-        if self.tokens is None:
-            return (prompt + generated) * self.token_bytes + fixed
-        slices = self.tokens.held_slices(prompt, prompt + generated)
-        return -(-slices * self.token_bytes // self.shape.num_slices) + fixed
+        context = prompt + generated
+        slices, num = context, 1
+        if self.tokens is not None:
+            slices, num = self.tokens.held_slices(prompt, context), self.shape.num_slices
+        held = -(-slices * self.token_bytes // num)
+        if self.codec is not None:
+            held += self.codec.beside_bytes(slices // num)
+        return held if self.reads is None else held + self.reads.held_bytes(context, prompt)
 
     def peak_bytes(self, prompt: int) -> int:
         """The most that a request holds until its prompt is prefilled."""
