@@ -2,7 +2,8 @@
 
 ``trigger: prefill``: a prompt is whole in HBM until it is through; then it goes over the link, and its blocks are free when that
 has ended. ``trigger: chunk``: each step takes out what it computes and brings back what its attention reads, so that a request
-never holds more than what stays and a buffer through which the layers pass.
+never holds more than what stays and a buffer through which the layers pass. A disk's share goes on from the tier when all of it
+has arrived there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.selective import Selective
+from kvsim.cache.tiers import TierConfig
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError
 
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Moved:
-    """What of a request's prompt is in the tier, or on its way."""
+    """What of a request's prompt is below HBM, or on its way."""
 
     prompt: int  # tokens
-    tier_bytes: int
+    tier_bytes: int  # in the tier, or expected there
+    disk_bytes: int = 0
     staging: int = 0  # blocks, until the prompt is through
     left: int = 0  # blocks that wait for the transfer
-    users: int = 1  # the request, and the transfer while it is under way
+    users: int = 1  # the request, and the transfer while one is under way
 
 
 class Offloading(Selective):
@@ -52,16 +55,28 @@ class Offloading(Selective):
         self._tier = config.tiers[self._place]
         self._fixed = blocks_for(self.reads.request_bytes, self.block_bytes)
         self._chunks = below.keys.trigger == "chunk"
-        self.tier_bytes = 0
+        self._disk: TierConfig | None = None
+        if below.keys.disk is not None:
+            if below.keys.disk.tier not in names:
+                raise ScenarioError(
+                    f"cache.reads.offload.disk.tier: no tier is called '{below.keys.disk.tier}'; known: {', '.join(names)}"
+                )
+            self._disk = config.tiers[names.index(below.keys.disk.tier)]
+        self.tier_bytes = self.disk_bytes = 0
 
     # ---- bytes and blocks
 
-    def _stored(self, prompt: int) -> int:
-        """Bytes in the tier; 0 if no block of HBM would be free for it."""
+    def _stored(self, prompt: int) -> tuple[int, int]:
+        """Bytes in the tier until the disk has its share, and that; nothing if no block of HBM would be free for it."""
         if not self._freed(prompt):
-            return 0
+            return 0, 0
         ratio: float = self._tier.stored_ratio
-        return round(self.reads.tier_bytes(prompt) * ratio)
+        return round(self.reads.tier_bytes(prompt) * ratio), round(self.reads.disk_bytes(prompt) * ratio)
+
+    def _has_room(self, stored: tuple[int, int], held: tuple[int, int] = (0, 0)) -> bool:
+        """Below HBM, beside what is ``held`` there."""
+        disk = 0 if self._disk is None else self._disk.capacity_bytes
+        return stored[0] + held[0] <= self._tier.capacity_bytes and stored[1] + held[1] <= disk
 
     def _freed(self, prompt: int) -> int:
         """Blocks that a prompt of so many tokens does without."""
@@ -81,7 +96,7 @@ class Offloading(Selective):
         tokens, freed = request.kv_tokens, self._freed(request.prompt_tokens) if self._chunks else 0
         decoding = blocks_for(tokens, self.block_tokens) + self._fixed - freed
         room = super().fits(request) and decoding <= self.capacity_blocks
-        return room and self._stored(tokens) <= self._tier.capacity_bytes
+        return room and self._has_room(self._stored(tokens))
 
     # ---- the life of a request
 
@@ -90,14 +105,15 @@ class Offloading(Selective):
         stored = self._stored(prompt)
         if (
             self._room_beside(request, plan) < 0
-            or self.tier_bytes + stored > self._tier.capacity_bytes
+            or not self._has_room(stored, (self.tier_bytes, self.disk_bytes))
             or not super().admit(request, plan)
         ):
             return False
         staging = self._below.staging_blocks(prompt, self.block_bytes) if self._chunks else 0
         self._take(self._fixed + staging)
-        self.tier_bytes += stored
-        request.kv = Moved(prompt, stored, staging)
+        self.tier_bytes += stored[0]
+        self.disk_bytes += stored[1]
+        request.kv = Moved(prompt, *stored, staging)
         return True
 
     def grow(self, request: Request, tokens: int) -> bool:
@@ -120,22 +136,38 @@ class Offloading(Selective):
         if self._chunks:
             self._give(moved.staging)
             moved.staging = 0
-        elif moved.tier_bytes:
-            moved.left, moved.users = self._freed(moved.prompt), 2
-            write = Transfer("hbm", self._tier.name, moved.tier_bytes, 1, "behind", None, moved)
-            return (*transfers, write)
-        return transfers
+            return (*transfers, *self._demote(moved))
+        if not moved.tier_bytes:
+            return transfers
+        moved.left, moved.users = self._freed(moved.prompt), 2
+        write = Transfer("hbm", self._tier.name, moved.tier_bytes, 1, "behind", None, moved)
+        return (*transfers, write)
+
+    def _demote(self, moved: Moved) -> tuple[Transfer, ...]:
+        """What the disk gets of a prompt that is in the tier."""
+        if self._disk is None or not moved.disk_bytes:
+            return ()
+        moved.users += 1
+        return (Transfer(self._tier.name, self._disk.name, moved.disk_bytes, 1, "behind", None, moved),)
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
         moved: Moved = transfer.payload
-        self._give(moved.left)
+        further: tuple[Transfer, ...] = ()
+        if transfer.src == "hbm":
+            self._give(moved.left)
+            if moved.users > 1:  # else its request has ended
+                further = self._demote(moved)
+        else:
+            self.tier_bytes -= moved.disk_bytes
+            moved.tier_bytes -= moved.disk_bytes
         self._drop(moved)
-        return ()
+        return further
 
     def _drop(self, moved: Moved) -> None:
         moved.users -= 1
         if not moved.users:
             self.tier_bytes -= moved.tier_bytes
+            self.disk_bytes -= moved.disk_bytes
 
     def preempt(self, request: Request, context: int) -> None:
         moved: Moved = request.kv
@@ -152,12 +184,17 @@ class Offloading(Selective):
 
     def check_integrity(self) -> None:
         super().check_integrity()
-        assert 0 <= self.tier_bytes <= self._tier.capacity_bytes, f"{self.tier_bytes} bytes in the tier"
+        assert (
+            self._has_room((0, 0), (self.tier_bytes, self.disk_bytes))
+            and self.tier_bytes >= 0 <= self.disk_bytes
+        ), f"{self.tier_bytes} bytes in the tier, {self.disk_bytes} on the disk"
 
     @property
     def used_bytes(self) -> tuple[int, ...]:
         tiers = [0] * len(self.config.tiers)
         tiers[self._place] = self.tier_bytes
+        if self._disk is not None:
+            tiers[self.config.tiers.index(self._disk)] = self.disk_bytes
         return (*super().used_bytes[:1], *tiers)
 
 

@@ -142,6 +142,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             data_parallel=parallel.data,
             expert_parallel=parallel.expert,
             groups=groups,
+            disk_link=tiers[1].link if len(tiers) > 1 else None,
         )
 
     shared = parallel.shares > 1

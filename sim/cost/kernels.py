@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.cost.decode import DecodeAttention
+from kvsim.cost.disk import DiskGather
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
@@ -36,13 +37,14 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
+register_kernel("disk_gather")(DiskGather)
 
 
 class KernelCostModel(CostModel):
     """Prices ``model`` on ``tensor_parallel`` GPUs of one kind from the kernel timings in ``profile``.
 
     ``strict``: a price that would be extrapolated is an error that names kernel and size.
-    ``host_link`` prices copies inside a step (lanes h2d, d2h).
+    ``host_link`` prices copies inside a step (lanes h2d, d2h), ``disk_link`` its reads of a disk (lane disk).
 
     Raises:
         CalibrationError: the profile cannot price this model at all.
@@ -61,12 +63,13 @@ class KernelCostModel(CostModel):
         data_parallel: int = 1,
         expert_parallel: int = 1,
         groups: float | None = None,
+        disk_link: LinkSpec | None = None,
     ) -> None:
         """In a pipeline and with data parallelism steps are those of one micro-batch or group (:mod:`kvsim.cost.shares`);
         all groups together have ``groups`` times its tokens, None = each as many."""
         self.setting = Setting(
             *(profile, model, gpu, tensor_parallel, host_link),
-            *(pipeline_parallel, data_parallel, expert_parallel),
+            *(pipeline_parallel, data_parallel, expert_parallel, disk_link),
             float(data_parallel if groups is None else groups),
         )
         self.terms = terms or EngineTerms()

@@ -50,6 +50,7 @@ class Setting:
     pipeline_parallel: int = 1
     data_parallel: int = 1
     expert_parallel: int = 1
+    disk_link: LinkSpec | None = None
     groups: float = 1.0  # data parallelism: tokens of all groups, over those of the one that is priced
 
     def __post_init__(self) -> None:

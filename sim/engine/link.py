@@ -107,11 +107,14 @@ class Links:
             other.on_share()
 
     def share(self) -> dict[str, float]:
-        """Part of the host link that a copy inside a step gets now, by lane."""
+        """Part of the host link, and of a disk behind it, that a copy inside a step gets now, by lane."""
         if not self.read:
             return {"h2d": 1.0, "d2h": 1.0}
         share = self.discipline.share
-        return {"h2d": share(self.read[0]), "d2h": share(self.write[0])}
+        found = {"h2d": share(self.read[0]), "d2h": share(self.write[0])}
+        if len(self.read) > 1:  # a disk reads while it does not write
+            found["disk"] = min(share(self.read[1]), share(self.write[1]))
+        return found
 
     def use(self, replica: int) -> list[LinkUse]:
         """What each direction has carried; a link that several replicas share is the first one's."""

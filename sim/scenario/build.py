@@ -21,8 +21,8 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 from kvsim.scenario.cache_schema import Tier
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.link import MeasuredLink
+from kvsim.scenario.offload import check_offload
 from kvsim.scenario.pools import KvTransfer
-from kvsim.scenario.reads import Offload
 from kvsim.scenario.schema import Scenario
 
 
@@ -140,7 +140,12 @@ def _reads(
         )
     if model.latent is not None:
         raise ScenarioError(f"cache.reads: it compares keys, and {model.name} caches latents; leave it out")
-    ratio = 1.0 if keys.offload is None else _check_offload(scenario, model, keys.offload, packed)
+    ratio = 1.0
+    if keys.offload is not None:
+        check_offload(scenario, keys.offload, packed)
+        ratio = packed_ratio(scenario, model)
+        for tier in scenario.cache.tiers:
+            ratio *= tier.stored_ratio if tier.name == keys.offload.tier else 1.0
     if policy is None:
         return ReadSelector(shape, keys, codec=packed, ratio=ratio)
     if policy.tokens.heads is None:
@@ -153,56 +158,6 @@ def _reads(
         )
     whole = sum(each.slices for each in policy.classes if each.kind == "everything")
     return ReadSelector(shape, keys, whole / shape.num_slices, packed)
-
-
-def _check_offload(scenario: Scenario, model: ModelSpec, offload: Offload, packed: PackedKv | None) -> float:
-    """Bytes in its tier for each byte that HBM holds.
-
-    Raises:
-        ScenarioError: steps cannot fetch from there, or not in this form.
-    """
-    where = "cache.reads.offload"
-    named = [tier for tier in scenario.cache.tiers if tier.name == offload.tier]
-    if any(tier.link is not None for tier in named):
-        raise ScenarioError(
-            f"{where}.tier: steps fetch over the GPU's link to host memory, and '{offload.tier}' has another; leave its "
-            "link out"
-        )
-    if packed is not None:
-        _check_rows(offload, packed)
-    if offload.staging is not None and offload.staging < (most := scenario.engine.max_num_batched_tokens):
-        raise ScenarioError(
-            f"{where}.staging: room for {offload.staging} tokens, and a step computes up to {most}; set it to {most} or more, "
-            "or lower engine.max_num_batched_tokens"
-        )
-    ratio = named[0].stored_ratio if named else 1.0
-    return ratio * packed_ratio(scenario, model)
-
-
-def _check_rows(offload: Offload, packed: PackedKv) -> None:
-    """Raise ScenarioError unless rows of packed KV can be fetched, and what has 16 bits stays."""
-    where = "cache.reads.offload"
-    if not packed.is_bits:
-        raise ScenarioError(
-            f"{where}: of cache.codec it takes fewer bits of keys and values, of which rows can be fetched; leave out what "
-            "else the codec has, or offload"
-        )
-    if offload.trigger == "chunk" and packed.packs_prompts_late:
-        raise ScenarioError(
-            f"{where}.trigger: chunk, and cache.codec packs when a prompt is through; set cache.codec.trigger: chunk"
-        )
-    if offload.key_rank is not None:
-        raise ScenarioError(f"{where}.key_rank: keys are rebuilt at 16 bits; leave it out, or cache.codec")
-    if offload.extent_tokens % packed.group_tokens:
-        raise ScenarioError(
-            f"{where}.extent_tokens: {packed.group_tokens} tokens share a scale and rows have {offload.extent_tokens}; "
-            f"set it to a multiple of {packed.group_tokens}"
-        )
-    if offload.resident < packed.wide_tokens:
-        raise ScenarioError(
-            f"{where}.resident: cache.codec holds {packed.wide_tokens} tokens at 16 bits, and {offload.resident} stay in "
-            f"HBM; set it to {packed.wide_tokens} or more"
-        )
 
 
 def _packed(scenario: Scenario, model: ModelSpec, codec: Codec) -> PackedKv | None:

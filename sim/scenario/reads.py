@@ -33,8 +33,9 @@ class Index(ReadsPart):
     """Codes of a key, of one byte each."""
     held: bool = True
     """Beside the keys. False: it is (a part of) the keys that HBM holds anyway."""
-    place: Literal["hbm", "tier"] = "hbm"
-    """tier: beside what is offloaded; the host's cores compare the query with it."""
+    place: Literal["hbm", "tier", "disk"] = "hbm"
+    """tier: beside what is offloaded; the host's cores compare the query with it. disk: the same, and what is of tokens on the
+    disk is read from there each time."""
     rounds: Count = 0
     """Of k-means over a prompt's keys, when it is through: how the entries come about."""
 
@@ -51,6 +52,17 @@ class Index(ReadsPart):
     @property
     def entry_tokens(self) -> int:
         return self.tokens if self.kind in ("bounds", "vectors") else 1
+
+
+class Disk(ReadsPart):
+    """What of an offloaded prompt lies on a disk behind host memory."""
+
+    tier: str
+    """Its name: the second of ``cache.tiers``, behind that of ``offload``."""
+    share: Share
+    """Of what the prompt leaves."""
+    reads: Share | None = None
+    """Of what steps fetch, from there; null = as much as lies there."""
 
 
 class Offload(ReadsPart):
@@ -86,6 +98,7 @@ class Offload(ReadsPart):
     host's cores before the link."""
     attention: Literal["gpu", "cpu"] = "gpu"
     """cpu: the host's cores attend to what is in the tier; only results are copied."""
+    disk: Disk | None = None
 
     @model_validator(mode="after")
     def _goes_together(self) -> Offload:
@@ -124,10 +137,15 @@ class Reads(ReadsPart):
             raise ValueError(
                 "index.rounds cluster the keys of a whole prompt in HBM; set offload.trigger: prefill"
             )
-        if self.index.place == "tier":
+        place = self.index.place
+        if place != "hbm":
             if self.offload is None:
                 raise ValueError(
-                    "index.place: tier, and nothing is offloaded; give offload, or leave place out"
+                    f"index.place: {place}, and nothing is offloaded; give offload, or leave place out"
+                )
+            if place == "disk" and self.offload.disk is None:
+                raise ValueError(
+                    "index.place: disk, and none holds anything; give offload.disk, or set place: tier"
                 )
             if not self.index.held or self.index.kind in ("copy", "none"):
                 raise ValueError(f"an index of kind {self.index.kind} cannot lie in a tier; leave place out")

@@ -192,7 +192,17 @@ EARLY_SOME = {
     "prefill_budget": 16,
     "offload": {**CODES["offload"], "trigger": "chunk", "leaves": "kv"},
 }
+DISK = {"tier": "disk", "share": 0.4, "reads": 0.25}
+THREE_LEVELS = {
+    "index": {"kind": "bounds", "tokens": 4, "place": "disk"},
+    "budget": 8,
+    "refresh": 2.0,
+    "offload": {"tier": "ddr", "resident": 2, "hit_rate": 0.5, "extent_tokens": 4, "disk": DISK},
+}
+DISK_EARLY = {**EARLY_VALUES, "offload": {**EARLY_VALUES["offload"], "disk": {"tier": "disk", "share": 1.0}}}
 READS = {
+    "three levels": THREE_LEVELS,
+    "disk early": DISK_EARLY,
     "early": EARLY,
     "early values": EARLY_VALUES,
     "early some": EARLY_SOME,
@@ -284,11 +294,15 @@ def cache_of(
     tiers: int = 1,
     ddr_tokens: int = 10**6,
 ) -> CacheConfig:
-    """Blocks of 4 tokens, 4 layers, and a DDR tier (or none) that is loaded layer by layer."""
+    """Blocks of 4 tokens, 4 layers, and a DDR tier (or none) that is loaded layer by layer; a disk behind it where reads
+    have one."""
     ddr = TierConfig("ddr", ddr_tokens * bytes_per_token, "layerwise", "through", "lru", 1 << 20)
+    below = (ddr,) * tiers
+    if ((options or {}).get("reads", {}).get("offload") or {}).get("disk"):
+        below = (ddr, replace(ddr, name="disk"))
     return CacheConfig(
         capacity_bytes=num_blocks * 4 * bytes_per_token, bytes_per_token=bytes_per_token, block_tokens=4,
-        max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=(ddr,) * tiers, options=options,
+        max_model_len=10_000, num_layers=4, reserved_blocks=0, tiers=below, options=options,
     )  # fmt: skip
 
 
@@ -314,7 +328,7 @@ def simulate(
 ) -> Simulation:
     """Run to the end, integrity checked after every event and nothing left behind."""
     simulation = build_simulation(
-        trace, engine or toy_engine(), cache, (link,), make, ToyCost(), RoundRobin(), check=True  # type: ignore[arg-type]
+        trace, engine or toy_engine(), cache, (link,) * max(1, len(cache.tiers)), make, ToyCost(), RoundRobin(), check=True  # type: ignore[arg-type]
     )  # fmt: skip
     longest = steps_module.LONGEST_RUN
     try:

@@ -250,6 +250,69 @@ def test_the_longest_prompt_that_is_let_in_fits(
     assert not manager.fits(Request(0, 0, 2 * longest + 16 * 16 * blocks, 1, [], []))
 
 
+ON_DISK: dict[str, Any] = {
+    "index": {"kind": "none"},
+    "budget": 8,
+    "offload": {
+        "tier": "ddr",
+        "hit_rate": 0.5,
+        "extent_tokens": 4,
+        "disk": {"tier": "disk", "share": 0.75, "reads": 0.25},
+    },
+}
+
+
+def test_some_of_what_a_step_fetches_comes_from_the_disk() -> None:
+    """16 tokens of two requests, a half of them missing: 8 tokens, 32 rows of 64 bytes, a quarter of them from the disk."""
+
+    def disk(ratio: float = 1.0, reads: dict[str, Any] = ON_DISK, **keys: Any) -> Kernel:
+        changed = Reads.model_validate({**reads, "offload": {**reads["offload"], **keys}})
+        return by_name(ReadSelector(SHAPE, changed, ratio=ratio).select_work(batch_of(10, 20), 1))[
+            "disk_gather"
+        ]
+
+    one = disk()
+    assert one.args == {"row_bytes": 64, "rows": 32 / 4 * 4 / 4, "waits": 4}
+    assert (one.lane, one.group) == ("disk", "fetch")  # streams into the link's copies
+    assert disk(ratio=0.5).args["row_bytes"] == 32
+    assert (disk(fetch="ahead").args["waits"], disk(fetch="ahead").group) == (1, "main")
+    assert disk(attention="cpu").args["rows"] == 16  # nothing that the GPU has fetched is of use
+    assert disk(disk={"tier": "disk", "share": 0.75}).args["rows"] == 24  # as much as lies there
+    index = {**ON_DISK, "index": {"kind": "bounds", "tokens": 4, "place": "disk"}, "refresh": 2.0}
+    reads = ReadSelector(SHAPE, Reads.model_validate(index))
+    assert reads.tier_bytes(20) == 20 * 256 + 5 * 256
+    assert reads.disk_bytes(20) == 0.75 * 25 * 256
+    first = next(kernel for kernel in reads.select_work(batch_of(10, 20), 1) if kernel.name == "disk_gather")
+    # three quarters of 3 and 5 entries fit one request of 128 KiB, in every second step
+    assert first.args == {"row_bytes": 1 << 17, "rows": 1, "waits": 4}
+    assert (first.calls, first.group) == (0.5, "host")
+
+
+def test_a_disk_gets_its_share_behind_host_memory() -> None:
+    """A prompt of 40 tokens of 16 bytes over links of a byte a nanosecond: 640 bytes to host memory, then 480 to the disk."""
+    trace, engine = trace_of([(0, 40, 8)]), toy_engine(max_num_seqs=8, max_num_batched_tokens=64)
+    simulation = simulate(with_parts("paged"), trace, cache_of(13, {"reads": ON_DISK}), engine, LINK)
+    links = simulation.replicas[0].links
+    assert links.written_bytes == [0, 640, 480]
+    first_token = times(simulation)[0][0]
+    assert [channel.free_ns for channel in links.write] == [first_token + 640, first_token + 640 + 480]
+    chunks = {**ON_DISK, "offload": {**ON_DISK["offload"], "trigger": "chunk"}}
+    simulation = simulate(with_parts("paged"), trace, cache_of(13, {"reads": chunks}), engine, LINK)
+    assert simulation.replicas[0].links.written_bytes == [
+        0,
+        0,
+        480,
+    ]  # the steps themselves have copied to host memory
+
+
+@pytest.mark.parametrize(("write", "share"), [(0, 1.0), (10_000, 0.5)])
+def test_a_disk_reads_while_it_does_not_write(write: int, share: float) -> None:
+    simulation = simulate(with_parts("paged"), trace_of([(0, 4, 2)]), cache_of(13, {"reads": ON_DISK}))
+    links = simulation.replicas[0].links
+    links.write[1].free_ns = int(links.env.now) + write
+    assert links.share() == {"h2d": 1.0, "d2h": 1.0, "disk": share}
+
+
 def test_an_index_in_the_tier_takes_no_hbm() -> None:
     keys: dict[str, Any] = {"budget": 8, "offload": {"tier": "ddr"}}
     here = selector(index={"kind": "bounds", "tokens": 4}, **keys)
@@ -286,6 +349,10 @@ def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
         ),
         ({"index": {"kind": "bounds", "place": "tier"}, "budget": 1}, "nothing is offloaded"),
         (
+            {"index": {"kind": "bounds", "place": "disk"}, "budget": 1, "offload": {"tier": "ddr"}},
+            "give offload.disk, or set place: tier",
+        ),
+        (
             {"index": {"kind": "none"}, "budget": 1, "offload": {"tier": "ddr", "fetch": "beside_keys"}},
             "give key_rank",
         ),
@@ -311,6 +378,33 @@ def test_what_makes_no_sense_is_one_line(keys: dict[str, Any], says: str) -> Non
     data = {"workload": {"sources": [{"name": "any", "generator": "chat"}]}, "cache": {"reads": keys}}
     with pytest.raises(ScenarioError, match=says) as error:
         parse_scenario(data)
+    assert "\n" not in str(error.value)
+
+
+DDR = {"name": "ddr", "capacity": "1 GB"}
+SSD = {"name": "ssd", "link": "nvme", "capacity": "1 TB"}
+
+
+@pytest.mark.parametrize(
+    ("tiers", "says"),
+    [
+        ([DDR], r"'ssd' has to be the second of cache.tiers, .* found ddr"),
+        ([SSD, DDR], "'ssd' has to be the second of cache.tiers"),
+        ([DDR, {**SSD, "behind": "hbm"}], "'ssd' has to be the second of cache.tiers"),
+        ([DDR, {**SSD, "stored_ratio": 0.5}], "give 'ssd' the stored_ratio of 'ddr', 1"),
+        ([DDR, {**SSD, "scope": "cluster"}], "give 'ssd' scope: replica"),
+        ([{**DDR, "scope": "cluster"}, SSD], "give 'ddr' scope: replica"),
+    ],
+)
+def test_a_disk_lies_behind_host_memory(tiers: list[dict[str, Any]], says: str) -> None:
+    offload = {"tier": "ddr", "disk": {"tier": "ssd", "share": 0.5}}
+    reads = {"index": {"kind": "none"}, "budget": 8, "offload": offload}
+    cache = {"manager": "paged", "reads": reads, "tiers": tiers}
+    scenario = parse_scenario(
+        {"workload": {"sources": [{"name": "any", "generator": "chat"}]}, "cache": cache}
+    )
+    with pytest.raises(ScenarioError, match=says) as error:
+        build_parts(scenario, build_model(scenario))
     assert "\n" not in str(error.value)
 
 

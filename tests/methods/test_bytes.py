@@ -32,5 +32,8 @@ def test_bytes_are_those_computed_by_hand(row: dict[str, Any]) -> None:
     if "tier" in row:
         assert parts.reads is not None
         assert parts.reads.tier_bytes(prompt) == row["tier"]
+    if "disk" in row:
+        assert parts.reads is not None
+        assert parts.reads.disk_bytes(prompt) == row["disk"]
     if "token" in row:
         assert parts.held_bytes(prompt, 1) - parts.held_bytes(prompt) == row["token"]

@@ -12,7 +12,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from kvsim.cache.parts.span import KvShape
-from kvsim.cost.work import Kernel
+from kvsim.cost.work import Column, Kernel
 from kvsim.scenario.reads import Offload
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SVD_FLOPS = 6  # of a randomised SVD, for each element and rank
 LONGEST_ROW = 16384  # bytes; longer rows are fetched as several
 LONGEST_COPY = 1 << 28  # bytes; a longer copy is several
+LONGEST_DISK_ROW = 1 << 17  # bytes; what lies together on a disk is read in such requests
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Offloaded:
         if not self.freed_bytes(prompt):
             return 0
         return max(0, prompt - self.keys.resident) * self.stored_bytes
+
+    def on_disk(self, num_bytes: int) -> int:
+        """Of so many bytes below HBM those that lie on the disk."""
+        return 0 if self.keys.disk is None else round(num_bytes * self.keys.disk.share)
 
     # ---- a prompt that leaves as it is computed (``trigger: chunk``)
 
@@ -148,6 +153,7 @@ class Offloaded:
             found.append(Kernel("low_rank_reconstruct", sizes, group="fetch", calls=self.share))
         if keys.hit_rate == 1:
             return found
+        found += self._from_disk(ceil(chosen * (1 - keys.hit_rate) - 1e-9), group)
         on_host = keys.unpack == "host"
         found.append(self._gather(chosen, group, 1.0 if on_host else self.ratio))
         if self.ratio < 1:
@@ -161,27 +167,58 @@ class Offloaded:
 
     def _gather(self, chosen: int, group: str, ratio: float) -> Kernel:
         """Rows over the link, of ``ratio`` bytes for each byte in HBM's form."""
-        keys, shape = self.keys, self.shape
-        heads = shape.num_kv_heads if keys.heads_together else 1
-        plain = 2 * shape.head_dim * keys.extent_tokens * heads
+        keys = self.keys
+        plain = self._row_bytes
         row = plain * ratio * self._form
         pieces = ceil(row / LONGEST_ROW)
-        rows = self.num_layers * shape.width * self._tensors * 2 / plain * (1 - keys.hit_rate) * pieces
+        rows = self._plain_bytes / plain * (1 - keys.hit_rate) * pieces
         sizes = {"row_bytes": max(1, round(row / pieces)), "rows": ceil(chosen * rows - 1e-9)}
         return Kernel("host_gather", sizes, group=group, lane="h2d")
 
     def _on_the_host(self, chosen: int, num: int) -> list[Kernel]:
         """The host's cores attend to what lies there, at 16 bits."""
-        shape = self.shape
-        sizes = {"batch": num, "context": chosen // num}
-        plain = chosen * (self.num_layers * shape.width * self._tensors * 2)
-        sizes["num_bytes"] = plain
+        plain = chosen * self._plain_bytes
+        sizes = {"batch": num, "context": chosen // num, "num_bytes": plain}
         calls = self.share * self._tensors / 2
         found = [Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)]
+        found += self._from_disk(chosen, "host")
         if self.ratio * self._form < 1:
             num_bytes = plain + round(plain * self.ratio * self._form)
             found.append(Kernel("host_unpack", {"num_bytes": num_bytes}, lane="cpu", group="host"))
         return found
+
+    def _from_disk(self, tokens: int, group: str) -> list[Kernel]:
+        """Of ``tokens`` tokens that lie below HBM, those that the disk holds: its reads stream beside the link."""
+        disk = self.keys.disk
+        if disk is None:
+            return []
+        rows = (
+            tokens * self._plain_bytes / self._row_bytes * (disk.share if disk.reads is None else disk.reads)
+        )
+        row = max(1, round(self._row_bytes * self._form * self.ratio))
+        return [self._disk_reads(row, ceil(rows - 1e-9), group)]
+
+    def index_from_disk(self, num_bytes: int, calls: Column) -> Kernel:
+        """Look. Reading so many bytes of an index, which lie together."""
+        rows = -(-round(num_bytes * self.ratio) // LONGEST_DISK_ROW)
+        return self._disk_reads(LONGEST_DISK_ROW, rows, "host")._replace(calls=calls)
+
+    def _disk_reads(self, row_bytes: int, rows: int, group: str) -> Kernel:
+        """``waits``: one after another, as a layer's choice is made when the layer before it is through."""
+        waits = 1 if self.keys.fetch == "ahead" else self.num_layers
+        sizes = {"row_bytes": row_bytes, "waits": waits, "rows": rows}
+        return Kernel("disk_gather", sizes, group=group, lane="disk")
+
+    @cached_property
+    def _row_bytes(self) -> int:
+        """Of what lies together below HBM, at 16 bits."""
+        heads = self.shape.num_kv_heads if self.keys.heads_together else 1
+        return 2 * self.shape.head_dim * self.keys.extent_tokens * heads
+
+    @cached_property
+    def _plain_bytes(self) -> int:
+        """Of what is below HBM of a token, at 16 bits."""
+        return self.num_layers * self.shape.width * self._tensors * 2
 
     @property
     def _tensors(self) -> int:

@@ -105,6 +105,10 @@ class ReadSelector:
             return 0
         return self.offloaded.moved_bytes(prompt) + (0 if self._in_hbm else self.index_bytes(prompt))
 
+    def disk_bytes(self, prompt: int) -> int:
+        """Of these, those on the disk."""
+        return 0 if self.offloaded is None else self.offloaded.on_disk(self.tier_bytes(prompt))
+
     def held_bytes(self, tokens: int, prompt: int) -> int:
         """Beside (or, negative, less than) the KV of ``tokens`` tokens, of them a prompt of ``prompt``."""
         latent = 0 if self.offloaded is None else tokens * self.offloaded.latent_bytes
@@ -189,6 +193,9 @@ class ReadSelector:
         if index.kind != "none":
             entries = self._entries(batch, steps)
             found.append(self._scores(num, entries, often))
+            if index.place == "disk":
+                assert self.offloaded is not None
+                found.append(self.offloaded.index_from_disk(batch.total(self._index_on_disk), often))
             k = max(1, reads.budget // index.entry_tokens)
             rows = num * shape.num_kv_heads
             sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
@@ -204,6 +211,13 @@ class ReadSelector:
         """Of a decoding request: tokens that each step reads of what is in the tier, or was fetched from there."""
         prompt = request.cached + request.to_compute
         return min(self.reads.budget, prompt) if self.freed_bytes(prompt) else 0
+
+    def _index_on_disk(self, request: Request) -> int:
+        """Bytes of a decoding request."""
+        prompt = request.cached + request.to_compute
+        if self.offloaded is None or not self.freed_bytes(prompt):
+            return 0
+        return self.offloaded.on_disk(self.index_bytes(prompt))
 
     def _entries(self, batch: Batch, steps: int) -> Column:
         """Of one sequence on average."""
