@@ -329,25 +329,28 @@ class PrefixTree(Blocks):
         stack = [self.root]
         while stack:
             node = stack.pop()
+            end, pins = node.end, node.ref + sum(copy.holder is not None for copy in node.copies)
             for child in node.children.values():
-                assert child.parent is node and child.start == node.end, (
+                ref, readers = child.ref, child.readers
+                assert child.parent is node and child.start == end, (
                     "a child does not start where its parent ends"
                 )
-                held = sum(copy.holder is not None for copy in node.copies)
-                assert child.ref <= node.ref + held, (
-                    f"a child has {child.ref} pins, its parent {node.ref} + {held}"
-                )
-                assert child.end > child.start
-                assert child.children or child.ref or not child.hole, "a hole leads nowhere"
-                loose = (child.ref == 0) + sum(copy.holder is None for copy in child.copies)
-                blocks += child.num_blocks * (1 + len(child.copies))
-                evictable += child.num_blocks * loose
-                copies += len(child.copies)
-                assert child.readers <= child.ref, (
-                    f"{child.readers} decodes read a node with {child.ref} pins"
-                )
-                again += child.num_blocks * max(0, child.readers - 1)
-                stack.append(child)
+                assert ref <= pins, f"a child has {ref} pins, its parent {pins}"
+                assert child.end > end
+                assert ref or child.children or not child.hole, "a hole leads nowhere"
+                assert readers <= ref, f"{readers} decodes read a node with {ref} pins"
+                size = child.num_blocks
+                blocks += size
+                if not ref:
+                    evictable += size
+                if readers > 1:
+                    again += size * (readers - 1)
+                if child.copies:
+                    copies += len(child.copies)
+                    blocks += size * len(child.copies)
+                    evictable += size * sum(copy.holder is None for copy in child.copies)
+                if child.children:
+                    stack.append(child)
         assert again == self.blocks_read_again, (
             f"prefix tree: {again} read again, {self.blocks_read_again} counted"
         )
