@@ -25,12 +25,13 @@ Ints = np.ndarray[Any, Any]  # int64, shape (steps,)
 
 
 class Capped:
-    """What the requests read, or hold, if it is at most ``cap`` tokens each."""
+    """What the requests read, or hold, if it is at most ``cap`` tokens each, of their contexts less ``less(request)``."""
 
-    __slots__ = ("_batch", "_below", "_cap", "_full_at", "_phase", "_sum")
+    __slots__ = ("_batch", "_below", "_cap", "_full_at", "_less", "_phase", "_sum")
 
-    def __init__(self, batch: Batch, cap: int) -> None:
-        self._batch, self._cap = batch, cap
+    def __init__(self, batch: Batch, cap: int, less: Callable[[Request], int] | None = None) -> None:
+        """``less``: tokens, the same as long as the request decodes."""
+        self._batch, self._cap, self._less = batch, cap, less
         self._below: list[int] = []  # bases of the requests with less than ``cap`` tokens, sorted
         self._full_at = NEVER  # round at which the first of these has ``cap`` tokens
         self._sum = 0  # of these
@@ -42,7 +43,7 @@ class Capped:
         """``request`` decodes from the next step on."""
         if self._batch.round >= self._full_at:
             self._settle()
-        base, cap = request.base, self._cap
+        base, cap = self._base(request), self._cap
         if base + self._batch.round < cap:
             insort(self._below, base)
             self._count(base, 1)
@@ -50,11 +51,14 @@ class Capped:
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
-        below, base = self._below, request.base
+        below, base = self._below, self._base(request)
         if below and base <= below[-1]:
             del below[bisect_left(below, base)]
             self._count(base, -1)
             self._full_at = self._cap - below[-1] if below else NEVER
+
+    def _base(self, request: Request) -> int:
+        return request.base if self._less is None else request.base - self._less(request)
 
     def _count(self, base: int, num: int) -> None:
         self._sum += num * base

@@ -107,7 +107,7 @@ class Batch:
             tuple[int, int, Request]
         ] = []  # (round of the last token, order, request), lazily cleaned
         self._array: np.ndarray[Any, Any] | None = None
-        self._capped: dict[int, Capped] = {}
+        self._capped: dict[int | tuple[int, Callable[[Request], int]], Capped] = {}
         self._pages: dict[int, Pages] = {}
         self._totals: dict[Callable[[Request], int], Total] = {}
         self._grown: dict[Callable[[Request], Sequence[tuple[int, int]]], Grown] = {}
@@ -186,11 +186,12 @@ class Batch:
         assert not self.requests, "a batch is watched from its beginning"
         self._sums.append(watcher)
 
-    def capped(self, cap: int) -> Capped:
-        """Sums over the requests of at most ``cap`` tokens each."""
-        found = self._capped.get(cap)
+    def capped(self, cap: int, less: Callable[[Request], int] | None = None) -> Capped:
+        """Sums over the requests of at most ``cap`` tokens each; see :class:`Capped`."""
+        key = cap if less is None else (cap, less)
+        found = self._capped.get(key)
         if found is None:
-            found = self._capped[cap] = Capped(self, cap)
+            found = self._capped[key] = Capped(self, cap, less)
             self._sums.append(found)
         return found
 

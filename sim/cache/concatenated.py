@@ -202,6 +202,9 @@ class Concatenated(Reserving):
         found = []
         if self.copies == "everything":
             found = [copied(span, packed, config.num_layers) for span in held]
+            if self.policy is not None and self.policy.low_bits is not None:
+                low = self.policy.low_spans(batch, steps)
+                found += [copied(span, self.policy.low_bytes, config.num_layers) for span in low]
         if codec is not None and codec.wide_tokens:
             wide = Span(1, batch.capped(codec.wide_tokens).sum_read(steps))
             beyond = packed if self.copies == "everything" else 0

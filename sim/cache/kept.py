@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from kvsim.cache.lowered import Lowerings
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.parts.decode import decode_kernels, everything
@@ -37,8 +38,10 @@ class KeptTokens(Paged):
     def __init__(self, config: CacheConfig) -> None:
         assert config.tokens is not None
         self.policy, self.codec, self.reads = config.tokens, config.codec, config.reads
+        beside = config.block_tokens * self.policy.beside_bytes
         if self.reads is not None:
-            config = replace(config, beside_bytes=self.reads.block_bytes(config.block_tokens))
+            beside += self.reads.block_bytes(config.block_tokens)
+        config = replace(config, beside_bytes=beside)
         tokens = self.policy.tokens
         if self.codec is not None:
             config = replace(config, bytes_per_token=self.codec.token_bytes)
@@ -54,7 +57,7 @@ class KeptTokens(Paged):
             - config.reserved_blocks * self.pages_per_block
         )
         classes = self.policy.classes
-        self._slacks = [(each.slices, self._slack(each), each.kind == "capped") for each in classes]
+        self._slacks = [(each, self._slack(each)) for each in classes]
         self._capped = [  # slices, and the most that each of them holds
             (each.slices, self.policy.cap(each) + self._slack(each))
             for each in classes
@@ -73,6 +76,12 @@ class KeptTokens(Paged):
             )
             for each in growing
         ]
+        generated = sum(each.slices for each in classes if each.kind == "apart")
+        self._new = generated if self._apart else min(1, generated)
+        self._most_new = (tokens.generated_budget or 0) + (tokens.every if tokens.every > 1 else 0)
+        self._low = Lowerings(self.policy, self.block_tokens, self._apart)
+        # what is held after a prompt may take more pages than all of it, if it is short
+        self._widens = bool(self._shares) or self.policy.low_bits is not None
         # pages of prompts that are thinned as they come, by computed tokens
         self._peaks: dict[tuple[int, float | None], int] = {}
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
@@ -95,7 +104,7 @@ class KeptTokens(Paged):
         if not self._frees or self.policy.tokens.schedule == "prefill":
             whole = self.pages_per_block * blocks_for(computed, self.block_tokens)
             whole = whole if self._wide == 1 else ceil(self._wide * whole)
-            if not (self._shares and computed):
+            if not (self._widens and computed):
                 return whole
             return max(whole, self._held(computed, computed, ratio))
         found = self._peaks.get((computed, ratio))
@@ -105,31 +114,40 @@ class KeptTokens(Paged):
 
     def _thinned(self, computed: int, ratio: float | None) -> int:
         policy = self.policy
+        low = self._low.pages(computed, computed, ratio)
         tokens = policy.prefilling(computed, ratio)
         if policy.tokens.schedule == "layer" and not self._apart:
             *kept, whole = tokens  # of all layers, and of the one that is computed
             pages = blocks_for(max(kept), self.block_tokens)
             one_layer = blocks_for(whole, self.block_tokens) / policy.shape.num_layers
-            return pages + ceil(self._wide * one_layer)
-        return ceil(self._wide * self._pages(policy.prefill_counts, tokens))
+            return low + pages + ceil(self._wide * one_layer)
+        return low + ceil(self._wide * self._pages(policy.prefill_counts, tokens))
 
     def _held(self, prompt: int, context: int, ratio: float | None) -> int:
         """Pages of a request after its prompt."""
         if not self._frees:
             return blocks_for(context, self.block_tokens)
-        size, apart = self.block_tokens, self._apart
         pages = 0
         of_class = self.policy.held(prompt, context, ratio)
-        for (slices, slack, capped), tokens in zip(self._slacks, of_class, strict=True):
-            held = tokens + slack
-            if capped and held > context:
-                held = context
-            held = -(-held // size)
-            if apart:
-                pages += slices * held
+        for (each, slack), tokens in zip(self._slacks, of_class, strict=True):
+            held = self._class_pages(each, slack, tokens, prompt, context)
+            if self._apart:
+                pages += each.slices * held
             elif held > pages:
                 pages = held
-        return pages
+        return pages + self._low.pages(prompt, context, ratio)
+
+    def _class_pages(self, each: SliceClass, slack: int, tokens: int, prompt: int, context: int) -> int:
+        """Of one slice that holds ``tokens`` of a context."""
+        size = self.block_tokens
+        if each.kind == "apart":  # what is generated is in pages of its own
+            generated = context - prompt
+            kept = tokens - min(generated, self.policy.tokens.generated_budget or 0)
+            return -(-kept // size) - (-min(generated, self._most_new) // size)
+        held = tokens + slack
+        if held > context and each.kind == "capped":
+            held = context
+        return -(-held // size)
 
     def _slack(self, each: SliceClass) -> int:
         """Tokens that wait for an eviction of several at once."""
@@ -198,15 +216,17 @@ class KeptTokens(Paged):
             return super().new_blocks(batch, steps)
         begun = batch.grown(self._missing).new_blocks(steps) if self._grows else 0
         if not self._apart:
-            if self._grows or not (self._capped or self._shares):
-                return begun
+            if self._grows:
+                return begun + self._low.new_pages(batch, steps)
             if self._capped:
                 return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
         for slices, most in self._capped:
             begun += slices * batch.capped(most).new_blocks(steps)
         for slices, part, whole, less in self._shares:
             begun += slices * batch.share(part, whole, less).grown(steps)
-        return begun
+        if self._new:
+            begun += self._new * batch.capped(self._most_new, self.policy.prompt_of).new_blocks(steps)
+        return begun + self._low.new_pages(batch, steps)
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
         free = self.num_free_blocks

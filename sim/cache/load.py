@@ -69,7 +69,7 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
     elif shares and not config.tokens.is_proportional:
         why = (
             f"prompts share blocks in '{name}', so each has to keep the same share of its tokens: "
-            "ratio, schedule chunk and compact, with no split over layers or heads"
+            "ratio, schedule chunk and compact, with no split over layers or heads and nothing in fewer bits"
         )
     elif shares:
         return

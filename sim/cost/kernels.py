@@ -17,6 +17,7 @@ import numpy as np
 
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.disk import DiskGather
+from kvsim.cost.forward import ForwardPass
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
@@ -38,6 +39,7 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
 register_kernel("disk_gather")(DiskGather)
+register_kernel("forward_pass")(ForwardPass)
 
 
 class KernelCostModel(CostModel):

@@ -121,6 +121,15 @@ def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
     )
     if policy is not None and policy.is_neutral:
         policy = None
+    if policy is not None and policy.low_bits is not None:
+        if packed is not None:
+            raise ScenarioError(
+                "cache.tokens.dropped: fewer bits than what stays has, which cache.codec packs as well; leave out one of the two"
+            )
+        if model.kv_dtype not in ("bfloat16", "float16"):
+            raise ScenarioError(
+                f"cache.tokens.dropped: it packs KV of 16 bits, the engine holds {model.kv_dtype}; leave out one of the two"
+            )
     return Parts(shape, packed, policy, _reads(scenario, model, policy, packed))
 
 

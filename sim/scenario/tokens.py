@@ -18,6 +18,16 @@ class TokensPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Lowered(TokensPart):
+    """What is not kept stays in fewer bits."""
+
+    bits: Literal[8, 4, 2]
+    group: Positive | None = 128
+    """Elements that share a scale and zero; null = none stored."""
+    metadata_bits: Count = 32
+    """Scale and zero of a group."""
+
+
 class Heads(TokensPart):
     """Two classes of heads: some keep every token, the others first and newest ones."""
 
@@ -34,9 +44,16 @@ class Heads(TokensPart):
 
 
 class Tokens(TokensPart):
-    score: Literal["position", "norm", "key_similarity", "gate", "window", "accumulated"]
+    score: Literal["position", "norm", "key_similarity", "gate", "window", "accumulated", "hash"]
     """What ranks tokens: their place, norms of their keys, how keys differ from their mean, a trained head, attention of the
-    prompt's last ``window`` queries, or all attention so far. The last two are of one query."""
+    prompt's last ``window`` queries, all attention so far, or the bits that hashes of key and query share. The last three are
+    of one query."""
+    hash_bits: Positive = 32
+    """Of a key's hash, in every KV head, which is held beside the token (score hash)."""
+    weighs_values: bool = False
+    """What a token adds to the output counts: scores read the values, too."""
+    lookahead: Count = 0
+    """Tokens that are drafted over what would stay of a prompt, before it is chosen by their queries."""
     window: Positive = 32
     """Queries of score window; they are kept."""
     budget: Positive | None = None
@@ -52,6 +69,8 @@ class Tokens(TokensPart):
     generated: Literal["append", "evict", "share"] = "append"
     """What is generated is kept, or takes the room of others: one out for one in, or so that ``ratio`` of the growing
     context stays."""
+    generated_budget: Positive | None = None
+    """Tokens that stay of what is generated, apart from those of the prompt (generated: evict)."""
     every: Positive = 1
     """Tokens are evicted so many at a time (generated: evict or share)."""
     pyramid: Annotated[float, Field(ge=1)] | None = None
@@ -66,8 +85,10 @@ class Tokens(TokensPart):
     """Tokens that stay or go together."""
     compact: bool = True
     """What stays is moved together; otherwise only pages of which nothing stays are freed."""
-    dropped: Literal["discard", "merge"] = "discard"
-    """merge: what goes is averaged into what stays."""
+    renumbered: bool = False
+    """What stays gets new positions: its keys are rotated again."""
+    dropped: Literal["discard", "merge"] | Lowered = "discard"
+    """merge: what goes is averaged into what stays; or it stays in fewer bits."""
     pages: Literal["own", "shared"] = "own"
     """Layers and classes of heads have block tables of their own, or share one: then a page is freed that none of them
     needs."""
@@ -75,7 +96,7 @@ class Tokens(TokensPart):
     @property
     def query_conditioned(self) -> bool:
         """What stays depends on the query, so it is of no use to another."""
-        return self.score in ("window", "accumulated")
+        return self.score in ("window", "accumulated", "hash")
 
     @property
     def mean_ratio(self) -> float:
@@ -97,8 +118,15 @@ class Tokens(TokensPart):
         splits = [self.pyramid is not None, bool(self.layer_shares), self.heads is not None]
         if sum(splits) > 1:
             raise ValueError("pyramid, layer_shares and heads each split the budget; give one of the three")
-        if self.heads is not None and self.score != "position":
-            raise ValueError("streaming heads keep tokens by their place; set score: position")
+        if self.heads is not None and self.score not in ("position", "window", "accumulated"):
+            raise ValueError(
+                "streaming heads keep tokens by their place; set score: position, or, where each prompt's attention says "
+                "which heads these are, window or accumulated"
+            )
+        if self.heads is not None and self.heads.prefill == "windowed" and self.score != "position":
+            raise ValueError(
+                "heads.prefill: windowed, and which heads these are is known after it; set it to full"
+            )
         if self.layer_shares and not any(self.layer_shares):
             raise ValueError("layer_shares: all are 0; give one of them a budget")
         if self.generated == "share" and self.ratio is None:
@@ -109,6 +137,23 @@ class Tokens(TokensPart):
             raise ValueError(
                 "generated: share goes by single tokens; leave pyramid, granularity and compact out"
             )
+        if self.generated_budget is not None and (self.generated != "evict" or self.pages == "shared"):
+            raise ValueError(
+                "generated_budget is of generated: evict and pages: own; set both, or leave it out"
+            )
+        if self.lookahead and self.score != "window":
+            raise ValueError("lookahead drafts the queries of score window; set score to it")
+        if isinstance(self.dropped, Lowered):
+            self._check_lowered()
         if self.every > 1 and self.generated == "append":
             raise ValueError("every is of what is evicted; leave it out where what is generated is appended")
         return self
+
+    def _check_lowered(self) -> None:
+        fixed = self.generated == "evict" and (self.budget is not None or self.generated_budget is not None)
+        if self.heads is not None or fixed:
+            raise ValueError(
+                "dropped: fewer bits go with a ratio, or with what only prompts drop; give ratio, or generated: append"
+            )
+        if self.pages == "shared" or not self.compact:
+            raise ValueError("dropped: what has fewer bits has pages of its own; leave pages and compact out")

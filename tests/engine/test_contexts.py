@@ -37,6 +37,10 @@ def test_contexts(found: list[tuple[str, int]], asked: int, steps: int, cap: int
     check(batch, steps, cap, page)
 
 
+def some(request: Request) -> int:
+    return request.index % 3
+
+
 def start(request: Request) -> int:
     return request.base
 
@@ -57,6 +61,14 @@ def check(batch: Batch, steps: int, cap: int, page: int) -> None:
         later, now = (-(-(part * held - off) // whole) for held in (contexts + steps, contexts))
         assert share.grown(steps) == int((later - now).sum() if len(batch) else 0)
     assert batch.total(start) == sum(map(start, batch.requests))
+    new = batch.capped(cap, less=some)
+    off = np.array([[some(each)] for each in batch.requests] or [[0]])
+    shifted = read - off if len(batch) else read
+    assert column(new.sum_read(steps), steps).tolist() == np.minimum(shifted, cap).sum(0).tolist()
+    later, now = (
+        np.minimum(held - off, cap) if len(batch) else held for held in (contexts + steps, contexts)
+    )
+    assert new.new_blocks(steps) == int((-(-later // BLOCK) + -now // BLOCK).sum())
     begun = -(-np.minimum(contexts + steps, cap) // BLOCK) + -np.minimum(contexts, cap) // BLOCK
     assert below.new_blocks(steps) == int(begun.sum())
     assert batch.new_blocks(steps) == int((-(-(contexts + steps) // BLOCK) + -contexts // BLOCK).sum())

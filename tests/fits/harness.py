@@ -137,9 +137,32 @@ BY_PROMPT = {**STREAMING, "heads": {**HEADS, "recent": 0, "recent_ratio": 0.2, "
 HOLES = {"score": "norm", "ratio": 0.5, "compact": False}
 SHARED = {**PYRAMID, "pages": "shared"}
 WHOLE = {"score": "key_similarity", "ratio": 0.5, "whole_layers": 1}
+LOW = {
+    "score": "norm",
+    "budget": 8,
+    "dropped": {"bits": 4, "group": 8},
+    "layer_shares": [2, 1],
+    "schedule": "layer",
+}
+LOW_SLOTS = {**SLOTS, "dropped": {"bits": 2, "group": None}, "whole_layers": 1}
+LOW_GROWING = {**GROWING, "dropped": {"bits": 2, "group": 8}, "schedule": "chunk", "block": 5}
+LOW_DRAWN = {**DRAWN_SLOTS, "schedule": "prefill", "layer_shares": [2, 1], "dropped": {"bits": 8}}
+SEGMENTS = {
+    "score": "accumulated",
+    "ratio": 0.5,
+    "generated": "evict",
+    "generated_budget": 7,
+    "layer_shares": [3, 1],
+}
+SEGMENTS_BY_FOUR = {**SEGMENTS, "layer_shares": [], "score": "norm", "every": 4, "weighs_values": True}
+HASHED = {"score": "hash", "hash_bits": 16, "ratio": 0.5, "generated": "evict"}
+DRAFTED = {"score": "window", "window": 3, "budget": 10, "lookahead": 2, "renumbered": True, "granularity": 2}
+BY_PROFILE = {"score": "accumulated", "heads": {"full": 0.5, "sinks": 1, "recent_ratio": 0.3}}
 POLICIES = {
     "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "layers": LAYERS,
     "streaming": STREAMING, "by prompt": BY_PROMPT, "holes": HOLES, "shared": SHARED, "whole layers": WHOLE,
+    "low": LOW, "low slots": LOW_SLOTS, "low growing": LOW_GROWING, "low drawn": LOW_DRAWN, "segments": SEGMENTS,
+    "segments by four": SEGMENTS_BY_FOUR, "hashed": HASHED, "drafted": DRAFTED, "heads by profile": BY_PROFILE,
     "growing": GROWING, "growing by layer": BY_LAYER, "in fours": IN_FOURS, "drawn": DRAWN, "drawn slots": DRAWN_SLOTS,
 }  # fmt: skip
 BOUNDS = {"index": {"kind": "bounds", "tokens": 4}, "budget": 12, "dense_layers": 1, "refresh": 2.0}

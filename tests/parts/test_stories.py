@@ -87,6 +87,27 @@ def test_a_share_of_a_growing_context() -> None:
     assert times(simulation) == {0: (201, 631), 1: (398, 398)}
 
 
+def test_what_is_not_kept_stays_in_four_bits() -> None:
+    """A quarter of 16 tokens in one block of 4, the others in one of 16: with B's two blocks that is all there is."""
+    tokens = {"score": "position", "ratio": 0.25, "dropped": {"bits": 4, "group": None}}
+    simulation = simulate(
+        with_parts("paged"), trace_of([(0, 16, 3), (0, 8, 1)]), cache_of(5, {"tokens": tokens})
+    )
+    # 0: A has 4 blocks: 100 + 160 + 2.56; 12 tokens to 4 bits: 4 + 12 -> 279
+    # 279: A begins a third block, reads 5, and 12 in 4 bits: 4 + 1 + 12; B computes 8, 6 of them to 4 bits:
+    #    100 + 90 + 5 + 17 + 0.64 + 10 -> 502
+    # 502: A: 100 + 10 + 6 + 17 -> 635
+    assert times(simulation) == {0: (279, 635), 1: (502, 502)}
+
+
+def test_a_budget_for_what_is_generated() -> None:
+    """Half of 8 tokens, and the newest two."""
+    tokens = {"score": "position", "ratio": 0.5, "generated": "evict", "generated_budget": 2}
+    simulation = simulate(with_parts("paged"), trace_of([(0, 8, 5)]), cache_of(3, {"tokens": tokens}))
+    # 100 + 80 + 0.64 -> 181; 100 + 10 + 4 + 1 -> 296; then it reads 6: 412, 528, 644
+    assert times(simulation) == {0: (181, 644)}
+
+
 def test_requests_draw_what_they_keep() -> None:
     """Of 1,000 prompts of 1,000 tokens: between the quantiles, half of them below the middle one, the same in each run."""
     keys = Tokens(score="norm", ratios=(0.1, 0.2, 0.8))

@@ -43,6 +43,8 @@ def decode_kernels(
             found.append(Kernel("decode_with_scores", sizes, calls=1 if span.share == 1 else span.share))
         else:
             found.append(plain_read(num, span))
+    if policy is not None and policy.low_bits is not None:
+        found += policy.low_reads(batch, steps)
     if codec is not None:
         if scores is not None:
             num_bytes = _score_bytes(scores.shape.num_heads * scores.shape.num_layers)

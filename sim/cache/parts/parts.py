@@ -34,10 +34,12 @@ class Parts:
     def held_bytes(self, prompt: int, generated: int = 0) -> int:
         """Of a request that has ``generated`` tokens behind a prompt of ``prompt`` tokens."""
         context = prompt + generated
-        slices, num = context, 1
+        slices, num, per_token, low = context, 1, self.token_bytes, 0
         if self.tokens is not None:
             slices, num = self.tokens.held_slices(prompt, context), self.shape.num_slices
-        held = -(-slices * self.token_bytes // num)
+            low = self.tokens.low_slices(prompt, context) * self.tokens.low_bytes
+            per_token += self.tokens.beside_bytes
+        held = -(-(slices * per_token + low) // num)
         if self.codec is not None:
             held += self.codec.beside_bytes(slices // num)
         return held if self.reads is None else held + self.reads.held_bytes(context, prompt)
@@ -54,7 +56,10 @@ class Parts:
         per_token = self.shape.bytes_per_token if late else self.token_bytes
         if self.tokens is None:
             return max(held, prompt * per_token)
-        return max(held, -(-self.tokens.peak_slices(prompt) * per_token // self.shape.num_slices))
+        peak = self.tokens.peak_slices(prompt) * (per_token + self.tokens.beside_bytes)
+        if self.tokens.tokens.schedule != "prefill":
+            peak += self.tokens.low_slices(prompt, prompt) * self.tokens.low_bytes
+        return max(held, -(-peak // self.shape.num_slices))
 
     @property
     def _leaves_early(self) -> bool:
@@ -69,6 +74,8 @@ class Parts:
             if self.reads.is_neutral(plain):
                 return plain
         beside = 0 if self.reads is None else self.reads.block_bytes(block_tokens)
+        if self.tokens is not None:
+            beside += block_tokens * self.tokens.beside_bytes
         block_bytes = self.token_bytes * block_tokens + beside
         blocks = capacity_bytes // block_bytes - 1
         low, high = 0, capacity_bytes

@@ -6,7 +6,8 @@ A *slice* is one KV head of one layer. A class of slices holds, of a request wit
 - ``append``: what stays of the prompt, and all that was generated: c - dropped(n);
 - ``capped``: a fixed number at most, min(c, cap): evicts for every token beyond it;
 - ``constant``: what stayed of the prompt, one out for one in;
-- ``share``: ``part`` of every ``whole`` tokens of the context, rounded up, whatever it has grown to.
+- ``share``: ``part`` of every ``whole`` tokens of the context, rounded up, whatever it has grown to;
+- ``apart``: what stayed of the prompt, and a fixed number at most of what was generated.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal
 from kvsim.cache.parts.span import KvShape
 from kvsim.scenario.tokens import Tokens
 
-Kind = Literal["everything", "append", "capped", "constant", "share"]
+Kind = Literal["everything", "append", "capped", "constant", "share", "apart"]
 STEPS = 1000  # to so many parts the share of a context is rounded
 
 
@@ -59,6 +60,8 @@ def classes_of(shape: KvShape, tokens: Tokens) -> tuple[SliceClass, ...]:
 def _kind(tokens: Tokens) -> Kind:
     if tokens.heads is not None:
         return "constant" if tokens.heads.recent_ratio else "capped"
+    if tokens.generated_budget is not None:
+        return "apart"
     if tokens.generated == "evict":
         return "constant" if tokens.budget is None else "capped"
     return "append" if tokens.generated == "append" else "share"

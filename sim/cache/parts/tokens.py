@@ -6,8 +6,10 @@ from typing import Any
 
 from kvsim.cache.parts.held import HeldTokens
 from kvsim.cache.parts.slices import SliceClass
+from kvsim.cache.parts.span import mean_context
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
+from kvsim.scenario.tokens import Lowered
 
 SCORED_QUERIES = 64  # whose attention is summed in one launch, where all of a prompt's is
 
@@ -42,84 +44,141 @@ class TokenPolicy(HeldTokens):
         kept, stays = self._kept_slices(prompt, ratio), self._mean_kept(prompt, ratio)
         if kept == prompt * shape.num_slices:
             return ()
-        found: list[Kernel] = []
-        if tokens.score in ("norm", "key_similarity"):
-            read = new * shape.bytes_per_token // 2
-            found.append(Kernel("key_statistics", {"page": 16, "tokens": new, "num_bytes": read}))
-        elif tokens.score == "gate":
-            found.append(Kernel("retaining_heads", {"num_bytes": 0, "flops": new * self._gate_flops}))
-        elif tokens.score == "accumulated":
-            before = min(past, stays) if tokens.schedule == "chunk" else past
-            sizes = self._scoring(SCORED_QUERIES, before + new // 2 + 1)
-            found.append(Kernel("score_reduction", sizes, calls=new / SCORED_QUERIES))
+        found = self._ranking(past, new, stays)
         if tokens.schedule == "chunk":
             entries, evictions = stays + tokens.block, new / tokens.block
-            moved = min(tokens.block, stays) * shape.num_slices
+            moved, goes = min(tokens.block, stays) * shape.num_slices, min(new, prompt - stays)
             if past + new <= stays:
                 return tuple(found)
         elif past + new < prompt:
             return tuple(found)
         else:
-            entries, evictions, moved = prompt, 1, kept
+            entries, evictions, moved, goes = prompt, 1, kept, prompt - stays
+        if tokens.lookahead:
+            found += self._drafting(stays)
         if tokens.score == "window":
             found.append(Kernel("score_reduction", self._scoring(tokens.window, entries), calls=evictions))
+        if tokens.weighs_values:
+            read = entries * shape.bytes_per_token // 2
+            found.append(Kernel("weigh_values", {"num_bytes": read}, calls=evictions))
         if tokens.score != "position":
-            rows = _choosing(shape.num_kv_heads, entries, min(stays, entries))
+            choices = -(-entries // tokens.granularity)
+            best = max(1, min(stays, entries) // tokens.granularity)
+            rows = _choosing(shape.num_kv_heads, choices, best)
             found.append(Kernel("top_k_select", rows, calls=evictions * shape.num_layers))
             if tokens.compact:
                 rows = {"row_bytes": 2 * shape.head_dim, "rows": 2 * moved}
                 found.append(Kernel("compact_kv", rows, calls=evictions))
-        if tokens.dropped == "merge":
-            goes = min(new, prompt - stays) if tokens.schedule == "chunk" else prompt - stays
-            read = (goes + stays) * shape.bytes_per_token
-            found.append(Kernel("merge_tokens", {"dropped": goes, "kept": stays, "num_bytes": read}))
-        return tuple(found)
+        if tokens.renumbered:
+            read = stays * shape.bytes_per_token  # keys: read, and written
+            found.append(Kernel("rotate_keys", {"tokens": stays, "num_bytes": read}, calls=evictions))
+        return (*found, *self._dropping(goes, stays))
+
+    def _ranking(self, past: int, new: int, stays: int) -> list[Kernel]:
+        """What scores take of all tokens, as they are computed."""
+        tokens, shape = self.tokens, self.shape
+        if tokens.score in ("norm", "key_similarity"):
+            read = new * shape.bytes_per_token // 2
+            return [Kernel("key_statistics", {"page": 16, "tokens": new, "num_bytes": read})]
+        if tokens.score == "gate":
+            return [Kernel("retaining_heads", {"num_bytes": 0, "flops": new * self._gate_flops})]
+        if tokens.score == "accumulated":
+            before = min(past, stays) if tokens.schedule == "chunk" else past
+            sizes = self._scoring(SCORED_QUERIES, before + new // 2 + 1)
+            return [Kernel("score_reduction", sizes, calls=new / SCORED_QUERIES)]
+        if tokens.score == "hash":
+            flops = 2 * new * shape.num_layers * shape.width * tokens.hash_bits
+            return [Kernel("hash_keys", {"num_bytes": new * shape.bytes_per_token // 2, "flops": flops})]
+        return []
+
+    def _drafting(self, stays: int) -> list[Kernel]:
+        """Steps of one token each, over what would stay of a prompt."""
+        often = self.tokens.lookahead
+        read = Kernel("decode_attention", {"num_seqs": 1, "sum_context": stays}, calls=often)
+        return [Kernel("forward_pass", {"tokens": 1}, calls=often), read]
+
+    def _dropping(self, goes: int, stays: int) -> list[Kernel]:
+        """What becomes of ``goes`` tokens of a prompt."""
+        if self.tokens.dropped == "merge":
+            read = (goes + stays) * self.shape.bytes_per_token
+            return [Kernel("merge_tokens", {"dropped": goes, "kept": stays, "num_bytes": read})]
+        return self._lowering(goes) if goes > 0 else []
+
+    def _lowering(self, tokens: int) -> list[Kernel]:
+        low = self.tokens.dropped
+        if not isinstance(low, Lowered):
+            return []
+        moved = tokens * (self.shape.bytes_per_token + self.low_bytes)
+        return [Kernel("quantise_kv", {"bits": low.bits, "tokens": tokens, "num_bytes": moved})]
+
+    def low_reads(self, batch: Batch, steps: int) -> list[Kernel]:
+        """Look. Decode attention over what is held in fewer bits."""
+        low, num, found = self.tokens.dropped, len(batch), []
+        assert isinstance(low, Lowered)
+        for span in self.low_spans(batch, steps):
+            context = mean_context(span.tokens, num, steps)
+            sizes = {
+                "bits": low.bits,
+                "batch": num,
+                "context": context,
+                "num_bytes": span.tokens * self.low_bytes,
+            }
+            calls: float = 1 if span.share == 1 else span.share
+            found.append(Kernel("dequantise_attention", sizes, calls=calls))
+        return found
 
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         """Look. Evictions of decode steps."""
-        tokens, shape = self.tokens, self.shape
-        if tokens.generated == "append" or tokens.score == "position":
+        if self.tokens.generated == "append" or self.tokens.score == "position":
             return ()
-        num = len(batch)
         found: list[Kernel] = []
         for each, cap in zip(self.classes, self.caps, strict=True):
-            if each.kind == "share":
-                found += self._share_work(each, batch, steps)
-            if each.kind not in ("capped", "constant"):
-                continue
-            kept = cap if each.kind == "capped" else max(1, batch.total(self.constant) // num)
-            evicts: Any = 1
-            if each.kind == "capped":
-                evicts = (batch.capped(kept).num_beyond(steps) > 0) * 1
-            if tokens.every > 1:
-                evicts = batch.pages(tokens.every).num_filled(steps)
-            layers = each.slices // shape.num_kv_heads
-            rows = shape.num_kv_heads * (num if tokens.every == 1 else 1)
-            entries = max(1, kept // tokens.granularity)
-            found.append(
-                Kernel("top_k_select", _choosing(rows, entries, min(32, entries)), calls=evicts * layers)
-            )
-            if tokens.dropped == "merge":
-                # each sequence's token against its own kept keys: as many products as one token against all of them
-                share, read = each.slices / shape.num_slices, num * kept * shape.bytes_per_token // 2
-                sizes = {"dropped": 1, "kept": num * kept, "num_bytes": read}
-                found.append(Kernel("merge_tokens", sizes, calls=share * evicts if share < 1 else evicts))
+            if each.kind not in ("everything", "append"):
+                found += self._evicting(each, cap, batch, steps)
         return tuple(found)
 
-    def _share_work(self, each: SliceClass, batch: Batch, steps: int) -> list[Kernel]:
-        """Of slices that hold a share of the context: so many of the batch's requests evict in a step, on average."""
+    def _evicting(self, each: SliceClass, cap: int, batch: Batch, steps: int) -> list[Kernel]:
+        """Of one class: of how many tokens one is chosen, by how many sequences, how often."""
         tokens, shape, num = self.tokens, self.shape, len(batch)
-        held = batch.share(each.part, each.whole).sum_read(steps)
-        evicting: Any = max(1, round(num * (1 - each.part / each.whole)))
-        calls: Any = each.slices // shape.num_kv_heads
-        if tokens.every > 1:  # one at a time, and several tokens of it
-            evicting, calls = 1, calls * batch.pages(tokens.every).num_filled(steps)
-        rows, entries = shape.num_kv_heads * evicting, held // num
-        found = [Kernel("top_k_select", _choosing(rows, entries, 32), calls=calls)]
+        often: Any = 1
+        evicting = num
+        kept: Any
+        if each.kind == "capped":
+            kept, often = cap, (batch.capped(cap).num_beyond(steps) > 0) * 1
+        elif each.kind == "apart":
+            assert tokens.generated_budget is not None
+            kept = tokens.generated_budget
+            often = (batch.capped(kept, self.prompt_of).num_beyond(steps) > 0) * 1
+        elif each.kind == "constant":
+            kept = max(1, batch.total(self.constant) // num)
+        else:  # so many of the batch evict in a step, on average
+            kept = batch.share(each.part, each.whole).sum_read(steps) // num
+            evicting = max(1, round(num * (1 - each.part / each.whole)))
+        if tokens.every > 1:  # one sequence, and several tokens of it
+            evicting, often = 1, batch.pages(tokens.every).num_filled(steps)
+        layers = each.slices // shape.num_kv_heads
+        rows, entries = shape.num_kv_heads * evicting, kept // tokens.granularity
+        best = 32
+        if each.kind != "share":  # which grows, as a column
+            entries = max(1, entries)
+            best = min(best, entries)
+        found = []
+        if tokens.score == "hash":
+            read = entries * (evicting * self.beside_bytes)
+            sizes = {"bits": tokens.hash_bits, "batch": evicting, "entries": entries, "num_bytes": read}
+            found.append(Kernel("hash_scores", sizes, calls=often))
+        if tokens.weighs_values:
+            read = kept * (evicting * shape.bytes_per_token // 2)
+            found.append(Kernel("weigh_values", {"num_bytes": read}, calls=often))
+        found.append(Kernel("top_k_select", _choosing(rows, entries, best), calls=often * layers))
         if tokens.dropped == "merge":
-            read = held * (evicting * shape.bytes_per_token // 2) // num
-            sizes = {"dropped": 1, "kept": held * evicting // num, "num_bytes": read}
-            found.append(Kernel("merge_tokens", sizes, calls=calls / shape.num_layers))
+            # each sequence's token against its own kept keys: as many products as one token against all of them
+            share, read = each.slices / shape.num_slices, kept * (evicting * shape.bytes_per_token // 2)
+            sizes = {"dropped": 1, "kept": kept * evicting, "num_bytes": read}
+            found.append(Kernel("merge_tokens", sizes, calls=share * often if share < 1 else often))
+        share = each.slices / shape.num_slices
+        for kernel in self._lowering(evicting * tokens.every):
+            found.append(kernel._replace(calls=share * often if share < 1 else often))
         return found
 
     @property
