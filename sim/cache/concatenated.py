@@ -23,6 +23,7 @@ from kvsim.cache.parts.span import Span, mean_context
 from kvsim.cost.work import Column, Kernel
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
+from kvsim.scenario.tokens import Tokens
 
 
 class ConcatenatedOptions(BaseModel):
@@ -73,10 +74,8 @@ class Concatenated(Reserving):
                 "cache.options.copies: window, but nothing is packed that could stay where it is; set cache.codec, or leave "
                 "copies out"
             )
-        if self.policy is not None and self.policy.tokens.ratios:
-            raise ScenarioError(
-                "cache.tokens.ratios: the rows of a static batch are one tensor, so all keep equally many tokens; give ratio"
-            )
+        if self.policy is not None:
+            _check_policy(self.policy.tokens)
         part = self.codec or self.policy or self.reads
         self.holds = None if part is None else Parts(part.shape, self.codec, self.policy, self.reads)
         self.num_tiers = 1 + len(config.tiers)
@@ -241,6 +240,19 @@ def tensor_read(num_seqs: int, tokens: Column, bytes_per_token: int, steps: int,
         "num_bytes": tokens * (moved * bytes_per_token),
     }
     return Kernel(f"contiguous_decode[{'hf' if repeated else 'padded'}]", sizes)
+
+
+def _check_policy(tokens: Tokens) -> None:
+    """Raise ScenarioError for what the rows of a tensor cannot do."""
+    if tokens.ratios:
+        raise ScenarioError(
+            "cache.tokens.ratios: the rows of a static batch are one tensor, so all keep equally many tokens; give ratio"
+        )
+    if not tokens.compact and tokens.score != "position":
+        raise ScenarioError(
+            "cache.tokens.compact: a static batch is a tensor without pages, which frees nothing where nothing is moved; "
+            "set it to true, or cache.manager to paged"
+        )
 
 
 def _padding(request: Request) -> int:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.methods.card import API_VERSION, MethodCard
-from kvsim.methods.overlay import lay, leaves, merge_overlays, without_wildcards
+from kvsim.methods.overlay import lay, leaves, merge_overlays, without_pages, without_wildcards
 from kvsim.registry import Registry
 from kvsim.scenario.problems import problem_lines
 from kvsim.scenario.read import read_yaml
@@ -138,7 +138,7 @@ def lay_methods(
     rest = {key: value for key, value in data.items() if key not in ("method", "methods")}
     names = _names(data, where)
     cards = tuple(_load_card(name, base, where) for name in names)
-    overlay = merge_overlays([(card.name, card.overlay) for card in cards])
+    overlay = without_pages(merge_overlays([(card.name, card.overlay) for card in cards]), rest)
     defaults = merge_overlays([(card.name, card.defaults) for card in cards])
     if over:
         laid = lay(lay(defaults, rest, keep_entries=True), overlay)
@@ -186,7 +186,7 @@ def facts(card: MethodCard, scenario: Scenario) -> dict[str, Any]:
 def overridden(card: MethodCard, scenario: BaseModel) -> list[str]:
     """Keys of the card that the scenario states otherwise."""
     plain = scenario.model_dump(mode="json")
-    with_card = without_wildcards(lay(plain, card.overlay))
+    with_card = without_wildcards(lay(plain, without_pages(card.overlay, plain)))
     with suppress(ValidationError):  # such as a tier of the card that the scenario has not
         with_card = Scenario.model_validate(with_card).model_dump(mode="json")  # 64 GB and 64000 MB are equal
     stated, wanted = dict(leaves(plain)), dict(leaves(with_card))

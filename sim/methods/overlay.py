@@ -14,6 +14,11 @@ from kvsim.errors import ScenarioError
 ALL = "*"
 # who reads a setting is named beside it: if another one is named, the settings of the first go with it
 READERS = {"manager": ("options",), "generator": ("options", "file"), "reader": ("options",)}
+PARTS = ("codec", "tokens", "reads")
+PAGES, STATIC = (
+    "paged",
+    "concatenated",
+)  # managers that take any of these: for continuous, and for static batches
 CHOICE = "policy"  # a mapping with it is a name and its options
 
 
@@ -45,6 +50,18 @@ def _kept(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _laid(under: Mapping[str, Any], over: Mapping[str, Any], keep_entries: bool) -> dict[str, Any]:
     kept = _kept(under, over)
     return {key: lay(kept[key], value, keep_entries) if key in kept else value for key, value in over.items()}
+
+
+def without_pages(overlay: Mapping[str, Any], under: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``overlay`` of a card, without the manager ``paged`` where that only carries a part of the cache (:data:`PARTS`) and
+    ``under`` is a scenario whose manager for static batches takes such parts, too."""
+    cache, below = overlay.get("cache"), under.get("cache")
+    if not (isinstance(cache, Mapping) and isinstance(below, Mapping)):
+        return overlay
+    carries = cache.get("manager") == PAGES and any(part in cache for part in PARTS)
+    if not carries or below.get("manager") != STATIC:
+        return overlay
+    return {**overlay, "cache": {key: value for key, value in cache.items() if key != "manager"}}
 
 
 def is_named(value: object) -> bool:

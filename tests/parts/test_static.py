@@ -47,7 +47,11 @@ FITS: dict[str, dict[str, Any]] = {
     "packed": {"codec": PACKED},
     "packed, window copied": {"codec": PACKED, "copies": "window"},
     "latent": {"codec": LATENT},
-    **{name: {"tokens": keys} for name, keys in POLICIES.items() if "ratios" not in keys},
+    **{
+        name: {"tokens": keys}
+        for name, keys in POLICIES.items()
+        if "ratios" not in keys and keys.get("compact", True)
+    },
     "window, heads repeated": {"tokens": POLICIES["window"], **ALWAYS},
     "slots packed": {"tokens": SLOTS, "codec": PACKED},
     "streaming packed": {"tokens": STREAMING, "codec": PACKED},
@@ -205,6 +209,7 @@ def test_repeated_heads_take_room() -> None:
     [
         ({"copies": "window"}, "nothing is packed"),
         ({"tokens": {"score": "norm", "ratios": [0.1, 0.5]}}, "are one tensor"),
+        ({"tokens": POLICIES["pages"]}, "a tensor without pages"),
         ({"copies": "some"}, "cache.options.copies"),
         ({"reserve_tokens": 5}, "cache.options.reserve_tokens"),
         ({"reads": {**BOUNDS, "offload": {"tier": "ddr"}}}, "moves nothing to a tier"),
