@@ -13,6 +13,7 @@ from kvsim.reports.pools import autoscaling_tables, handover_facts, pools_table,
 from kvsim.results import reading
 from kvsim.results.columns import TTFT_PARTS
 from kvsim.results.read import Results, numbers
+from kvsim.results.swaps import swap_words
 from kvsim.results.table import LATENCIES, STATISTICS, latency_cells, link_use
 from kvsim.results.units import digits, duration, number, percent, size, usd
 
@@ -151,6 +152,8 @@ def cache(results: Results) -> str:
         f" computed again after {number(summary['preemptions'])} preemptions. A token's KV takes"
         f" {size(summary['cluster']['kv_bytes_per_token'])}."
     )
+    if "swaps" in summary:
+        lead += f" Swapped: {'; '.join(swap_words(summary['swaps']))}."
     bar = markup.stacked_bar("", parts) if hits and counts["hit_token_ratio"] is not None else ""
     quality = published_quality(counts) if approximate else ""
     return markup.section("KV cache", lead, bar, quality, markup.table(header, rows))

@@ -56,6 +56,7 @@ class Request:
     last_token_ns: int = -1  # before a preemption
     preemptions: int = 0
     priority: int = 0  # the lowest number first, where the queue heeds it
+    swapped: bool = False  # preempted, and its KV is in a tier or on its way there or back
 
     @property
     def prompt_tokens(self) -> int:

@@ -105,6 +105,17 @@ def number_option(name: str, value: object, low: float, high: float = float("inf
     return value
 
 
+def flag_option(name: str, value: object) -> bool:
+    """``value`` as true or false.
+
+    Raises:
+        ScenarioError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ScenarioError(f"{name}: expected true or false, found {value!r}")
+    return value
+
+
 def choice_option(name: str, value: object, choices: Sequence[str]) -> str:
     """``value`` as one of ``choices``.
 

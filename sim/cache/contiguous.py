@@ -67,10 +67,13 @@ class Contiguous(Reserving):
         return request.kv_tokens <= self.reserve_tokens and self.num_slots > 0
 
     def admit(self, request: Request, plan: Plan) -> bool:
-        if not self.num_free_slots:
+        if not self.has_room(request):
             return False
         self.num_free_slots -= 1
         return True
+
+    def has_room(self, request: Request) -> bool:
+        return self.num_free_slots > 0
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
         return steps

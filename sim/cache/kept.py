@@ -162,11 +162,15 @@ class KeptTokens(Paged):
 
     def admit(self, request: Request, plan: Plan) -> bool:
         ratio = self.policy.ratio_of(request)
-        if self._fixed + self._prefilling(request.prompt_tokens, ratio) > self.num_free_blocks:
+        if not self.has_room(request):
             return False
         self._take(self._fixed)
         request.kv = Held(ratio=ratio)
         return True
+
+    def has_room(self, request: Request) -> bool:
+        most = self._prefilling(request.prompt_tokens, self.policy.ratio_of(request))
+        return self._fixed + most <= self.num_free_blocks
 
     def grow(self, request: Request, tokens: int) -> bool:
         before, ratio = request.cached + request.computed, request.kv.ratio

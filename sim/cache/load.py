@@ -12,6 +12,7 @@ from kvsim.cache.paged import Paged, cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
 from kvsim.cache.selective import selective
+from kvsim.cache.swapping import swapping
 from kvsim.errors import ScenarioError
 
 
@@ -33,6 +34,8 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
         found = packed(found)
     if config.reads is not None:
         found = selective(found) if config.reads.reads.offload is None else offloading(found)
+    if config.swap is not None:
+        found = swapping(found)
     return found(config)
 
 
@@ -61,6 +64,8 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
             raise ScenarioError(
                 f"cache.reads.offload: manager '{name}' moves nothing to a tier for steps to fetch it; set cache.manager to paged"
             )
+    if config.swap is not None:
+        _check_swap(name, manager, config)
     if config.tokens is None or "tokens" in manager.parts:
         return
     score, shares = config.tokens.tokens.score, "proportional tokens" in manager.parts
@@ -78,3 +83,16 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
     raise ScenarioError(
         f"cache.tokens: {why}; or set cache.manager to paged, or to concatenated for static batches"
     )
+
+
+def _check_swap(name: str, manager: type[CacheManager], config: CacheConfig) -> None:
+    """Raise ScenarioError where preempted requests cannot be swapped."""
+    if "swap" not in manager.parts:
+        raise ScenarioError(
+            f"engine.preemption: manager '{name}' does not swap; set cache.manager to paged or none, or preemption to recompute"
+        )
+    for key, part in (("tokens", config.tokens), ("reads", config.reads)):
+        if part is not None:
+            raise ScenarioError(
+                f"engine.preemption: what cache.{key} leaves of a request is not swapped; set preemption to recompute"
+            )

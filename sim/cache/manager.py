@@ -18,6 +18,8 @@ from kvsim.cache.node import Changed
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.tokens import TokenPolicy
+from kvsim.cache.swap_space import SwapCounts as SwapCounts  # for those who import it from here
+from kvsim.cache.swap_space import SwapSetting
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -110,6 +112,7 @@ class CacheConfig:
     heads_per_kv_head: int = 1
     prompt_token_bytes: int = 0  # activations of a prompt token where a step takes whole batches of prompts
     prompt_bytes_aside: int = 0  # activations for which capacity_bytes leaves room
+    swap: SwapSetting | None = None  # preempted requests go to a tier; None = they are computed again
 
     @property
     def held_bytes_per_token(self) -> int:
@@ -148,8 +151,10 @@ class CacheManager(ABC):
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
     may be laid over it ("codec", "tokens" or only "proportional tokens", "reads", "offload"), ``hands_over``: a prompt's KV
     can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
-    ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only where an engine spares reads.
-    ``takes_options``: it reads ``config.options`` and refuses those that it does not know; else any is refused for it.
+    ``swaps``: :meth:`swap_out` and what belongs to it are there, and the engine calls them; of ``parts`` "swap" says
+    that they can be. ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only where an engine
+    spares reads. ``takes_options``: it reads ``config.options`` and refuses those that it does not know; else any is
+    refused for it.
     """
 
     services: Services
@@ -164,6 +169,8 @@ class CacheManager(ABC):
     watches_decodes: bool = False
     takes_options: bool = False
     hands_over: bool = False
+    swaps: bool = False
+    swap_counts: SwapCounts  # of one that swaps
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -245,6 +252,28 @@ class CacheManager(ABC):
 
     def received(self, request: Request) -> None:  # noqa: B027
         """Change. The KV for which :meth:`reserve` took room is there."""
+
+    def has_room(self, request: Request) -> bool:
+        """Look, before others are preempted for ``request``, which waits: it has room. True where the manager cannot say."""
+        return True
+
+    def swap_out(self, request: Request, context: int) -> tuple[Transfer, ...] | None:
+        """Change, in place of preempt: the KV of a decoding request with ``context`` tokens goes to a tier, and its blocks can be
+        taken; None, and nothing changes: the tier is full."""
+        raise NotImplementedError(f"{type(self).__name__} does not swap")
+
+    def swap_in(self, request: Request) -> tuple[Transfer, ...] | None:
+        """Change. Room for a request that was swapped out, and what brings its KV back; None: there is no room yet."""
+        raise NotImplementedError(f"{type(self).__name__} does not swap")
+
+    def forget(self, request: Request) -> None:
+        """Change. A request that is swapped out never comes back."""
+        raise NotImplementedError(f"{type(self).__name__} does not swap")
+
+    def copied_ns(self, batch: Batch | None) -> int:
+        """Look. When the blocks that are taken (and those that the next step of ``batch`` takes) have been copied, if swaps
+        overlap steps; 0 = they have been."""
+        raise NotImplementedError(f"{type(self).__name__} does not swap")
 
     def prefetch(self, request: Request) -> tuple[Transfer, ...]:
         """Change, when a request has reached the replica: what brings its KV nearer while it waits.

@@ -13,6 +13,7 @@ from kvsim.cache.paged import Paged, cache_managers
 
 @cache_managers.register("none")
 class NoReuse(Paged):
+    parts = frozenset({"swap"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:

@@ -81,6 +81,17 @@ class Packed(Base):
         del self._extra[request]
         return super().release(request, context)
 
+    def has_room(self, request: Request) -> bool:
+        return self._room_beside(request, self.match(request)) >= self._extra_blocks(request.prompt_tokens)
+
+    def _blocks_of(self, request: Request, context: int) -> int:
+        return super()._blocks_of(request, context) + self._fixed_blocks
+
+    def _resume(self, request: Request, context: int) -> None:
+        super()._resume(request, context)
+        self._take(self._fixed_blocks)
+        self._extra[request] = self._fixed_blocks
+
     # ---- work
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:

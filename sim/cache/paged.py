@@ -23,7 +23,7 @@ class Paged(CacheManager):
 
     api_version = API_VERSION
     steady_work = True
-    parts = frozenset({"codec", "tokens", "reads", "offload"})
+    parts = frozenset({"codec", "tokens", "reads", "offload", "swap"})
     hands_over = True
 
     def __init__(self, config: CacheConfig) -> None:
@@ -74,6 +74,17 @@ class Paged(CacheManager):
     def _room_beside(self, request: Request, plan: Plan) -> int:
         """Look. Blocks that are left when the request has been admitted."""
         return self.num_free_blocks - blocks_for(request.prompt_tokens, self.block_tokens)
+
+    def has_room(self, request: Request) -> bool:
+        return self._room_beside(request, self.match(request)) >= 0
+
+    def _blocks_of(self, request: Request, context: int) -> int:
+        """Look. What a request that decodes holds."""
+        return blocks_for(context, self.block_tokens)
+
+    def _resume(self, request: Request, context: int) -> None:
+        """Change. A request takes all that it needs to decode on."""
+        self._take(blocks_for(context, self.block_tokens))
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         return ()

@@ -52,12 +52,18 @@ class Predicted(Reserving):
     def fits(self, request: Request) -> bool:
         return request.kv_tokens <= self.longest
 
+    def _room_for(self, request: Request) -> int:
+        """Tokens."""
+        return min(request.input_tokens + (request.kv or self._prediction(request)), self.longest)
+
+    def has_room(self, request: Request) -> bool:
+        return self._room_for(request) <= self.free_tokens
+
     def admit(self, request: Request, plan: Plan) -> bool:
-        predicted = request.kv or self._prediction(request)
-        room = min(request.input_tokens + predicted, self.longest)
+        room = self._room_for(request)
         if room > self.free_tokens:
             return False
-        request.kv = predicted
+        request.kv = request.kv or self._prediction(request)
         self.free_tokens -= room
         self.held[request] = room
         if room < request.kv_tokens:

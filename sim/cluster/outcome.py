@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from kvsim.cluster.parts import BuiltPool
 from kvsim.cluster.simulation import Simulation
 from kvsim.engine.replica import Replica
 from kvsim.hardware.spec import TierSpec
-from kvsim.results.outcome import CacheCounts, LinkUse, Outcome, PoolUse
+from kvsim.results.outcome import CacheCounts, LinkUse, Outcome, PoolUse, SwapUse
 from kvsim.results.steady import warm_up_ns
 from kvsim.scenario.schema import Scenario
 
@@ -62,6 +63,7 @@ def outcome_of(
         joins=tuple(join for replica in replicas for join in replica.joins),
         responses=None if cluster.front.responses is None else cluster.front.responses.use(),
         small_model=None if cluster.front.small is None else cluster.front.small.use(),
+        swaps=_swap_use(replicas),
         handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )
 
@@ -139,6 +141,16 @@ def _cache_counts(simulation: Simulation) -> CacheCounts:
         loaded_bytes_by_tier=_by_tier([replica.links.loaded_bytes for replica in replicas], num_places),
         written_bytes_by_tier=_by_tier([replica.links.written_bytes for replica in replicas], num_places),
     )
+
+
+def _swap_use(replicas: Sequence[Replica]) -> SwapUse | None:
+    """Of those that swap."""
+    swapping = [replica for replica in replicas if replica.manager.swaps]
+    if not swapping:
+        return None
+    counts = [each for r in swapping for each in (*r.swapped_before, r.manager.swap_counts)]
+    times = [(replica.swapped_ns, replica.stalled_ns) for replica in swapping]
+    return SwapUse(*_sums([dataclasses.astuple(each) for each in counts]), *_sums(times))
 
 
 def _by_tier(columns: Sequence[Sequence[int]], num_places: int) -> tuple[int, ...]:

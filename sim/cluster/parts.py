@@ -12,6 +12,7 @@ from kvsim.cache.eviction import EvictionSpec, eviction_policy
 from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
+from kvsim.cache.swap_space import SwapSetting
 from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.autoscale import Autoscaling
 from kvsim.cluster.disaggregation import KvTransfer
@@ -43,6 +44,7 @@ from kvsim.scenario.build import (
 )
 from kvsim.scenario.clients import Clients
 from kvsim.scenario.of_pool import pool_scenarios
+from kvsim.scenario.preemption import Preemption
 from kvsim.scenario.schema import Scenario
 
 S = TypeVar("S")
@@ -100,6 +102,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
         model=model.name,
         kv_dtype=model.kv_dtype,
         queue=scenario.engine.queue,
+        swaps_overlap=scenario.engine.preemption.overlap,
     )
     engine = engine_of_rounds(engine, parallel, scenario.engine.async_scheduling)
     tiers = build_tiers(scenario)
@@ -119,6 +122,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             codec=kv.codec,
             tokens=kv.tokens,
             state_bytes=model.state_bytes,
+            swap=_swap_setting(scenario.engine.preemption),
             reads=None if kv.reads is None or kv.reads.is_neutral(memory.max_model_len) else kv.reads,
             heads_per_kv_head=model.num_heads // model.num_kv_heads,
             prompt_token_bytes=unfused_token_bytes(model, parallel.tensor) * parallel.tensor
@@ -208,6 +212,12 @@ def _tier_configs(scenario: Scenario, model: ModelSpec, tiers: Sequence[TierSpec
     )
 
 
+def _swap_setting(preemption: Preemption) -> SwapSetting | None:
+    if preemption.mode == "recompute":
+        return None
+    return SwapSetting(preemption.tier, preemption.overlap, preemption.keep_copies)
+
+
 def _scaling(scenario: Scenario) -> Autoscaling | None:
     setting = scenario.cluster.autoscale
     if setting is None:
@@ -239,6 +249,11 @@ def build_kv_transfer(scenario: Scenario) -> KvTransfer | None:
         raise ScenarioError(
             "clients: that they give up is not modelled where one pool prefills and another decodes; leave it out, or let all "
             "pools be mixed"
+        )
+    if scenario.engine.preemption.mode == "swap":
+        raise ScenarioError(
+            "engine.preemption: swapping is not modelled where one pool prefills and another decodes; set it to recompute, or "
+            "let all pools be mixed"
         )
     for key in ("codec", "tokens", "reads"):
         if getattr(scenario.cache, key) is not None:

@@ -6,11 +6,11 @@ from collections import deque
 
 from kvsim.cache.manager import Plan, Transfer
 from kvsim.engine.static_batch import StaticBatch
-from kvsim.engine.transfers import Transfers
+from kvsim.engine.swaps import Swaps
 from kvsim.entities import Request
 
 
-class Admission(Transfers):
+class Admission(Swaps):
     """A replica as far as its queue goes: who is next, and who gives way, its order says (:mod:`kvsim.engine.queue`)."""
 
     def _admit(
@@ -31,6 +31,8 @@ class Admission(Transfers):
                 self.loaded.popleft()
             else:
                 request = self.waiting[0]
+                if request.swapped:
+                    break  # it comes back at the next decision
                 if together is not None and not together.takes(request):
                     break
                 plan = manager.match(request)
@@ -81,8 +83,9 @@ class Admission(Transfers):
         self._start(plan.transfers)
         request.handover.reserved(request.cached, now)
 
-    def _join(self) -> list[Request]:
-        """Change. Requests that another replica has prefilled decode from this step on, as far as slots and room go."""
+    def _join(self, now: int) -> list[Request]:
+        """Change. Requests whose KV has come, from another replica or from the tier that they were swapped to, decode from this
+        step on, as far as slots and room go."""
         batch, manager, engine = self.batch, self.manager, self.engine
         joined: list[Request] = []
         while (
@@ -93,7 +96,10 @@ class Admission(Transfers):
             request = self.handed[0]
             self._order += 1
             request.order = self._order
-            batch.add(request, request.input_tokens, request.output_tokens - 1)
+            generated = (
+                request.generated or 1
+            )  # the first token comes with what another replica has prefilled
+            batch.add(request, request.input_tokens + generated - 1, request.output_tokens - generated)
             if not manager.decode_steps(batch, 1):
                 batch.remove(request)
                 if self.running or not (len(self.handed) > 1 or self.loaded):
@@ -102,14 +108,18 @@ class Admission(Transfers):
                 continue
             self.handed.popleft()
             self.running[request] = None
-            request.generated, request.handover = 1, None
+            request.generated, request.handover = generated, None
+            if request.swapped:
+                request.swapped = False
+                self.swapped_ns += now - request.last_token_ns
             joined.append(request)
         return joined
 
     def _give_way(self, request: Request) -> None:
         """Change. Those that wait to decode hold all the room, and nobody runs: one drops its KV and will compute it again."""
-        self.manager.preempt(request, request.input_tokens)
-        request.generated, request.handover = 1, None
+        generated = request.generated or 1
+        self.manager.preempt(request, request.input_tokens + generated - 1)
+        request.generated, request.handover, request.swapped = generated, None, False
         request.preemptions += 1
         self._blocked = False
         self.waiting.appendleft(request)
@@ -139,12 +149,27 @@ class Admission(Transfers):
         if decodes:
             request.last_token_ns = max(now, self._device_end)
             request.generated = context - request.input_tokens + 1
+        request.swapped = decodes and self._swaps and not finished
         self._to_free.append(stopped)
         if not (self._frees_late and self._in_flight):
             self._free_preempted()
         if not finished:
             request.preemptions += 1
             self.waiting.appendleft(request)
+
+    def _push_out(self, now: int) -> None:
+        """Change. Requests that decode give way to the one that is next as long as they rank behind it and it has no room."""
+        waiting, batch, most = self.waiting, self.batch, self.engine.max_num_seqs
+        while waiting and batch.requests and (self._head_changes or not self._blocked):
+            request = waiting[0]
+            if len(self.running) < most and self.manager.has_room(request):
+                return
+            victim = waiting.outranked(batch.requests)
+            if victim is None:
+                return
+            self._preempt(victim, now)
+            if self._to_free:
+                return  # its room comes at the next decision
 
     def _stopped(self, request: Request) -> tuple[Request, int, bool]:
         """Change. A running request runs no more: (request, its tokens with KV, it has finished)."""
@@ -165,7 +190,7 @@ class Admission(Transfers):
         for request, context, finished in self._to_free:
             if finished:
                 self._start(self.manager.release(request, context))
-            else:
+            elif not (request.swapped and self._swap_out(request, context)):
                 self.manager.preempt(request, context)
         self._to_free.clear()
 
@@ -191,6 +216,8 @@ class Admission(Transfers):
         """Change. Take ``request`` out of where it is; False: it has ended."""
         if request in self.waiting:
             self.waiting.remove(request)
+            if request.swapped:
+                self.manager.forget(request)
             return True
         if request in self.running:
             self._to_free.append(self._stopped(request))
@@ -199,10 +226,12 @@ class Admission(Transfers):
                     if request in requests:
                         requests.remove(request)
             return True
-        loaded = len(self.polled) + len(self.loaded)
+        loaded = len(self.polled) + len(self.loaded) + len(self.handed)
         self.polled = deque(entry for entry in self.polled if entry[1] is not request)
         self.loaded = deque(other for other in self.loaded if other is not request)
-        if len(self.polled) + len(self.loaded) == loaded:
+        self.handed = deque(other for other in self.handed if other is not request)
+        if len(self.polled) + len(self.loaded) + len(self.handed) == loaded:
             return False
+        request.swapped = False
         self._to_free.append((request, request.cached, False))
         return True

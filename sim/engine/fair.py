@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from kvsim.cache.manager import CacheManager
-from kvsim.engine.queue import QueueOrder, queue_orders
+from kvsim.engine.queue import QueueOrder, Ranked, queue_orders
 from kvsim.entities import Batch, Request
 from kvsim.registry import number_option
 
@@ -19,14 +19,18 @@ class VirtualTokenCounter(QueueOrder):
     A tenant's counter is ``input_weight`` for each prompt token of its admitted requests and ``output_weight`` for each token
     generated. Who comes to an idle place is lifted to the least counter among those who wait: service that was not asked
     for is not owed. Counters are each replica's own. Prompts count in full, cached or not; what is computed again after a
-    preemption does not count.
+    preemption does not count. ``preempts``: a tenant that is ahead of the next one by more than so much gives way to it.
     """
 
     changes = True
 
-    def __init__(self, *, input_weight: float = 1.0, output_weight: float = 2.0) -> None:
+    def __init__(
+        self, *, input_weight: float = 1.0, output_weight: float = 2.0, preempts: float | None = None
+    ) -> None:
         self._input_weight = number_option("input_weight", input_weight, 0)
         self._output_weight = number_option("output_weight", output_weight, 0)
+        self.preempts = preempts is not None
+        self._gap = number_option("preempts", 0 if preempts is None else preempts, 0)
         self._waits: dict[int, deque[Request]] = {}  # by tenant; none is empty
         self._count = 0
         self._counter: dict[int, float] = {}
@@ -82,10 +86,20 @@ class VirtualTokenCounter(QueueOrder):
         served = self._output_weight + (
             0 if request.preemptions else self._input_weight * request.input_tokens
         )
-        self._counter[tenant] = self._counter.get(tenant, 0.0) + served
+        if not request.swapped:  # else its next token comes with its decodes
+            self._counter[tenant] = self._counter.get(tenant, 0.0) + served
         self._last = tenant
         self.remove(request)
         return request
+
+    def outranked(self, running: Iterable[Request]) -> Request | None:
+        assert self._next is not None, "nobody was looked at"
+        ahead = {tenant: self.counter(tenant) for tenant in {request.tenant for request in running}}
+        most = max(ahead, key=lambda tenant: (ahead[tenant], tenant))
+        if ahead[most] - self.counter(self._next) <= self._gap or most == self._next:
+            return None
+        *_, last = (request for request in running if request.tenant == most)
+        return last
 
     def remove(self, request: Request, /) -> None:
         waits = self._waits[request.tenant]
@@ -116,3 +130,61 @@ class Decodes:
 
     def remove(self, request: Request) -> None:
         self._counters.joins(request.tenant, -1)
+
+
+@queue_orders.register("shuffled")
+class Shuffled(Ranked):
+    """Every request has a rank at random, and another one after every ``every`` decode steps; the lowest comes first, and
+    pushes out those that rank behind it. Stands for a scheduler that changes priorities while requests run, as FastSwitch's.
+
+    The same ranks for the same ``seed``, request and period, whatever else happens.
+    """
+
+    changes = preempts = True
+
+    def __init__(self, *, every: int = 100, seed: int = 0) -> None:
+        super().__init__()
+        self._every = int(number_option("every", every, 1))
+        self._seed = int(number_option("seed", seed, 0))
+        self._period = 0
+
+    def start(self, manager: CacheManager, batch: Batch) -> None:
+        self._batch = batch
+
+    def key(self, request: Request) -> tuple[int, ...]:
+        return mixed(mixed(self._seed) + self._period, request.index), request.index
+
+    def _look(self) -> None:
+        period = self._batch.round // self._every
+        if period != self._period:
+            self._period = period
+            self._heap = sorted((self.key(request), request) for request in self._waits)
+
+    def append(self, request: Request, /) -> None:
+        self._look()
+        super().append(request)
+
+    appendleft = append
+
+    def __getitem__(self, place: int, /) -> Request:
+        self._look()
+        return super().__getitem__(place)
+
+    def victim(self, running: Iterable[Request]) -> Request:
+        self._look()
+        return max(running, key=self.key)
+
+    def outranked(self, running: Iterable[Request]) -> Request | None:
+        last = self.victim(running)
+        return last if self.key(last) > self.key(self[0]) else None
+
+
+def mixed(*numbers: int) -> int:
+    """64 bits that look random, of some integers (the finaliser of splitmix64, Steele, Lea and Flood 2014)."""
+    state, mask = 0, (1 << 64) - 1
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state

@@ -55,6 +55,7 @@ def load_engine(
     model: str = "",
     kv_dtype: str = "",
     queue: PolicySpec = "fcfs",
+    swaps_overlap: bool = False,
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
 
@@ -112,6 +113,7 @@ def load_engine(
         inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
         copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
         queue=queue,
+        swaps_overlap=swaps_overlap,
         **times,
     )
     data.pop("async_scheduling", None)

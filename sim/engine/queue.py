@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 from kvsim.cache.manager import CacheManager
 from kvsim.entities import Batch, Request
-from kvsim.registry import PolicySpec, Registry, make_policy, number_option
+from kvsim.registry import PolicySpec, Registry, flag_option, make_policy, number_option
 
 API_VERSION = 1
 
@@ -23,10 +23,12 @@ class QueueOrder(ABC):
     """A replica's queue. A new object for every replica.
 
     ``changes``: which request is next may change while nobody comes or goes, so it is asked at every decision.
+    ``preempts``: who is next and has no room can push out requests that decode (:meth:`outranked`).
     """
 
     api_version = API_VERSION
     changes = False
+    preempts = False
 
     def start(self, manager: CacheManager, batch: Batch) -> None:  # noqa: B027  (optional)
         """Change. Called once, before anything else: whom it serves."""
@@ -70,6 +72,11 @@ class QueueOrder(ABC):
         *_, last = running
         return last
 
+    def outranked(self, running: Iterable[Request]) -> Request | None:
+        """Look. Who of ``running``, in the order of their admission, gives way to the one that the last look said is next;
+        None = they all rank before it."""
+        return None
+
 
 queue_orders: Registry[type[QueueOrder]] = Registry("queue order", API_VERSION)
 
@@ -90,7 +97,7 @@ class FirstComeFirstServed(deque[Request]):
     are then as fast as a deque's."""
 
     api_version = API_VERSION
-    changes = False
+    changes = preempts = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,6 +113,9 @@ class FirstComeFirstServed(deque[Request]):
 
     def victim(self, running: Iterable[Request]) -> Request:
         return next(reversed(running))  # type: ignore[call-overload,no-any-return]
+
+    def outranked(self, running: Iterable[Request]) -> Request | None:
+        return None
 
 
 QueueOrder.register(FirstComeFirstServed)
@@ -158,17 +168,23 @@ class Ranked(QueueOrder):
 class Priority(Ranked):
     """The lowest number first, by arrival among equal ones; who has the highest, and came last, is preempted.
 
-    vLLM 0.24 with ``--scheduling-policy priority``. A request that waits does not push out one that runs.
+    vLLM 0.24 with ``--scheduling-policy priority``: a request that waits does not push out one that runs. With
+    ``preempts`` it does, if its number is lower (as in vLLM V0).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, preempts: bool = False) -> None:
         super().__init__()
+        self.preempts = flag_option("preempts", preempts)
 
     def key(self, request: Request) -> tuple[int, ...]:
         return request.priority, request.arrival_ns, request.index
 
     def victim(self, running: Iterable[Request]) -> Request:
         return max(running, key=self.key)
+
+    def outranked(self, running: Iterable[Request]) -> Request | None:
+        last = self.victim(running)
+        return last if last.priority > self[0].priority else None
 
 
 @queue_orders.register("shortest_prompt")

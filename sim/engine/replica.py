@@ -146,6 +146,8 @@ class Replica(Steps):
         """Change. A replica that is through comes back with ``manager``, which is empty."""
         assert self.is_through, f"replica {self.index} is stopped while it has something to do"
         self.evicted_before.append(self.manager.evicted_tokens())
+        if self._swaps:
+            self.swapped_before.append(self.manager.swap_counts)
         self._attach(manager, Batch(manager.block_tokens))
         self._blocked = False
 

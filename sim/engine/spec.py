@@ -60,6 +60,7 @@ class EngineSpec:
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
     queue: PolicySpec = "fcfs"  # order of admission (kvsim.engine.queue)
+    swaps_overlap: bool = False  # steps go on while preempted requests are swapped (kvsim.engine.swaps)
 
     def taken_in_ns(self, tokens: Any) -> Any:
         """How long after its arrival the scheduler knows of a prompt of ``tokens`` tokens (an int, or int64 arrays)."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import simpy
 
-from kvsim.cache.manager import CacheManager, Services
+from kvsim.cache.manager import CacheManager, Services, SwapCounts
 from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import PRIORITY_BOUNDARY, At
@@ -99,13 +99,15 @@ class ReplicaState(Services):
         self._tap: At | None = None  # rings where the output of the step before the run is taken
         self._blocked = False  # the head of the queue had no room, and nothing has been freed since
         self._head_changes = self.waiting.changes  # so that another one could have room
-        # a load could overwrite blocks that the step in flight still writes: they are freed when it is through
-        self._frees_late = engine.async_scheduling and bool(links.read)
+        self._pushes = self.waiting.preempts  # who waits can make others give way
         self._in_flight = False  # at a decision: the step scheduled last has output that is not taken
         # of loads into HBM over the first link, if they hold up the inputs of later steps
         self._copies_from = links.nearest if engine.inputs_after_loads else None
         self._loads_end = 0
         self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
+        self._swaps_end = 0  # of the copies of swapped requests, begun so far
+        self.stalled_ns = 0  # steps that could have started and waited for such copies
+        self.swapped_ns = 0  # from their preemption until they decode again, of all swapped requests
         self._order = 0
         self._horizon = 64
         self._arrives = NEVER  # decisions are made up to then, when a request comes
@@ -113,6 +115,7 @@ class ReplicaState(Services):
         self._shares: dict[str, float] | None = None  # of the links that kernels of the current run copy over
         self._attach(manager, batch)
         self.evicted_before: list[tuple[int, ...]] = []  # by managers before the last :meth:`Replica.restart`
+        self.swapped_before: list[SwapCounts] = []  # and what they have swapped
         self.num_moving = 0  # transfers that have not ended
         self.num_kept = 0  # requests that come here to be prefilled, or whose KV has not been sent yet
         self.on_idle: Callable[[ReplicaState], None] | None = None  # called whenever something has ended
@@ -130,6 +133,10 @@ class ReplicaState(Services):
         self.manager, self.batch = manager, batch
         manager.services = self
         self.waiting.start(manager, batch)
+        self._swaps = manager.swaps
+        # a load could overwrite blocks that the step in flight still writes: they are freed when it is through. (Blocks that are
+        # swapped out are loaded to when they have been copied.)
+        self._frees_late = self.engine.async_scheduling and bool(self.links.read) and not manager.swaps
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
         watches = type(manager).begin_decode is not CacheManager.begin_decode

@@ -24,7 +24,11 @@ class Steps(Admission):
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager
-        joined = self._join() if self.handed else ()
+        if self._pushes and self.waiting:
+            self._push_out(now)
+        if self._swaps and self.waiting:
+            self._swap_in()
+        joined = self._join(now) if self.handed else ()
         decoding, waits = batch.requests, self.waiting or self.loaded
         admits = bool(
             waits
@@ -41,6 +45,8 @@ class Steps(Admission):
                 or self.polled
                 or self._to_free
                 or joined
+                or (self._swaps and self._swaps_end > now)
+                or (self._pushes and self._head_changes and self.waiting)
                 # what the first boundary takes could change the decision there
                 or (self._due is not None and (waits or self.handed or not manager.steady_work))
             ):
@@ -55,6 +61,8 @@ class Steps(Admission):
         if self.partial is not None or ((admits or joined) and not preempted):
             self._mixed_step(now, preempted, joined)
         elif steps:
+            if self._swaps:
+                self._loads_end = max(self._loads_end, self._await_copies(now, self.engine.launch_ns, True))
             self._decode_run(now, steps)
         else:
             self._nothing(now, preempted)
@@ -180,6 +188,8 @@ class Steps(Admission):
         self.step_tokens = step_tokens
         sampled = decodes + len(chunks)
         cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
+        if self._swaps:
+            inputs = max(inputs, self._await_copies(now, engine.launch_ns + attach, False))
         launch = max(engine.launch_ns + attach, inputs - now)
         sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
         self._shares = None

@@ -49,7 +49,7 @@ class Transfers(ReplicaState):
         self.loading[request] -= 1
         if not self.loading[request]:
             del self.loading[request]
-            self.polled.append((self.engine.load_decisions, request))
+            self.polled.append((0 if request.swapped else self.engine.load_decisions, request))
 
     def _wake(self) -> None:
         """Change. The next decision could be another one than was foreseen."""
@@ -107,7 +107,8 @@ class Transfers(ReplicaState):
         polled, self.polled = self.polled, deque()
         for decisions, request in polled:
             if decisions == 0 or idle:
-                (self.handed if request.decodes_here_alone else self.loaded).append(request)
+                resumes = request.decodes_here_alone or request.swapped
+                (self.handed if resumes else self.loaded).append(request)
                 self._blocked = False
             else:
                 self.polled.append((decisions - 1, request))

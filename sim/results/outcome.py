@@ -36,6 +36,20 @@ class LinkUse:
     ns_by_provenance: Mapping[str, int] = field(default_factory=dict)  # of a link that is priced by a table
 
 
+@dataclass(frozen=True, slots=True)
+class SwapUse:
+    """Preemption by swapping, of all replicas together."""
+
+    num_out: int
+    num_in: int
+    out_bytes: int
+    in_bytes: int
+    spared_bytes: int  # that copies kept in the tier had already
+    num_without_room: int  # preempted by recomputation, as the tier was full
+    swapped_ns: int  # from preemption until a request decodes again, over those that do
+    stalled_ns: int  # steps that could have run and waited for swaps
+
+
 VERDICTS = ("miss", "hit", "wrong")
 """Of a cache of responses on a request; wrong = a hit whose answer is not right."""
 
@@ -148,6 +162,7 @@ class Outcome:
     small_model: SmallModelUse | None = None
     warm_up_found: bool | None = None  # whether MSER-5 found its end; None: it was not asked
     handovers: HandoverUse | None = None
+    swaps: SwapUse | None = None  # None: preempted requests are computed again
 
     @property
     def num_replicas(self) -> int:

@@ -19,6 +19,7 @@ from kvsim.results.outcome import LinkUse, Outcome
 from kvsim.results.pools import autoscaling, cluster_facts, cost, disaggregation, members_of, pool_facts
 from kvsim.results.statistics import PERCENTILES, ratio, statistics
 from kvsim.results.steady import backlog, percentile_intervals
+from kvsim.results.swaps import swaps
 from kvsim.version import __version__
 
 NUM_REASONS = 20
@@ -89,6 +90,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "responses": responses(outcome, done),
         "small_model": small_model(outcome, done),
         "preemptions": int(done.preemptions.sum()),
+        **swaps(outcome),
         "utilisation": _utilisation(outcome),
         "cost": cost(outcome, all_output_tokens),
         **_time_shares(outcome),

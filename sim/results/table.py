@@ -10,6 +10,7 @@ from rich.text import Text
 
 from kvsim.results import reading
 from kvsim.results.reading import PART_NAMES, Summary
+from kvsim.results.swaps import swap_words
 from kvsim.results.units import duration, number, percent, usd
 
 LATENCIES = (
@@ -144,6 +145,8 @@ def _facts(summary: Summary) -> Table:
                 f"transfer {duration(transfer['p50'])} (p95 {duration(transfer['p95'])})",
             ),
         )
+    if "swaps" in summary:
+        row("swapped", swap_words(summary["swaps"]))
     row(
         "throughput",
         (

@@ -25,6 +25,7 @@ from kvsim.scenario.clients import Clients
 from kvsim.scenario.part import Part, Positive
 from kvsim.scenario.policy import PolicyChoice
 from kvsim.scenario.pools import KvTransfer, Pool, problem_of, problem_of_scaling
+from kvsim.scenario.preemption import Preemption
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.scenario.units import Nanoseconds, NanosecondsOrAuto
@@ -95,6 +96,8 @@ class Engine(Part):
     queue: PolicyChoice = "fcfs"
     """Order of admission of each replica: fcfs, priority, vtc (fair per tenant), shortest_prompt, cached_share, or one that a
     plug-in registers; or a mapping with options, such as {policy: vtc, output_weight: 2}: docs/routing.md."""
+    preemption: Preemption = Preemption()
+    """A name, recompute or swap, or {mode: swap, tier: ddr, overlap: true, keep_copies: true}: docs/preemption.md."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     quantization: Literal["fp8", "int4"] | None = None
     """Of the weights of linear layers. fp8: their activations, too, by tensors; int4: weights alone, with a scale for each 128
