@@ -145,6 +145,20 @@ def test_a_compressed_entry_stays_compressed() -> None:
     assert simulation.replicas[0].manager.used_bytes == (0, 32)
 
 
+def test_an_entry_is_repeated_to_find_what_is_kept() -> None:
+    """KVzip's pass: 64 tokens behind a prompt of 25 go through the model again, over the 64; a known entry costs nothing."""
+    trace = trace_of([(0, 68, 1), (2000, 68, 1)], [[(1, 64, CHUNK)], [(1, 64, CHUNK)]])
+    options = {"hit": "attach", "kept": 0.25, "made": "alone"}
+    plain, repeated = (
+        simulate(ChunkManager, trace, cache_of(40, {**options, **more}, bytes_per_token=2), trace_engine())
+        for more in ({}, {"reconstruct": True})
+    )
+    # forward pass of 89 tokens: 89; attention of 89 over 64: 113.92 + 79.21; a launch of scores, 64 queries over 64 keys: 128
+    (before, _), (after, _) = times(plain)[0], times(repeated)[0]
+    assert after - before == 410
+    assert times(plain)[1][0] - 2000 == times(repeated)[1][0] - 2000, "it is there already"
+
+
 def trace_engine() -> Any:
     from toys import toy_engine
 

@@ -14,6 +14,7 @@ from typing import Any
 from kvsim.cache.chunks.entry import scope_prefix
 from kvsim.cache.chunks.options import ReuseOptions
 from kvsim.cache.chunks.plan import Planner, Reuse
+from kvsim.cache.chunks.reconstruct import reconstruction
 from kvsim.cache.chunks.store import EntryLoad, EntryStore, EntryWrite
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
@@ -115,10 +116,16 @@ class ChunkManager(PrefixTreeManager):
 
     def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
         reuse: Reuse | None = request.kv.own
-        if reuse is None or not (reuse.hits or reuse.layout.limit < request.prompt_tokens):
-            return super().prefill_work(request, start, tokens)
         config = self.config
-        return reuse.layout.kernels(start, tokens, config.bytes_per_token, config.num_layers)
+        if reuse is None or not (reuse.hits or reuse.layout.limit < request.prompt_tokens):
+            kernels = super().prefill_work(request, start, tokens)
+        else:
+            kernels = reuse.layout.kernels(start, tokens, config.bytes_per_token, config.num_layers)
+        if self.options.reconstruct and reuse is not None and start + tokens == request.to_compute:
+            for content in reuse.fresh:
+                if self.store.lacks(content):
+                    kernels += reconstruction(content.tokens, config)
+        return kernels
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         reuse: Reuse | None = request.kv.own

@@ -53,6 +53,8 @@ class ReuseOptions(Part):
     """Entries were compressed for one query (the user segments of its prompt): refused to any other."""
     kept: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of an entry's tokens, those that are kept and attended to."""
+    reconstruct: bool = False
+    """Which these are is found when an entry is made: the model repeats it, which takes two prefills of it and more."""
     preload: str | None = None
     """hbm or a tier: holds all contents of the trace from the beginning, made alone."""
     hbm: ByteSize = 0
@@ -84,6 +86,7 @@ class ReuseOptions(Part):
             ("fix: by_context", self.fix == "by_context", "hit: recompute", self.hit == "recompute"),
             ("variants above 1", self.variants > 1, "made: in_context", self.made == "in_context"),
             ("kept below 1", self.kept < 1, "hit: attach or rotate", self.hit != "recompute"),
+            ("reconstruct", self.reconstruct, "kept below 1", self.kept < 1),
             ("levels", bool(self.levels), "hit: attach or rotate", self.hit != "recompute"),
             ("slo", self.slo is not None, "levels", bool(self.levels)),
             (

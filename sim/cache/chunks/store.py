@@ -100,6 +100,14 @@ class EntryStore:
                     if entry.content.tokens >= tokens:
                         yield number, entry
 
+    def lacks(self, content: Content) -> bool:
+        """Some place that prompts are written to has room for entries, and none of this content."""
+        return any(
+            place.capacity_pages and not place.holds(content)
+            for number, place in enumerate(self.places)
+            if number == 0 or self.config.tiers[number - 1].write == "through"
+        )
+
     # ---- change
 
     def expire(self) -> None:
