@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvsim.errors import ScenarioError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 PolicySpec = str | Mapping[str, Any]
@@ -18,16 +21,19 @@ GROUP = "kvsim.plugins"
 class Registry(Generic[T]):
     """Names to implementations. Entry points are called ``kind:name``; only the one that is asked for is loaded."""
 
-    def __init__(self, kind: str, api_version: int) -> None:
+    def __init__(self, kind: str, api_version: int, modules: Mapping[str, str] | None = None) -> None:
+        """``modules``: the modules of kvsim that register what they have when they are imported, by name; that is when
+        somebody asks for the name."""
         self.kind = kind
         self.api_version = api_version
+        self._modules = dict(modules or {})
         self._known: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator. A name that is taken is an error."""
 
         def add(item: T) -> T:
-            if name in self._known:
+            if name in self._known or self._modules.get(name, item.__module__) != item.__module__:
                 raise ValueError(f"a {self.kind} called '{name}' is registered already")
             self._known[name] = item
             return item
@@ -36,7 +42,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, those of plug-ins included."""
-        return sorted({*self._known, *(name for name, _ in self._plugins())})
+        return sorted({*self._known, *self._modules, *(name for name, _ in self._plugins())})
 
     def get(self, name: str) -> T:
         """The implementation called ``name``.
@@ -44,6 +50,8 @@ class Registry(Generic[T]):
         Raises:
             ScenarioError: there is none, or a plug-in was written for another version of the interface.
         """
+        if name in self._modules:
+            import_module(self._modules[name])
         if name in self._known:
             return self._known[name]
         for plugin_name, entry in self._plugins():
@@ -64,6 +72,8 @@ class Registry(Generic[T]):
         raise ScenarioError(f"no {self.kind} is called '{name}'{did_you_mean(name, self.names())}")
 
     def _plugins(self) -> Iterator[tuple[str, EntryPoint]]:
+        from importlib.metadata import entry_points
+
         prefix = f"{self.kind.replace(' ', '_')}:"
         for entry in entry_points(group=GROUP):
             if entry.name.startswith(prefix):

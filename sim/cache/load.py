@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from kvsim.cache import concatenated, contiguous, none, predicted, shared_prefix, snapshots  # noqa: F401  (they register themselves)
-from kvsim.cache.chunks.manager import ChunkManager  # noqa: F401
-from kvsim.cache.kept import KeptTokens
 from kvsim.cache.manager import CacheConfig, CacheManager
-from kvsim.cache.offloading import offloading
-from kvsim.cache.packed import packed
 from kvsim.cache.paged import Paged, cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.private import PrivatePrefixes
-from kvsim.cache.selective import selective
-from kvsim.cache.swapping import swapping
 from kvsim.errors import ScenarioError
 
 
@@ -27,14 +20,23 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
     if not issubclass(found, Paged):
         return found(config)  # type: ignore[call-arg]  # it has no blocks to lay parts over
     if config.tokens is not None and "tokens" in found.parts:
+        from kvsim.cache.kept import KeptTokens
+
         return KeptTokens(config)
     if found is PrefixTreeManager and config.only_counts:
         found = PrivatePrefixes
     if config.codec is not None or config.tokens is not None:
+        from kvsim.cache.packed import packed
+
         found = packed(found)
     if config.reads is not None:
+        from kvsim.cache.offloading import offloading
+        from kvsim.cache.selective import selective
+
         found = selective(found) if config.reads.reads.offload is None else offloading(found)
     if config.swap is not None:
+        from kvsim.cache.swapping import swapping
+
         found = swapping(found)
     return found(config)
 

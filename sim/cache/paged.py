@@ -9,7 +9,21 @@ from kvsim.cache.node import Changed
 from kvsim.entities import Batch, Request
 from kvsim.registry import Registry
 
-cache_managers: Registry[type[CacheManager]] = Registry("cache manager", API_VERSION)
+cache_managers: Registry[type[CacheManager]] = Registry(
+    "cache manager",
+    API_VERSION,
+    {
+        "chunks": "kvsim.cache.chunks.manager",
+        "concatenated": "kvsim.cache.concatenated",
+        "contiguous": "kvsim.cache.contiguous",
+        "none": "kvsim.cache.none",
+        "paged": "kvsim.cache.paged",
+        "predicted": "kvsim.cache.predicted",
+        "prefix_tree": "kvsim.cache.prefix_tree",
+        "shared_prefix": "kvsim.cache.shared_prefix",
+        "snapshots": "kvsim.cache.snapshots",
+    },
+)
 
 
 def blocks_for(tokens: int, block_tokens: int) -> int:

@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
         "OPENBLAS_NUM_THREADS", "1"
     )  # numpy starts a thread a core; nothing here multiplies matrices
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # its own one keeps 14 MiB
-    sys.exit(run_command(arguments))
+    code = run_command(arguments)
+    gc.freeze()  # no look for garbage at the end: the process is over
+    sys.exit(code)
 
 
 def run_command(arguments: list[str] | None = None) -> int:

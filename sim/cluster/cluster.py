@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
@@ -11,12 +11,8 @@ import simpy
 from kvsim.cluster.admission import Gate
 from kvsim.cluster.clients import Patience, Waiting
 from kvsim.cluster.clock import Clock
-from kvsim.cluster.disaggregation import Disaggregation
 from kvsim.cluster.front import Front, Integers, entry_ns
-from kvsim.cluster.responses import ResponseFront
-from kvsim.cluster.retrieval import Retrieval
 from kvsim.cluster.router import Router
-from kvsim.cluster.small_model import SmallPool
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
@@ -25,6 +21,12 @@ from kvsim.engine.timing import Times
 from kvsim.entities import Request
 from kvsim.results.recorder import Recorder
 from kvsim.workloads.trace import Trace, private_ids
+
+if TYPE_CHECKING:  # what few runs have
+    from kvsim.cluster.disaggregation import Disaggregation
+    from kvsim.cluster.responses import ResponseFront
+    from kvsim.cluster.retrieval import Retrieval
+    from kvsim.cluster.small_model import SmallPool
 
 ROWS_AT_ONCE = 4096  # of the trace as Python numbers
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 
 from kvsim.cluster.clock import Clock
-from kvsim.cluster.responses import ResponseFront
-from kvsim.cluster.retrieval import Retrieval
-from kvsim.cluster.small_model import SmallPool
 from kvsim.engine.channel import PRIORITY_ARRIVAL, At
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Request
 from kvsim.workloads.trace import Trace
+
+if TYPE_CHECKING:  # what few runs have
+    from kvsim.cluster.responses import ResponseFront
+    from kvsim.cluster.retrieval import Retrieval
+    from kvsim.cluster.small_model import SmallPool
 
 Integers = npt.NDArray[np.int64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from kvsim.cache.manager import CacheConfig, CacheManager
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.swap_space import SwapSetting
 from kvsim.cache.tiers import TierConfig, charge_rest
-from kvsim.cluster.autoscale import Autoscaling
-from kvsim.cluster.disaggregation import KvTransfer
 from kvsim.cluster.router import Router, make_router
 from kvsim.cluster.simulation import PoolParts
 from kvsim.cost.kernels import KernelCostModel
@@ -46,6 +44,10 @@ from kvsim.scenario.clients import Clients
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.preemption import Preemption
 from kvsim.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from kvsim.cluster.autoscale import Autoscaling
+    from kvsim.cluster.disaggregation import KvTransfer
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -222,6 +224,8 @@ def _scaling(scenario: Scenario) -> Autoscaling | None:
     setting = scenario.cluster.autoscale
     if setting is None:
         return None
+    from kvsim.cluster.autoscale import Autoscaling
+
     return Autoscaling(
         setting.min,
         setting.max,
@@ -261,6 +265,8 @@ def build_kv_transfer(scenario: Scenario) -> KvTransfer | None:
                 f"cluster.kv_transfer: KV goes to other replicas whole and as the model has it; leave out cache.{key}, "
                 "or let all pools be mixed"
             )
+    from kvsim.cluster.disaggregation import KvTransfer
+
     return KvTransfer(build_network_link(setting), setting.mode == "layerwise", setting.extent)
 
 

@@ -38,7 +38,16 @@ class Router:
         """A request that was sent to ``replica`` has ended there; told at the latest when somebody looks at the replica."""
 
 
-routers: Registry[type[Router]] = Registry("router", API_VERSION)
+routers: Registry[type[Router]] = Registry(
+    "router",
+    API_VERSION,
+    {
+        "cache_aware": "kvsim.cluster.cache_aware",
+        "consistent_hash": "kvsim.cluster.sticky",
+        "prefix_aware": "kvsim.cluster.prefix_router",
+        "session_affinity": "kvsim.cluster.sticky",
+    },
+)
 
 
 def make_router(spec: PolicySpec) -> Router:
@@ -47,8 +56,6 @@ def make_router(spec: PolicySpec) -> Router:
     Raises:
         ScenarioError: no router has this name, or it has no such option or cannot use its value.
     """
-    from kvsim.cluster import cache_aware, prefix_router, sticky  # noqa: F401  (so that they are registered)
-
     return make_policy(routers, spec)
 
 

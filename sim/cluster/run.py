@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvsim.cache.paged import cache_managers
 from kvsim.cluster.admission import Gate
@@ -17,7 +18,6 @@ from kvsim.cluster.parts import (
     check_policies,
     named,
 )
-from kvsim.cluster.retrieval import Retrieval
 from kvsim.cluster.simulation import Progress, Simulation, build_cluster, play
 from kvsim.cluster.warm_start import check_can_save, restore_cache, save_cache
 from kvsim.engine.profile import load_engine
@@ -28,6 +28,9 @@ from kvsim.scenario.build import build_tiers
 from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
 from kvsim.scenario.workload import build_trace, tenant_priorities
+
+if TYPE_CHECKING:
+    from kvsim.cluster.retrieval import Retrieval
 
 
 def run_scenario(
@@ -127,6 +130,8 @@ def _retrieval(scenario: Scenario, simulation: Simulation) -> Retrieval | None:
         if is_given:
             what = "prefill on provisional passages" if setting.provisional_at is not None else "a search"
             raise ScenarioError(f"workload.retrieval: {what} is not modelled with {key}; drop one of them")
+    from kvsim.cluster.retrieval import Retrieval
+
     return Retrieval(setting, simulation.trace, scenario.seed)
 
 

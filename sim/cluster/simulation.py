@@ -9,18 +9,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simpy.core import EmptySchedule
 
 from kvsim.cache.manager import CacheConfig, CacheManager
-from kvsim.cluster.autoscale import Autoscaler, Autoscaling, ScaledPool
 from kvsim.cluster.clock import Clock
 from kvsim.cluster.cluster import Cluster
-from kvsim.cluster.disaggregation import Disaggregation, KvTransfer
-from kvsim.cluster.responses import build_responses
 from kvsim.cluster.router import Router
-from kvsim.cluster.small_model import SmallPool
 from kvsim.cost.model import CostModel
 from kvsim.engine.link import connect, reachable
 from kvsim.engine.replica import Replica
@@ -32,6 +28,11 @@ from kvsim.results.recorder import Recorder
 from kvsim.scenario.response_cache import ResponseCache
 from kvsim.scenario.small_model import SmallModel
 from kvsim.workloads.trace import Trace
+
+if TYPE_CHECKING:  # what few runs have is imported where a run has it
+    from kvsim.cluster.autoscale import Autoscaling, ScaledPool
+    from kvsim.cluster.disaggregation import KvTransfer
+    from kvsim.cluster.small_model import SmallPool
 
 Progress = Callable[[int, int], None]
 
@@ -111,9 +112,15 @@ def build_cluster(
     recorder = Recorder(every_ns)
     front = None
     if responses is not None:
+        from kvsim.cluster.responses import build_responses
+
         balance_tokens = pools[0].cache.balance_tokens
         front = build_responses(responses, trace, balance_tokens, lambda: env.now, seed)
-    small = None if small_model is None else SmallPool(small_model, trace, seed)
+    small: SmallPool | None = None
+    if small_model is not None:
+        from kvsim.cluster.small_model import SmallPool
+
+        small = SmallPool(small_model, trace, seed)
     cluster = Cluster(env, trace, router, recorder, pools[0].engine, responses=front, small=small)
     shared: dict[str, Any] = {}
     pools = tuple(_reachable(pool, shared) for pool in pools)
@@ -153,6 +160,8 @@ def build_cluster(
     if any(replica.manager.needs_future for replica in replicas):
         _tell_the_future(cluster, replicas, pools[0].cache.block_tokens)
     if kv_transfer is not None and decode_router is not None:
+        from kvsim.cluster.disaggregation import Disaggregation
+
         cluster.disaggregation = Disaggregation(
             env,
             kv_transfer,
@@ -167,6 +176,8 @@ def build_cluster(
     cluster.start(replicas)
     _open(cluster, pools, replicas, scaled)
     if some := [pool for pool in scaled if pool is not None]:
+        from kvsim.cluster.autoscale import Autoscaler
+
         Autoscaler(env, some, lambda: cluster.num_through == len(trace) or env.peek() == float("inf"))
     return Simulation(env, trace, cluster, pools, replicas, recorder, scaled)
 
@@ -190,6 +201,8 @@ def _scaled_pools(
             raise ScenarioError(
                 "autoscale: an eviction policy that knows the future cannot begin anew in the middle of a run; take another one"
             )
+        from kvsim.cluster.autoscale import ScaledPool
+
         make = partial(make_manager, pool.cache)
         found.append(ScaledPool(env, pool.scaling, own, pool.num_replicas, make, changed))
     return tuple(found)

@@ -22,6 +22,7 @@ from kvsim.cost.roofline import Roofline
 from kvsim.cost.scaled import SCALED, scale_factors
 from kvsim.errors import CalibrationError, did_you_mean
 from kvsim.hardware.load import gpu_presets, load_gpu
+from kvsim.yaml_text import parse_yaml
 
 FORMAT = 1
 LATENCY = "latency_us"
@@ -187,7 +188,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
                 f"no profile is called '{name_or_path}'{did_you_mean(str(name_or_path), list_profiles())}"
             )
     try:
-        header = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        header = parse_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CalibrationError(f"profile {path}: cannot be read: {_one_line(error)}") from None
     if isinstance(header, dict) and header.get("scaled_from"):

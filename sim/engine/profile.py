@@ -7,14 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kvsim.cost.terms import EngineTerms
 from kvsim.engine.queue import make_queue
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.registry import PolicySpec
 from kvsim.scenario.units import UnitError, parse_rate, parse_time
+from kvsim.yaml_text import parse_yaml
 
 HOST = (
     "launch",
@@ -79,13 +78,13 @@ def load_engine(
         path = Path(name)
         if not path.is_file():
             raise ScenarioError(f"engine.profile: no file {name}")
-        data = yaml.safe_load(path.read_text())
+        data = parse_yaml(path.read_text())
     else:
         if name not in engine_profiles():
             raise ScenarioError(
                 f"engine.profile: no engine profile is called '{name}'{did_you_mean(name, engine_profiles())}"
             )
-        data = yaml.safe_load((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
+        data = parse_yaml((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
     where = f"engine profile {name}"
     take = partial(_take, where=where)
     host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))

@@ -78,7 +78,7 @@ class QueueOrder(ABC):
         return None
 
 
-queue_orders: Registry[type[QueueOrder]] = Registry("queue order", API_VERSION)
+queue_orders: Registry[type[QueueOrder]] = Registry("queue order", API_VERSION, {"vtc": "kvsim.engine.fair"})
 
 
 def make_queue(spec: PolicySpec) -> QueueOrder:
@@ -87,8 +87,6 @@ def make_queue(spec: PolicySpec) -> QueueOrder:
     Raises:
         ScenarioError: no order has this name, or it has no such option or cannot use its value.
     """
-    from kvsim.engine import fair  # noqa: F401  (so that it is registered)
-
     return make_policy(queue_orders, spec)
 
 

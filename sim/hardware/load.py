@@ -10,6 +10,7 @@ import yaml
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.hardware.spec import GpuSpec, LinkSpec
+from kvsim.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -56,7 +57,7 @@ def media_price_source(name: str) -> str:
 def _gpu_of_profile(path: Path) -> GpuSpec:
     """The preset behind the profile if there is one, else the GPU as the profile's header describes it, without a price."""
     try:
-        about = yaml.safe_load(path.read_text(encoding="utf-8"))["gpu"]
+        about = parse_yaml(path.read_text(encoding="utf-8"))["gpu"]
         if about["name"] in gpu_presets():
             return load_gpu(about["name"])
         return GpuSpec(
@@ -82,9 +83,7 @@ def _gpu_of_profile(path: Path) -> GpuSpec:
 
 @cache
 def _presets(kind: str) -> dict[str, dict[str, Any]]:
-    presets: dict[str, dict[str, Any]] = yaml.safe_load(
-        (PRESETS / f"{kind}.yaml").read_text(encoding="utf-8")
-    )
+    presets: dict[str, dict[str, Any]] = parse_yaml((PRESETS / f"{kind}.yaml").read_text(encoding="utf-8"))
     return presets
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.model.hf import spec_from_config
 from kvsim.model.spec import ModelSpec
+from kvsim.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -29,7 +28,7 @@ def load_model(name_or_path: str | Path, base: Path | None = None) -> ModelSpec:
     """
     name = str(name_or_path)
     if name in model_presets():
-        preset = yaml.safe_load((PRESETS / f"{name}.yaml").read_text())
+        preset = parse_yaml((PRESETS / f"{name}.yaml").read_text())
         return spec_from_config(preset["config"], name, where=f"{name}.yaml")
     path = (base or Path()) / name
     if path.is_dir():

@@ -14,6 +14,7 @@ import yaml
 
 from kvsim.errors import KvsimError
 from kvsim.results.folder import REQUESTS, RUN, SCENARIO, SUMMARY, TIMELINE
+from kvsim.yaml_text import parse_yaml
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,7 +73,7 @@ def load_results(path: Path | str) -> Results:
         raise KvsimError(f"{path}: not a complete result folder; missing {', '.join(missing)}")
     scenario_text = (path / SCENARIO).read_text(encoding="utf-8")
     try:
-        scenario = yaml.load(scenario_text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        scenario = parse_yaml(scenario_text)
     except yaml.YAMLError as error:
         raise KvsimError(f"{path / SCENARIO}: not YAML ({str(error).splitlines()[0]})") from error
     return Results(path, _json(path / SUMMARY), _json(path / RUN), scenario or {}, scenario_text)

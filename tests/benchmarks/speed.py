@@ -106,9 +106,13 @@ def run(folder: Path, trace: Path, gpu: str, chunk: int, manager: str) -> dict[s
         "--json",
         "--force",
     ]
+    # byte code is kept from run to run, as it is for an installed package
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     with open(folder / "summary.json", "w") as out, open(folder / "stderr", "w") as err:
-        process = subprocess.Popen([*command, "--out", str(folder / "out")], stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [*command, "--out", str(folder / "out")], stdout=out, stderr=err, env=environment
+        )
         _, status, usage = os.wait4(process.pid, 0)  # of this child alone
     whole_s = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toys import toy_cache, toy_simulation, toy_trace
 
 import kvsim.cache.eviction.queue as queue_module
-from kvsim.cache.eviction import EvictionSpec, eviction_policies, load_builtin
+from kvsim.cache.eviction import EvictionSpec, eviction_policies
 from kvsim.cache.eviction.arc import ARC
 from kvsim.cache.eviction.s3fifo import S3FIFO
 from kvsim.cache.eviction.sieve import Sieve
@@ -30,8 +30,7 @@ def _name(eviction: EvictionSpec) -> str:
 
 
 def test_every_policy_is_tested() -> None:
-    load_builtin()
-    assert {_name(eviction) for eviction in BUILT_IN} == set(eviction_policies._known)
+    assert {_name(eviction) for eviction in BUILT_IN} == set(eviction_policies.names())
 
 
 @st.composite

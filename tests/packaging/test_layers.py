@@ -33,7 +33,7 @@ def _strings(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", _engine(), ids=lambda path: path.name)
 def test_the_engine_names_no_cache_manager_and_no_method(path: Path) -> None:
-    managers = set(cache_managers._known)
+    managers = set(cache_managers.names())
     assert {"none", "contiguous", "paged", "prefix_tree"} <= managers
     text = path.read_text(encoding="utf-8")
     words = set(re.findall(r"[a-z0-9_]+", text.lower()))

@@ -133,29 +133,17 @@ class EvictionPolicy(QueuesPolicy):
         return (self.key(item),)
 
 
-eviction_policies: Registry[type[QueuesPolicy]] = Registry("eviction policy", API_VERSION)
-
-
-def load_builtin() -> None:
-    """Import the policies that come with kvsim, so that they are registered."""
-    from kvsim.cache.eviction import (  # noqa: F401
-        arc,
-        belady,
-        explicit_free,
-        fifo,
-        flops_per_byte,
-        gdsf,
-        lec,
-        lfu,
-        lru,
-        one_bit_oracle,
-        pinned,
-        prefix_gdsf,
-        s3fifo,
-        sieve,
-        sparse_oracle,
-        ttl,
-    )  # fmt: skip
+eviction_policies: Registry[type[QueuesPolicy]] = Registry(
+    "eviction policy",
+    API_VERSION,
+    {
+        name: f"kvsim.cache.eviction.{name}"
+        for name in (
+            "arc", "belady", "explicit_free", "fifo", "flops_per_byte", "gdsf", "lec", "lfu", "lru", "one_bit_oracle",
+            "pinned", "prefix_gdsf", "s3fifo", "sieve", "sparse_oracle", "ttl",
+        )
+    },
+)  # fmt: skip
 
 
 def eviction_policy(spec: EvictionSpec) -> QueuesPolicy:
@@ -164,7 +152,6 @@ def eviction_policy(spec: EvictionSpec) -> QueuesPolicy:
     Raises:
         ScenarioError: no policy has this name, or it has no such option or cannot use its value.
     """
-    load_builtin()
     return make_policy(eviction_policies, spec)
 
 

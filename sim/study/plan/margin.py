@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kvsim.study.plan.requirements import Requirements
+from kvsim.yaml_text import parse_yaml
 
 FILE = Path(__file__).with_name("model_error.yaml")
 QUANTILE = "p90"
@@ -34,7 +33,7 @@ class ModelError:
 @cache
 def model_error() -> ModelError:
     """What was validated: see the head of model_error.yaml."""
-    data: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    data: dict[str, Any] = parse_yaml(FILE.read_text(encoding="utf-8"))
     return ModelError(tuple(data["runs"]), data["measured_over_predicted"])
 
 

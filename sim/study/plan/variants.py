@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvsim.cache.load import load_manager  # noqa: F401  (managers register themselves)
 from kvsim.cache.paged import cache_managers
 from kvsim.errors import KvsimError
 from kvsim.hardware.load import load_link
