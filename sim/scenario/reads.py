@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,10 +19,11 @@ class ReadsPart(BaseModel):
 class Index(ReadsPart):
     """What a query is compared with to find the tokens that are read."""
 
-    kind: Literal["bounds", "vectors", "keys", "codes", "copy", "none"]
+    kind: Literal["bounds", "vectors", "keys", "codes", "copy", "history", "none"]
     """bounds: lowest and highest key of a page; vectors: one for each entry (centroid, landmark, sentence); keys: every key,
     in ``channels`` and ``bits``; codes: every key as ``parts`` codes of a byte; copy: K and V in ``bits``, whose attention
-    also counts; none: chosen for nothing (position, a trained model)."""
+    also counts; history: how much the last ``steps`` steps attended to each entry, by query head; none: chosen for nothing
+    (position, a trained model)."""
     tokens: Positive = 16
     """Tokens of an entry, on average; keys, codes and copies have one for each token."""
     channels: Positive | None = None
@@ -31,6 +33,8 @@ class Index(ReadsPart):
     """Elements that share a scale and zero of 16 bits each; null = none stored."""
     parts: Positive = 8
     """Codes of a key, of one byte each."""
+    steps: Positive = 16
+    """Of a history, 16 bits an entry, head and step."""
     held: bool = True
     """Beside the keys. False: it is (a part of) the keys that HBM holds anyway."""
     place: Literal["hbm", "tier", "disk"] = "hbm"
@@ -51,7 +55,7 @@ class Index(ReadsPart):
 
     @property
     def entry_tokens(self) -> int:
-        return self.tokens if self.kind in ("bounds", "vectors") else 1
+        return self.tokens if self.kind in ("bounds", "vectors", "history") else 1
 
 
 class Disk(ReadsPart):
@@ -96,8 +100,9 @@ class Offload(ReadsPart):
     unpack: Literal["gpu", "host"] = "gpu"
     """Where what the tier packs (``stored_ratio``, ``cache.codec`` with place: tiers) is unpacked: on arrival, or by the
     host's cores before the link."""
-    attention: Literal["gpu", "cpu"] = "gpu"
-    """cpu: the host's cores attend to what is in the tier; only results are copied."""
+    attention: Literal["gpu", "cpu", "disk"] = "gpu"
+    """cpu: the host's cores attend to what is in the tier; disk: a computational drive attends to what it holds, all of it.
+    Only results are copied."""
     disk: Disk | None = None
 
     @model_validator(mode="after")
@@ -108,6 +113,10 @@ class Offload(ReadsPart):
             raise ValueError("key_rank stands for the keys; set leaves: kv and stored: values")
         if self.trigger == "chunk" and self.key_rank is not None:
             raise ValueError("key_rank is found for a whole prompt in HBM; set trigger: prefill")
+        if self.attention == "disk" and (self.disk is None or self.disk.share < 1 or self.stored == "values"):
+            raise ValueError(
+                "attention: disk is next to all of K and V; give disk with share: 1 and stored: kv"
+            )
         if self.fetch == "beside_keys" and self.key_rank is None:
             raise ValueError("fetch: beside_keys hides behind keys that are rebuilt; give key_rank")
         return self
@@ -115,8 +124,10 @@ class Offload(ReadsPart):
 
 class Reads(ReadsPart):
     index: Index
-    budget: Positive
-    """Tokens that a step reads of each request."""
+    budget: Positive | None = None
+    """Tokens that a step reads of each request. This or ``ratio``."""
+    ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of the tokens of each request, those that a step reads."""
     refresh: Annotated[float, Field(ge=1)] = 1.0
     """Steps that one selection serves, on average."""
     dense_layers: Count = 0
@@ -125,10 +136,27 @@ class Reads(ReadsPart):
     """Tokens that a prompt's tokens see, in blocks; null = all before them."""
     gathered: bool = False
     """Selected tokens are copied together before attention."""
+    rotated: bool = False
+    """Their keys are rotated to new positions on the way."""
     offload: Offload | None = None
+
+    def chosen(self, tokens: int) -> int:
+        """Of a request of ``tokens`` tokens, those that a step reads."""
+        if self.budget is not None:
+            return min(self.budget, tokens)
+        return ceil(self.part * tokens - 1e-9)
+
+    @property
+    def part(self) -> float:
+        """``ratio`` where there is no budget."""
+        return 1.0 if self.ratio is None else self.ratio
 
     @model_validator(mode="after")
     def _goes_together(self) -> Reads:
+        if (self.budget is None) == (self.ratio is None):
+            raise ValueError("give one of budget and ratio")
+        if self.rotated and not self.gathered:
+            raise ValueError("rotated keys are copies; set gathered: true")
         if self.offload is not None and not self.index.held and self.offload.leaves == "kv":
             raise ValueError(
                 "the index is the keys, and they leave HBM; set index.held: true or leaves: values"

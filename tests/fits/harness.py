@@ -223,7 +223,25 @@ THREE_LEVELS = {
     "offload": {"tier": "ddr", "resident": 2, "hit_rate": 0.5, "extent_tokens": 4, "disk": DISK},
 }
 DISK_EARLY = {**EARLY_VALUES, "offload": {**EARLY_VALUES["offload"], "disk": {"tier": "disk", "share": 1.0}}}
+SHARE = {"index": {"kind": "vectors", "tokens": 4}, "ratio": 0.3, "gathered": True, "rotated": True}
+FORECAST = {
+    "index": {"kind": "history", "tokens": 4, "steps": 3},
+    "ratio": 0.25,
+    "offload": {"tier": "ddr", "fetch": "ahead", "hit_rate": 0.5},
+}
+AT_THE_DISK = {
+    "index": {"kind": "none"},
+    "budget": 10_000,
+    "offload": {
+        "tier": "ddr",
+        "buffer": 0.0,
+        "attention": "disk",
+        "disk": {"tier": "disk", "share": 1.0},
+    },
+}
 READS = {
+    "share offloaded": FORECAST,
+    "at the disk": AT_THE_DISK,
     "three levels": THREE_LEVELS,
     "disk early": DISK_EARLY,
     "early": EARLY,
@@ -284,6 +302,9 @@ FITS = {
     "slots packed": Fit(with_parts("paged"), Paged, {"tokens": SLOTS, "codec": PACKED}, {}),
     "streaming packed": Fit(with_parts("paged"), Paged, {"tokens": STREAMING, "codec": PACKED}, {}),
     "bounds": Fit(with_parts("prefix_tree"), PrefixTreeManager, {"reads": BOUNDS}, WHOLE_READ),
+    "share": Fit(
+        with_parts("prefix_tree"), PrefixTreeManager, {"reads": SHARE}, {"reads": {**SHARE, "ratio": 1.0}}
+    ),
     "scored": Fit(with_parts("paged"), Paged, {"reads": SCORED}, WHOLE_READ, tiers=0),
     "bounds packed": Fit(
         with_parts("prefix_tree"), PrefixTreeManager, {"reads": BOUNDS, "codec": PACKED}, {}

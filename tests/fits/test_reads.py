@@ -74,6 +74,46 @@ def test_what_a_step_reads_and_compares() -> None:
     assert by_name(bounds.select_work(batch_of(3), 1))["page_scores"].calls == 0  # it reads everything
 
 
+def test_a_share_of_the_context_grows_with_it() -> None:
+    """A quarter of 3, 10 and 20 tokens and their new ones: 36 in the first step, 39 in the second."""
+    part = selector(index={"kind": "vectors", "tokens": 2}, ratio=0.25, gathered=True, rotated=True)
+    batch = batch_of(3, 10, 20)
+    (read,) = part.spans(batch, 2)
+    assert column(read.tokens, 2).tolist() == [36 // 4, 39 // 4]
+    assert part.spans(batch, 1)[0].tokens == 9
+    found = by_name(part.select_work(batch, 2))
+    assert found["top_k_select"].args["k"] == (1 + 3 + 5) // 3 // 2
+    assert column(found["gather_kv"].args["rows"], 2).tolist() == [9 * 2 * 4 * 2] * 2
+    assert column(found["rotate_keys"].args["tokens"], 2).tolist() == [9, 9]
+    assert part.is_neutral(1) and not part.is_neutral(2)
+    below = selector(index={"kind": "none"}, ratio=0.25, offload={"tier": "ddr", "resident": 3})
+    assert below.freed_bytes(22) == (22 - 3 - 6) * 256
+    gather = by_name(below.select_work(batch_of(22), 1))["host_gather"]
+    assert gather.args["rows"] == 6 * 4 * 2 * 2  # a quarter of the prompt
+
+
+def test_a_history_has_scores_of_every_head_and_step() -> None:
+    history = selector(index={"kind": "history", "tokens": 4, "steps": 8}, budget=8, dense_layers=1)
+    assert history.entry_bytes == 3 * 4 * 8 * 2  # layers, query heads, steps, bytes
+    forecast = by_name(history.select_work(batch_of(10, 20), 1))["forecast_scores"]
+    assert forecast.args == {
+        "num_bytes": 4 * 2 * (192 + 24)
+    }  # (3 + 6) // 2 entries each; read, and one step written
+    assert forecast.calls == 0.75
+
+
+def test_a_computational_drive_attends_to_what_it_holds() -> None:
+    """Prompts of 10 and 20 tokens lie there; the GPU attends to the new ones, and nothing goes over the link."""
+    drive = {"tier": "ddr", "buffer": 0.0, "attention": "disk", "disk": {"tier": "csd", "share": 1.0}}
+    reads = selector(index={"kind": "none"}, budget=1000, offload=drive)
+    assert not reads.is_neutral(1000)  # all is read, but not from HBM
+    batch = batch_of(10, 20)
+    (span,) = reads.spans(batch, 3)
+    assert (span.share, column(span.tokens, 3).tolist()) == (1.0, [2, 4, 6])
+    (there,) = reads.select_work(batch, 3)
+    assert there.name == "disk_gather" and there.args == {"row_bytes": 16, "rows": 30 * 4 * 2 * 2, "waits": 4}
+
+
 def test_what_a_step_fetches() -> None:
     offload = {
         "tier": "ddr",
@@ -346,6 +386,13 @@ def test_blocks_come_back_when_the_prompt_has_arrived() -> None:
         (
             {"index": {"kind": "keys", "held": False}, "budget": 1, "offload": {"tier": "ddr"}},
             "the index is the keys, and they leave HBM",
+        ),
+        ({"index": {"kind": "none"}}, "give one of budget and ratio"),
+        ({"index": {"kind": "none"}, "budget": 4, "ratio": 0.5}, "give one of budget and ratio"),
+        ({"index": {"kind": "none"}, "budget": 4, "rotated": True}, "set gathered: true"),
+        (
+            {"index": {"kind": "none"}, "budget": 4, "offload": {"tier": "ddr", "attention": "disk"}},
+            "give disk with share: 1 and stored: kv",
         ),
         ({"index": {"kind": "bounds", "place": "tier"}, "budget": 1}, "nothing is offloaded"),
         (

@@ -14,6 +14,7 @@ from kvsim.scenario.load import parse_scenario
         ("shadowkv", 131_072, 6.0),  # up to 6 times larger batches
         ("specache", 32_768, 10.0),  # 10 times less memory of the GPU
         ("hcattention", 32_768, 4.0),  # a quarter of the size
+        ("round-attention", 32_768, 1 / 0.45),  # 55 % saved
     ],
 )
 def test_memory_of_a_request_is_what_its_paper_says(method: str, tokens: int, claimed: float) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvsim.cache.parts.span import KvShape
 from kvsim.cost.work import Column, Kernel
-from kvsim.scenario.reads import Offload
+from kvsim.scenario.reads import Offload, Reads
 
 if TYPE_CHECKING:
     from kvsim.cache.parts.codec import PackedKv
@@ -28,16 +28,20 @@ LONGEST_DISK_ROW = 1 << 17  # bytes; what lies together on a disk is read in suc
 class Offloaded:
     """Bytes are of all layers, heads and GPUs of a replica.
 
-    ``num_layers`` layers choose what they read, which is ``share`` of all layers and heads; a step reads ``budget`` tokens.
+    ``num_layers`` layers choose what they read, which is ``share`` of all layers and heads.
     """
 
     shape: KvShape
-    keys: Offload
+    reads: Reads
     num_layers: int
     share: float
-    budget: int
     codec: PackedKv | None = None
     ratio: float = 1.0
+
+    @cached_property
+    def keys(self) -> Offload:
+        assert self.reads.offload is not None
+        return self.reads.offload
 
     # ---- bytes
 
@@ -73,7 +77,8 @@ class Offloaded:
 
     def freed_bytes(self, prompt: int) -> int:
         """HBM that a prompt of ``prompt`` tokens gives back when it is through, room for fetched tokens taken off."""
-        room = self.keys.resident + ceil(self.budget * self.keys.buffer)
+        chosen = self.reads.budget or self.reads.chosen(prompt)
+        room = self.keys.resident + ceil(chosen * self.keys.buffer)
         return max(0, prompt - room) * self.leaving_bytes
 
     def moved_bytes(self, prompt: int) -> int:
@@ -142,6 +147,8 @@ class Offloaded:
     def fetch(self, chosen: int, num: int) -> list[Kernel]:
         """Look. What a step of ``num`` requests needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
         keys, shape = self.keys, self.shape
+        if keys.attention == "disk":
+            return self._from_disk(chosen, "fetch")
         if keys.attention == "cpu":
             return self._on_the_host(chosen, num)
         found = []

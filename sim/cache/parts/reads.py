@@ -10,6 +10,8 @@ from functools import cached_property
 from math import ceil
 from typing import Any
 
+import numpy as np
+
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.offload import Offloaded
 from kvsim.cache.parts.span import KvShape, Span, mean_context
@@ -39,15 +41,14 @@ class ReadSelector:
     @cached_property
     def offloaded(self) -> Offloaded | None:
         """What lies below HBM."""
-        keys = self.reads.offload
-        if keys is None:
+        if self.reads.offload is None:
             return None
-        sizes = self._selecting, self._layer_share, self.reads.budget
-        return Offloaded(self.shape, keys, *sizes, self.codec, self.ratio)
+        return Offloaded(self.shape, self.reads, self._selecting, self._layer_share, self.codec, self.ratio)
 
     def is_neutral(self, longest: int) -> bool:
         """No request of at most ``longest`` tokens reads less than everything."""
-        return min(self.reads.budget, self.reads.prefill_budget or self.reads.budget) >= longest
+        seen = self.reads.prefill_budget or longest
+        return min(self.reads.chosen(longest), seen) >= longest and not self.freed_bytes(longest)
 
     # ---- bytes
 
@@ -62,6 +63,9 @@ class ReadSelector:
         index, shape = self.reads.index, self.shape
         if not index.held or index.kind == "none":
             return 0
+        if index.kind == "history":
+            bits = 16.0 * index.steps * shape.num_heads
+            return ceil(self._selecting * self.share * bits / 8)
         if index.kind == "codes":
             bits = 8.0 * index.parts * shape.num_kv_heads
         else:
@@ -177,16 +181,32 @@ class ReadSelector:
     def spans(self, batch: Batch, steps: int) -> tuple[Span, ...]:
         """Look. What attention reads: everything in dense layers, the budget in the others."""
         num, share = len(batch), self._layer_share
-        selected = Span(share, batch.capped(self.reads.budget).sum_read(steps))
+        selected = Span(share, self._read(batch, steps))
         if share == self.share:
             return (selected,)
         first = batch.sum_context + num
         return Span(self.share - share, Ramp(first, num) if steps > 1 else first), selected
 
+    def _read(self, batch: Batch, steps: int) -> Column:
+        """Tokens that the layers read which choose, of all requests together; a share of them is rounded down."""
+        below = self.offloaded
+        if self.reads.budget is not None:
+            read = batch.capped(self.reads.budget).sum_read(steps)
+            if below is None or below.keys.attention != "disk":
+                return read
+            there = batch.total(self.tier_tokens)
+            return Ramp(read.start - there, read.step) if isinstance(read, Ramp) else read - there
+        num, part = len(batch), self.reads.part
+        first = batch.sum_context + num
+        if steps == 1:
+            return int(part * first)
+        return (part * Ramp(first, num).array(steps)).astype(np.int64)
+
     def select_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         """Look. Comparing the queries with the index, choosing, and bringing what is chosen together."""
         reads, shape, num = self.reads, self.shape, len(batch)
-        beyond = batch.capped(reads.budget).num_beyond(steps)
+        budget = reads.budget
+        beyond = num if budget is None else batch.capped(budget).num_beyond(steps)
         often = _flag(beyond) * (self._layer_share / reads.refresh)
         found: list[Kernel] = []
         index = reads.index
@@ -196,13 +216,22 @@ class ReadSelector:
             if index.place == "disk":
                 assert self.offloaded is not None
                 found.append(self.offloaded.index_from_disk(batch.total(self._index_on_disk), often))
-            k = max(1, reads.budget // index.entry_tokens)
+            # of a share the mean of the prompts', as what a choice takes hardly depends on it
+            chosen = batch.total(self._chosen_tokens) // num if budget is None else budget
+            k = max(1, chosen // index.entry_tokens)
             rows = num * shape.num_kv_heads
             sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
             found.append(Kernel("top_k_select", sizes, calls=often * shape.num_layers))
         if reads.gathered:
-            moved = beyond * (reads.budget * 2 * self._selecting * shape.num_kv_heads)
+            tokens: Any = self._read(batch, steps) if budget is None else beyond * budget
+            moved = tokens * (2 * self._selecting * shape.num_kv_heads)
             found.append(Kernel("gather_kv", {"row_bytes": 2 * shape.head_dim, "rows": moved}))
+            if reads.rotated:
+                sizes = {
+                    "tokens": tokens,
+                    "num_bytes": tokens * shape.bytes_per_token,
+                }  # keys, read and written
+                found.append(Kernel("rotate_keys", sizes, calls=self._layer_share))
         if self.offloaded is not None:
             found += self.offloaded.fetch(batch.total(self.tier_tokens), num)
         return tuple(found)
@@ -210,7 +239,11 @@ class ReadSelector:
     def tier_tokens(self, request: Request) -> int:
         """Of a decoding request: tokens that each step reads of what is in the tier, or was fetched from there."""
         prompt = request.cached + request.to_compute
-        return min(self.reads.budget, prompt) if self.freed_bytes(prompt) else 0
+        return self.reads.chosen(prompt) if self.freed_bytes(prompt) else 0
+
+    def _chosen_tokens(self, request: Request) -> int:
+        """Of a decoding request's prompt."""
+        return self.reads.chosen(request.cached + request.to_compute)
 
     def _index_on_disk(self, request: Request) -> int:
         """Bytes of a decoding request."""
@@ -239,6 +272,9 @@ class ReadSelector:
             num_bytes = entries * (num * shape.bytes_per_token)
             sizes = {"page": PAGE, **sizes, "pages": entries, "num_bytes": num_bytes}
             return Kernel("page_scores", sizes, calls=often)
+        if index.kind == "history":  # read, and the scores of this step written
+            num_bytes = entries * (num * (self.entry_bytes + self.entry_bytes // index.steps))
+            return Kernel("forecast_scores", {"num_bytes": num_bytes}, calls=often)
         if index.kind == "copy":  # its attention counts, so it is run in every step
             num_bytes = entries * (num * shape.bytes_per_token * index.bits // 16)
             sizes = {"bits": index.bits, **sizes, "context": entries, "num_bytes": num_bytes}
