@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,20 +142,27 @@ class Profile:
         return table.select(backend=backend) if backend else table
 
 
-def _read_parquet(path: Path, where: str) -> dict[str, Array]:
-    import pyarrow.parquet as parquet  # 0.1 s to import; a run needs it anyway to write its results
-
+def _read_parquet(path: Path, where: str) -> Mapping[str, Array]:
     try:
-        # not read_table, which imports pyarrow.dataset and with it pandas; text comes as dictionaries
-        schema = parquet.read_schema(path)
-        texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) == "string"]
-        arrow = parquet.ParquetFile(path, read_dictionary=texts).read(use_threads=False)
+        facts = path.stat()
+        columns = _columns(path, facts.st_mtime_ns, facts.st_size)
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{where}: cannot read {path}: {_one_line(error)}") from None
-    columns = {name: _numpy(arrow.column(name)) for name in arrow.column_names}
     if LATENCY not in columns:
         raise CalibrationError(f"{where}: {path} has no column '{LATENCY}'; found {', '.join(columns)}")
     return columns
+
+
+@lru_cache(maxsize=256)
+def _columns(path: Path, mtime_ns: int, size: int) -> Mapping[str, Array]:
+    """Columns of a file as it was then: read once for all runs of a process, and not to be written to."""
+    import pyarrow.parquet as parquet  # 0.1 s to import; a run needs it anyway to write its results
+
+    # not read_table, which imports pyarrow.dataset and with it pandas; text comes as dictionaries
+    schema = parquet.read_schema(path)
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) == "string"]
+    arrow = parquet.ParquetFile(path, read_dictionary=texts).read(use_threads=False)
+    return {name: _numpy(arrow.column(name)) for name in arrow.column_names}
 
 
 def _numpy(column: Any) -> Array:

@@ -44,7 +44,7 @@ def traced(small: Path) -> tuple[Path, Path]:
 
 
 def compared(cli: Cli, *arguments: object) -> dict[str, Any]:
-    code, out, err = cli("compare", *arguments, "--json", "--out", "compared")
+    code, out, err = cli("compare", *arguments, "--jobs", 1, "--json", "--out", "compared")
     assert code == 0, err
     told: dict[str, Any] = json.loads(out)
     return told
@@ -100,7 +100,7 @@ def test_a_trace_is_compared_by_its_requests(cli: Cli, traced: tuple[Path, Path]
     assert metrics["tpot_s_mean"]["verdict"] == "worse", "four share the memory's bandwidth"
     assert metrics["ttft_s_p99"]["verdict"] == "unknown", "two requests a batch lie beyond it"
     assert metrics["goodput_requests_per_s"]["verdict"] == "unknown", "a total has one value"
-    _, out, _ = cli("compare", *traced, "--seeds", 5, "--slo", "ttft=50ms", "--out", "compared")
+    _, out, _ = cli("compare", *traced, "--seeds", 5, "--slo", "ttft=50ms", "--jobs", 1, "--out", "compared")
     assert "warning: Seeds change nothing in one and four: intervals are over 20 batches" in out
 
 

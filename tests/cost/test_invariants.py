@@ -96,6 +96,16 @@ def test_one_mixed_step_costs_the_same_as_arrays_of_one(
     assert step_times(one) == step_times(other)
 
 
+@cache
+def pair() -> tuple[KernelCostModel, KernelCostModel]:
+    """Two alike, which count what they are asked from one example to the next."""
+    first, second = (
+        KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
+        for _ in range(2)
+    )
+    return first, second
+
+
 @given(st.tuples(st.integers(0, 400), st.integers(1, 9_000)), chunks, st.booleans())
 @settings(deadline=None)
 def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
@@ -104,10 +114,7 @@ def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
     num_seqs, sum_context = decodes[0], decodes[0] * decodes[1]
     some = [(max(1, new), past) for new, past in found]
     arguments = num_seqs, sum_context, some, num_seqs + len(some), sustained
-    models = [
-        KernelCostModel(model().setting.profile, model().setting.model, model().setting.gpu, 1, TERMS)
-        for _ in range(2)
-    ]
+    models = pair()
     prices = [models[0].price_mixed(*arguments), CostModel.price_mixed(models[1], *arguments)]
     assert prices[0].step_ns == prices[1].step_ns
     counted = [costs.account(priced, 0, 1) for costs, priced in zip(models, prices, strict=True)]
