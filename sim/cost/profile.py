@@ -118,6 +118,7 @@ class Profile:
             if name not in self.header["tables"] and self.other is not None:
                 return self.other.table(name)
             about = self.header["tables"][name]
+            columns: Mapping[str, Array]
             if self.header.get("scaled_from"):
                 columns = self._scaled(name)
             else:

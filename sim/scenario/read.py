@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from kvsim.errors import ScenarioError
-from kvsim.yaml_text import SafeLoader
+from kvsim.yaml_text import SafeLoader, parse_yaml
 
 
 class Strict:
@@ -51,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         try:
-            data = yaml.load(text, Loader=FastLoader)
+            data = parse_yaml(text, FastLoader)
         except yaml.YAMLError:
             data = yaml.load(text, Loader=Loader)
     except FileNotFoundError:
