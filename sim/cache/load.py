@@ -20,6 +20,11 @@ def load_manager(name: str, config: CacheConfig) -> CacheManager:
     if not issubclass(found, Paged):
         return found(config)  # type: ignore[call-arg]  # it has no blocks to lay parts over
     if config.tokens is not None and "tokens" in found.parts:
+        recalled = config.tokens.recalled
+        if recalled is not None and recalled.tier is not None:
+            from kvsim.cache.recalled import RecalledTokens
+
+            return RecalledTokens(config)
         from kvsim.cache.kept import KeptTokens
 
         return KeptTokens(config)
@@ -68,7 +73,15 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
             )
     if config.swap is not None:
         _check_swap(name, manager, config)
-    if config.tokens is None or "tokens" in manager.parts:
+    if config.tokens is None:
+        return
+    recalled = config.tokens.recalled
+    if recalled is not None and recalled.tier is not None and "offload" not in manager.parts:
+        raise ScenarioError(
+            f"cache.tokens.dropped.tier: manager '{name}' moves nothing to a tier for steps to fetch it; set cache.manager "
+            "to paged"
+        )
+    if "tokens" in manager.parts:
         return
     score, shares = config.tokens.tokens.score, "proportional tokens" in manager.parts
     if config.tokens.tokens.query_conditioned:
@@ -76,7 +89,7 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
     elif shares and not config.tokens.is_proportional:
         why = (
             f"prompts share blocks in '{name}', so each has to keep the same share of its tokens: "
-            "ratio, schedule chunk and compact, with no split over layers or heads and nothing in fewer bits"
+            "ratio, schedule chunk and compact, with no split over layers or heads and what goes discarded or merged"
         )
     elif shares:
         return

@@ -11,16 +11,22 @@ from kvsim.cost.setting import Setting, worst
 
 
 class ForwardPass(Pricer):
-    """All layers for ``tokens`` tokens, a launch of their own; what they attend to is other kernels."""
+    """All layers for ``tokens`` tokens, in launches of their own, or what they take more in those of ``beside`` others."""
 
     def __init__(self, setting: Setting) -> None:
         self._linear = LinearPart(setting)
         self._blocks: dict[int, Block] = {}
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
-        tokens = int(args["tokens"])
+        tokens, beside = int(args["tokens"]), int(args.get("beside", 0))
         if tokens <= 0:
             return 0.0, "measured"
+        total_ns, provenance = self._layers(tokens + beside)
+        if beside:
+            total_ns = max(0.0, total_ns - self._layers(beside)[0])
+        return total_ns, provenance
+
+    def _layers(self, tokens: int) -> tuple[float, str]:
         first = (tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS + 1
         block = self._blocks.get(first)
         if block is None:

@@ -21,7 +21,7 @@ from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 from kvsim.scenario.cache_schema import Tier
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.link import MeasuredLink
-from kvsim.scenario.offload import check_offload
+from kvsim.scenario.offload import check_dropped, check_offload
 from kvsim.scenario.pools import KvTransfer
 from kvsim.scenario.schema import Scenario
 
@@ -121,15 +121,8 @@ def build_parts(scenario: Scenario, model: ModelSpec) -> Parts:
     )
     if policy is not None and policy.is_neutral:
         policy = None
-    if policy is not None and policy.low_bits is not None:
-        if packed is not None:
-            raise ScenarioError(
-                "cache.tokens.dropped: fewer bits than what stays has, which cache.codec packs as well; leave out one of the two"
-            )
-        if model.kv_dtype not in ("bfloat16", "float16"):
-            raise ScenarioError(
-                f"cache.tokens.dropped: it packs KV of 16 bits, the engine holds {model.kv_dtype}; leave out one of the two"
-            )
+    if policy is not None:
+        check_dropped(scenario, policy, model, packed)
     return Parts(shape, packed, policy, _reads(scenario, model, policy, packed))
 
 

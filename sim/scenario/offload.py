@@ -1,9 +1,11 @@
-"""``cache.reads.offload`` with the tiers, the codec and the engine: what goes together."""
+"""What leaves HBM (``cache.reads.offload``, ``cache.tokens.dropped``) with tiers, codec and engine: what goes together."""
 
 from __future__ import annotations
 
 from kvsim.cache.parts.codec import PackedKv
+from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.errors import ScenarioError
+from kvsim.model.spec import ModelSpec
 from kvsim.scenario.cache_schema import Tier
 from kvsim.scenario.reads import Disk, Offload
 from kvsim.scenario.schema import Scenario
@@ -16,16 +18,7 @@ def check_offload(scenario: Scenario, offload: Offload, packed: PackedKv | None)
         ScenarioError: steps cannot fetch from there, or not in this form.
     """
     where = "cache.reads.offload"
-    named = [tier for tier in scenario.cache.tiers if tier.name == offload.tier]
-    if any(tier.link is not None for tier in named):
-        raise ScenarioError(
-            f"{where}.tier: steps fetch over the GPU's link to host memory, and '{offload.tier}' has another; leave its "
-            "link out"
-        )
-    if any(tier.scope == "cluster" for tier in named):
-        raise ScenarioError(
-            f"{where}.tier: what a request leaves is its replica's; give '{offload.tier}' scope: replica"
-        )
+    named = fetched_from(scenario, offload.tier, where)
     if offload.disk is not None:
         _check_disk(scenario, offload.disk, named)
     if packed is not None:
@@ -34,6 +27,43 @@ def check_offload(scenario: Scenario, offload: Offload, packed: PackedKv | None)
         raise ScenarioError(
             f"{where}.staging: room for {offload.staging} tokens, and a step computes up to {most}; set it to {most} or more, "
             "or lower engine.max_num_batched_tokens"
+        )
+
+
+def fetched_from(scenario: Scenario, name: str, where: str) -> list[Tier]:
+    """The tier of that name, if there is one.
+
+    Raises:
+        ScenarioError: steps cannot fetch from it.
+    """
+    named = [tier for tier in scenario.cache.tiers if tier.name == name]
+    if any(tier.link is not None for tier in named):
+        raise ScenarioError(
+            f"{where}.tier: steps fetch over the GPU's link to host memory, and '{name}' has another; leave its link out"
+        )
+    if any(tier.scope == "cluster" for tier in named):
+        raise ScenarioError(
+            f"{where}.tier: what a request leaves is its replica's; give '{name}' scope: replica"
+        )
+    return named
+
+
+def check_dropped(scenario: Scenario, policy: TokenPolicy, model: ModelSpec, packed: PackedKv | None) -> None:
+    """Raise ScenarioError unless what ``cache.tokens`` does not keep can be held in its form, or fetched."""
+    where = "cache.tokens.dropped"
+    if policy.recalled is not None and policy.recalled.tier is not None:
+        fetched_from(scenario, policy.recalled.tier, where)
+        if packed is not None:
+            raise ScenarioError(f"{where}.tier: what is fetched has 16 bits; leave cache.codec out")
+    if policy.low_bits is None:
+        return
+    if packed is not None:
+        raise ScenarioError(
+            f"{where}: fewer bits than what stays has, which cache.codec packs as well; leave out one of the two"
+        )
+    if model.kv_dtype not in ("bfloat16", "float16"):
+        raise ScenarioError(
+            f"{where}: it packs KV of 16 bits, the engine holds {model.kv_dtype}; leave out one of the two"
         )
 
 

@@ -28,6 +28,15 @@ class Lowered(TokensPart):
     """Scale and zero of a group."""
 
 
+class Recalled(TokensPart):
+    """What is not kept leaves HBM, and steps bring some of it back for their attention."""
+
+    tier: str | None = None
+    """Where a prompt's tokens go, a name in ``cache.tiers``; null = nowhere: their KV is computed again."""
+    tokens: NotNegative = 0.0
+    """That each step brings back of a request, on average."""
+
+
 class Heads(TokensPart):
     """Two classes of heads: some keep every token, the others first and newest ones."""
 
@@ -87,8 +96,8 @@ class Tokens(TokensPart):
     """What stays is moved together; otherwise only pages of which nothing stays are freed."""
     renumbered: bool = False
     """What stays gets new positions: its keys are rotated again."""
-    dropped: Literal["discard", "merge"] | Lowered = "discard"
-    """merge: what goes is averaged into what stays; or it stays in fewer bits."""
+    dropped: Literal["discard", "merge"] | Lowered | Recalled = "discard"
+    """merge: what goes is averaged into what stays; or it stays in fewer bits; or it goes below, or nowhere, and is recalled."""
     pages: Literal["own", "shared"] = "own"
     """Layers and classes of heads have block tables of their own, or share one: then a page is freed that none of them
     needs."""
@@ -145,6 +154,8 @@ class Tokens(TokensPart):
             raise ValueError("lookahead drafts the queries of score window; set score to it")
         if isinstance(self.dropped, Lowered):
             self._check_lowered()
+        if isinstance(self.dropped, Recalled) and self.dropped.tier is not None:
+            self._check_below()
         if self.every > 1 and self.generated == "append":
             raise ValueError("every is of what is evicted; leave it out where what is generated is appended")
         return self
@@ -157,3 +168,11 @@ class Tokens(TokensPart):
             )
         if self.pages == "shared" or not self.compact:
             raise ValueError("dropped: what has fewer bits has pages of its own; leave pages and compact out")
+
+    def _check_below(self) -> None:
+        if self.schedule != "prefill" or self.generated != "append":
+            raise ValueError(
+                "dropped.tier gets what a whole prompt drops; set schedule: prefill and generated: append"
+            )
+        if not self.compact and self.score != "position":
+            raise ValueError("dropped.tier: holes in pages free nothing; leave compact out")

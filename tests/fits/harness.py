@@ -158,11 +158,14 @@ SEGMENTS_BY_FOUR = {**SEGMENTS, "layer_shares": [], "score": "norm", "every": 4,
 HASHED = {"score": "hash", "hash_bits": 16, "ratio": 0.5, "generated": "evict"}
 DRAFTED = {"score": "window", "window": 3, "budget": 10, "lookahead": 2, "renumbered": True, "granularity": 2}
 BY_PROFILE = {"score": "accumulated", "heads": {"full": 0.5, "sinks": 1, "recent_ratio": 0.3}}
+REBUILT = {"score": "accumulated", "budget": 9, "generated": "evict", "dropped": {"tokens": 1.5}}
+BELOW = {"score": "norm", "ratio": 0.4, "layer_shares": [2, 1], "dropped": {"tier": "ddr", "tokens": 2.5}}
 POLICIES = {
     "window": WINDOW, "pyramid": PYRAMID, "slots": SLOTS, "capped": CAPPED, "pages": PAGES, "layers": LAYERS,
     "streaming": STREAMING, "by prompt": BY_PROMPT, "holes": HOLES, "shared": SHARED, "whole layers": WHOLE,
     "low": LOW, "low slots": LOW_SLOTS, "low growing": LOW_GROWING, "low drawn": LOW_DRAWN, "segments": SEGMENTS,
     "segments by four": SEGMENTS_BY_FOUR, "hashed": HASHED, "drafted": DRAFTED, "heads by profile": BY_PROFILE,
+    "rebuilt": REBUILT,
     "growing": GROWING, "growing by layer": BY_LAYER, "in fours": IN_FOURS, "drawn": DRAWN, "drawn slots": DRAWN_SLOTS,
 }  # fmt: skip
 BOUNDS = {"index": {"kind": "bounds", "tokens": 4}, "budget": 12, "dense_layers": 1, "refresh": 2.0}
@@ -326,6 +329,7 @@ FITS = {
         {},
     ),
     "codes unpacked": Fit(with_parts("paged"), Paged, {"reads": CODES, "ratio": 0.5}, {}),
+    "below": Fit(with_parts("paged"), Paged, {"tokens": BELOW}, {"tokens": EVERYTHING}),
     "h2o": Fit(H2O, Paged, {"budget": 30}, {"budget": 10_000}),
 }
 every_fit = pytest.mark.parametrize("fit", FITS.values(), ids=FITS)

@@ -17,6 +17,7 @@ from kvsim.scenario.load import parse_scenario
 QUICKSTART = yaml.safe_load(
     (Path(__file__).parents[2] / "scenarios" / "quickstart.yaml").read_text(encoding="utf-8")
 )
+BELOW = "dropped: {tier: ddr, tokens: 2}"
 EIGHT = "{keys: {bits: 8}, values: {bits: 8}}"
 
 
@@ -119,6 +120,26 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
         (["cache.tokens={score: norm, ratio: 0.5, pages: shared, dropped: {bits: 2}}"], "pages of its own"),
         (["method=mikv", f"cache.codec={EIGHT}"], "which cache.codec packs as well"),
         (["method=mikv", "engine.kv_cache_dtype=fp8"], "cache.tokens.dropped: it packs KV of 16 bits"),
+        (
+            [f"cache.tokens={{score: norm, ratio: 0.5, generated: evict, {BELOW}}}"],
+            "set schedule: prefill and generated: append",
+        ),
+        (
+            [f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}", "cache.manager=paged"],
+            "no tier is called 'ddr'",
+        ),
+        (
+            [
+                f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}",
+                "cache.tiers=[{name: ddr, capacity: 1 GB, link: nvme}]",
+            ],
+            "'ddr' has another; leave its link out",
+        ),
+        (
+            [f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}", f"cache.codec={EIGHT}"],
+            "what is fetched has 16 bits",
+        ),
+        ([f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}"], "set cache.manager to paged"),
         (
             ["cache.tokens={score: norm, ratio: 0.5, generated_budget: 9}"],
             "generated_budget is of generated: evict",

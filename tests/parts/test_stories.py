@@ -100,6 +100,19 @@ def test_what_is_not_kept_stays_in_four_bits() -> None:
     assert times(simulation) == {0: (279, 635), 1: (502, 502)}
 
 
+def test_what_goes_lies_in_a_tier_and_some_of_it_comes_back() -> None:
+    """A quarter of 16 tokens stays; 12 are under way until 455, and until then their three blocks are taken."""
+    tokens = {"score": "position", "ratio": 0.25, "dropped": {"tier": "ddr", "tokens": 2}}
+    simulation = simulate(
+        with_parts("paged"), trace_of([(0, 16, 4), (0, 8, 1)]), cache_of(6, {"tokens": tokens})
+    )
+    # 0: A has a block for what comes back and 4: 100 + 160 + 2.56 -> 263; then 12 * 16 bytes go out
+    # 263: A begins a block and reads 4 + 1 + 2, the two by 32 rows of 16: 100 + 10 + 7 + 48 -> 428; then 166 -> 594
+    # 594: B has 3 blocks: 100 + 90 + 9 + 0.64 + 48 -> 842; of its tokens 6 go out
+    assert times(simulation) == {0: (263, 842), 1: (842, 842)}
+    assert simulation.replicas[0].links.written_bytes == [0, 288]
+
+
 def test_a_budget_for_what_is_generated() -> None:
     """Half of 8 tokens, and the newest two."""
     tokens = {"score": "position", "ratio": 0.5, "generated": "evict", "generated_budget": 2}

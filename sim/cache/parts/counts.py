@@ -9,7 +9,7 @@ from math import ceil
 from kvsim.cache.parts.slices import Kind, SliceClass, classes_of
 from kvsim.cache.parts.span import KvShape
 from kvsim.entities import Request
-from kvsim.scenario.tokens import Lowered, Tokens
+from kvsim.scenario.tokens import Lowered, Recalled, Tokens
 
 MASK = (1 << 64) - 1
 
@@ -140,6 +140,27 @@ class TokenCounts:
             return 0
         return ceil(self.shape.num_slices * self.shape.copies * self.tokens.hash_bits / 8)
 
+    @cached_property
+    def recalled(self) -> Recalled | None:
+        """What of the dropped tokens comes back."""
+        return self.tokens.dropped if isinstance(self.tokens.dropped, Recalled) else None
+
+    @cached_property
+    def dropping_slices(self) -> int:
+        """Slices that do not hold everything."""
+        return sum(slices for slices, kind in self.kinds if kind != "everything")
+
+    @cached_property
+    def buffer_tokens(self) -> int:
+        """Room of each such slice for what is recalled."""
+        return 0 if self.recalled is None else ceil(self.recalled.tokens)
+
+    def below_slices(self, prompt: int, ratio: float | None = None) -> int:
+        """Tokens x slices of a prompt that lie in a tier."""
+        if self.recalled is None or self.recalled.tier is None:
+            return 0
+        return prompt * self.shape.num_slices - self._kept_slices(prompt, ratio)
+
     def low_slices(self, prompt: int, context: int) -> int:
         """Tokens x slices in fewer bits."""
         lowered = self.lowered(prompt, context)
@@ -185,7 +206,9 @@ class TokenCounts:
             or tokens.whole_layers
             or tokens.heads is not None
         )
-        alike = tokens.schedule == "chunk" and tokens.compact and not split and self.low_bits is None
+        alike = (
+            tokens.schedule == "chunk" and tokens.compact and not split and isinstance(tokens.dropped, str)
+        )
         return alike and tokens.ratio is not None and not tokens.query_conditioned
 
     @cached_property

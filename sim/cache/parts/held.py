@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,35 @@ class HeldTokens(TokenCounts):
         """
         num = len(batch)
         first = batch.sum_context + num
-        found = [Span(share, batch.capped(cap).sum_read(steps)) for share, cap in self._capped_shares]
+        back = self.num_recalled(batch)
+        found = [
+            Span(share, _plus(batch.capped(cap).sum_read(steps), back)) for share, cap in self._capped_shares
+        ]
         for each in self.growing:
             held = batch.share(each.part, each.whole).sum_read(steps)
-            found.append(Span(each.slices / self.shape.num_slices, held))
+            found.append(Span(each.slices / self.shape.num_slices, _plus(held, back)))
         for kind, share in self._shares:
             if kind == "everything":
                 found += whole or [Span(share, _growing(first, num, steps))]
             elif kind == "append":
-                found.append(Span(share, _growing(first - batch.total(self.dropped), num, steps)))
+                found.append(Span(share, _growing(first - batch.total(self.dropped) + back, num, steps)))
             elif kind == "constant":
-                found.append(Span(share, batch.total(self.constant)))
+                found.append(Span(share, batch.total(self.constant) + back))
             else:
                 generated = batch.capped(self.tokens.generated_budget or 0, self.prompt_of).sum_read(steps)
-                found.append(Span(share, _plus(generated, batch.total(self.apart))))
+                found.append(Span(share, _plus(generated, batch.total(self.apart) + back)))
         return tuple(found)
+
+    def num_recalled(self, batch: Batch) -> int:
+        """Tokens that a step brings back, of all requests whose prompts had to drop some; in whole (rounded up)."""
+        if self.recalled is None or not self.recalled.tokens:
+            return 0
+        return ceil(round(self.recalled.tokens * batch.total(self.has_dropped), 6))
+
+    def has_dropped(self, request: Request) -> int:
+        """1 if its prompt was longer than what stays."""
+        prompt = request.to_compute
+        return int(self._kept_slices(prompt, self.ratio_of(request)) < prompt * self.shape.num_slices)
 
     def low_spans(self, batch: Batch, steps: int) -> list[Span]:
         """What it reads in fewer bits."""

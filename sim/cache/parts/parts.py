@@ -37,6 +37,7 @@ class Parts:
         slices, num, per_token, low = context, 1, self.token_bytes, 0
         if self.tokens is not None:
             slices, num = self.tokens.held_slices(prompt, context), self.shape.num_slices
+            slices += self.tokens.buffer_tokens * self.tokens.dropping_slices
             low = self.tokens.low_slices(prompt, context) * self.tokens.low_bytes
             per_token += self.tokens.beside_bytes
         held = -(-(slices * per_token + low) // num)

@@ -128,14 +128,25 @@ class TokenPolicy(HeldTokens):
         return found
 
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        """Look. Evictions of decode steps."""
+        """Look. What decode steps bring back and evict."""
+        found = self._recalling(batch)
         if self.tokens.generated == "append" or self.tokens.score == "position":
-            return ()
-        found: list[Kernel] = []
+            return tuple(found)
         for each, cap in zip(self.classes, self.caps, strict=True):
             if each.kind not in ("everything", "append"):
                 found += self._evicting(each, cap, batch, steps)
         return tuple(found)
+
+    def _recalling(self, batch: Batch) -> list[Kernel]:
+        """Rows of the tier, before attention; or tokens that go through the model with the step's own, and attend to what
+        these read anyway."""
+        back = self.num_recalled(batch)
+        if not back or self.recalled is None:
+            return []
+        if self.recalled.tier is None:
+            return [Kernel("forward_pass", {"tokens": back, "beside": len(batch)})]
+        rows = {"row_bytes": 2 * self.shape.head_dim, "rows": 2 * back * self.dropping_slices}
+        return [Kernel("host_gather", rows, group="fetch", lane="h2d")]
 
     def _evicting(self, each: SliceClass, cap: int, batch: Batch, steps: int) -> list[Kernel]:
         """Of one class: of how many tokens one is chosen, by how many sequences, how often."""
