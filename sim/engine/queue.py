@@ -78,7 +78,9 @@ class QueueOrder(ABC):
         return None
 
 
-queue_orders: Registry[type[QueueOrder]] = Registry("queue order", API_VERSION, {"vtc": "kvsim.engine.fair"})
+queue_orders: Registry[type[QueueOrder]] = Registry(
+    "queue order", API_VERSION, dict.fromkeys(("vtc", "shuffled"), "kvsim.engine.fair")
+)
 
 
 def make_queue(spec: PolicySpec) -> QueueOrder:
