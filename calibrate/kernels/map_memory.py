@@ -19,7 +19,7 @@ from kvsim.cost.profile import FLOOR, LATENCY, SPREAD
 from kvsim.errors import CalibrationError
 
 PAGE = 2 << 20  # the smallest that CUDA gives
-PAGES = (1, 4, 16, 64, 256)
+PAGES = (1, 4, 16, 64, 256, 1024, 4096)
 OPS = ("create", "map", "unmap")
 REPLAYS = 11
 

@@ -19,12 +19,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def flash_attn_varlen_func(**given: Any) -> None:
         calls.append(given)
-        table, starts = given["block_table"].long(), given["cu_seqlens_q"].tolist()
-        for sequence, context in enumerate(given["seqused_k"].tolist()):
+        starts = given["cu_seqlens_q"].tolist()
+        for sequence in range(len(starts) - 1):
             rows = slice(starts[sequence], starts[sequence + 1])
-            keys, values = (
-                given[name][table[sequence]].flatten(0, 1)[:context].transpose(0, 1).float() for name in "kv"
-            )
+            keys, values = (_of(sequence, given[name], given).transpose(0, 1).float() for name in "kv")
+            context = keys.shape[1]
             queries = given["q"][rows].transpose(0, 1).float()
             group = len(queries) // len(keys)
             scores = queries @ keys.repeat_interleave(group, 0).transpose(1, 2) * given["softmax_scale"]
@@ -44,3 +43,14 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(vllm_flash, "version", lambda: 3)
     monkeypatch.setattr(vllm_flash, "why_not", lambda kv_dtype="bfloat16": "")
     return calls
+
+
+def _of(sequence: int, held: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    """Keys or values (context, KV heads, head_dim): from pages, of one tensor for each sequence, or behind one another."""
+    if given.get("block_table") is not None:
+        return held[given["block_table"][sequence].long()].flatten(0, 1)[: given["seqused_k"][sequence]]
+    if given.get("cu_seqlens_k") is not None:
+        assert held.ndim == 3 and given.get("seqused_k") is None
+        return held[given["cu_seqlens_k"][sequence] : given["cu_seqlens_k"][sequence + 1]]
+    assert held.ndim == 4
+    return held[sequence, : given["seqused_k"][sequence]]

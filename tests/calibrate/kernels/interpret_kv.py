@@ -8,10 +8,12 @@ from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.device import find_device
 from kvsim.calibrate.kernels import low_rank_reconstruct as latents
 from kvsim.calibrate.kernels import page_scores as pages
+from kvsim.calibrate.kernels import rematerialise_kv
 from kvsim.calibrate.kernels import rotate_keys as rotation
 from kvsim.calibrate.kernels.dequantise_attention import plain
 from kvsim.calibrate.kernels.quantise_kv import GROUP, dequantise, empty, packed_error, quantise
 from kvsim.calibrate.triton.dequantise_attention import dequantise_attention
+from kvsim.calibrate.triton.dequantise_rows import dequantise_rows
 from kvsim.calibrate.triton.low_rank_reconstruct import low_rank_reconstruct
 from kvsim.calibrate.triton.move_rows import gather_rows, move_rows
 from kvsim.calibrate.triton.page_scores import page_scores
@@ -66,6 +68,14 @@ def check_dequantise_attention() -> None:
         assert full.shape == queries.shape
 
 
+def check_dequantise_rows() -> None:
+    for bits in (8, 4, 2):
+        codes = BENCH.randint(256, 21, 256 * bits // 8, dtype=torch.uint8)
+        scale, zero = BENCH.randn(21, 2, dtype=FLOAT), BENCH.randn(21, 2, dtype=FLOAT)
+        found = dequantise_rows(bits, codes, scale, zero, torch.full((21, 256), float("nan")))
+        assert relative_error(found, rematerialise_kv.plain(bits, (codes, scale, zero))) < 1e-6
+
+
 def check_page_scores() -> None:
     queries = BENCH.randn(2, 6, 64, dtype=FLOAT)
     lows, highs = (BENCH.randn(2, 2, 70, 64, dtype=FLOAT) for _ in range(2))
@@ -106,6 +116,7 @@ def check_low_rank_reconstruct() -> None:
 CHECKS = (
     check_quantise_kv,
     check_dequantise_attention,
+    check_dequantise_rows,
     check_page_scores,
     check_move_rows,
     check_rotate_keys,

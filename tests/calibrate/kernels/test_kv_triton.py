@@ -21,6 +21,7 @@ SCRIPTS = {
     "interpret_kv.py": (
         "quantise_kv",
         "dequantise_attention",
+        "dequantise_rows",
         "page_scores",
         "move_rows",
         "rotate_keys",
