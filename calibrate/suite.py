@@ -161,6 +161,8 @@ def lacks(kernel: Kernel, device: Device) -> str:
             return f"needs two GPUs or more, found {device.num_gpus}"
         if need == "triton" and device.kind == "cuda" and "triton" not in device.software:
             return "needs triton; pip install triton"
+        if need == "vllm" and device.kind == "cuda" and "vllm" not in device.software:
+            return "needs vllm; pip install vllm"
         if need == "disk" and (trouble := direct_io_trouble()):
             return trouble
     return ""

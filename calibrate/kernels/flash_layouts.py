@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from kvsim.calibrate.bench import Bench, worst
-from kvsim.calibrate.device import find_device
 from kvsim.calibrate.kernels import vllm_flash
 from kvsim.calibrate.kernels.kernel import Launch
 from kvsim.calibrate.kernels.paged import (
@@ -24,32 +22,12 @@ from kvsim.calibrate.kernels.paged import (
     sample,
 )
 
-VERSIONS = {"fa2": 2, "fa3": 3}
 LAYOUTS = ("contiguous", "paged")
 POOL_BYTES = 4e9
 LARGEST = 12e9  # bytes of KV of a point
 
 
-@functools.cache
-def usable(flash: str, layout: str) -> bool:
-    """Whether that FlashAttention runs here in that layout: tried on a chunk and on decodes, of which none may be wrong."""
-    if vllm_flash.why_not():
-        return False
-    bench = Bench(find_device("cuda"))
-    try:
-        launches = [
-            layout_launch(bench, flash, layout, (8, 2, 128), *sizes) for sizes in ((1, 48, 96), (4, 1, 80))
-        ]
-        return all(launch.error() <= launch.tolerance for launch in launches)
-    except Exception:  # whatever another library raises: it is left out of the grid
-        return False
-    finally:
-        bench.drop()
-
-
-def layout_launch(
-    bench: Bench, flash: str, layout: str, heads: Heads, batch: int, new: int, context: int
-) -> Launch:
+def layout_launch(bench: Bench, layout: str, heads: Heads, batch: int, new: int, context: int) -> Launch:
     """``new`` queries of each of ``batch`` sequences, the last of ``context`` tokens; what is not new is cold in L2."""
     num_heads, kv_heads, head_dim = heads
     token_bytes = 4 * kv_heads * head_dim
@@ -80,9 +58,9 @@ def layout_launch(
     if not bench.on_gpu:
         run = _plain(queries, read, batch, new, context, kv_heads)
     elif isinstance(caches, PagedCache):
-        run = vllm_flash.flash_attention(queries, caches, lens, new == 1, fa_version=VERSIONS[flash])
+        run = vllm_flash.flash_attention(queries, caches, lens, new == 1)
     else:
-        run = vllm_flash.contiguous_attention(queries, caches, lens, VERSIONS[flash])
+        run = vllm_flash.contiguous_attention(queries, caches, lens)
 
     def error() -> float:
         found, group, errors = run(0), num_heads // kv_heads, []

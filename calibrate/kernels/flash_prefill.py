@@ -1,14 +1,12 @@
-"""Prefill by FlashAttention 2 and 3 over contiguous KV and over pages: what a block table costs (vAttention)."""
+"""Prefill by FlashAttention over contiguous KV and over pages: what a block table costs (vAttention)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from kvsim.calibrate.bench import Bench
 from kvsim.calibrate.kernels import vllm_flash
-from kvsim.calibrate.kernels.flash_layouts import LAYOUTS, VERSIONS, layout_launch, usable
+from kvsim.calibrate.kernels.flash_layouts import LAYOUTS, layout_launch
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import Axes, Heads, first_heads
 
@@ -21,16 +19,18 @@ class FlashPrefill(Kernel):
     """``new`` queries, the last of a sequence of ``past`` + ``new`` tokens."""
 
     name = "flash_prefill"
-    columns = ("flash", "layout", "head_dim", "heads", "kv_heads", "new", "past")
+    columns = ("layout", "head_dim", "heads", "kv_heads", "new", "past")
     summary = "causal attention of one chunk by FlashAttention, over contiguous KV or over pages"
+
+    needs = ("vllm",)
 
     def points(self, plan: Plan) -> Sequence[Point]:
         if plan.size == "tiny":
-            return [_point("fa3", layout, (4, 2, 32), 24, 40) for layout in LAYOUTS]
+            return [_point(layout, (4, 2, 32), 24, 40) for layout in LAYOUTS]
         news, pasts = plan.pick(FULL, QUICK, QUICK)
         return [
-            _point(flash, layout, heads, new, past)
-            for flash, layout in forms()
+            _point(layout, heads, new, past)
+            for layout in LAYOUTS
             for heads in plan.heads(split=False)
             for new in news
             for past in pasts
@@ -39,29 +39,22 @@ class FlashPrefill(Kernel):
 
     def prepare(self, point: Point, bench: Bench) -> Launch:
         heads, kv_heads, head_dim, new, past = (int(point[name]) for name in SIZES)
-        flash, layout = str(point["flash"]), str(point["layout"])
-        return layout_launch(bench, flash, layout, (heads, kv_heads, head_dim), 1, new, past + new)
+        layout = str(point["layout"])
+        return layout_launch(bench, layout, (heads, kv_heads, head_dim), 1, new, past + new)
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        kinds, heads, found = forms(), first_heads(plan), []
+        heads, found = first_heads(plan), []
         for i, (new, past) in enumerate(draw.chunks):
             new, past = min(max(new, FULL[0][0]), 8192), min(past, FULL[1][-1])
-            found.append(_point(*kinds[i % len(kinds)], heads, new, past))
+            found.append(_point(LAYOUTS[i % 2], heads, new, past))
         return found
 
     def source(self, point: Point) -> str:
-        return vllm_flash.described(VERSIONS[str(point["flash"])], point["layout"] == "paged")
+        return vllm_flash.described(point["layout"] == "paged")
 
 
-def forms() -> list[tuple[str, str]]:
-    """(FlashAttention, layout) that run here; where there is no GPU, all that there are."""
-    every = [(flash, layout) for flash in reversed(VERSIONS) for layout in LAYOUTS]
-    return [form for form in every if usable(*form)] if torch.cuda.is_available() else every
-
-
-def _point(flash: str, layout: str, heads: Heads, new: int, past: int) -> Point:
+def _point(layout: str, heads: Heads, new: int, past: int) -> Point:
     return {
-        "flash": flash,
         "layout": layout,
         "head_dim": heads[2],
         "heads": heads[0],

@@ -90,7 +90,7 @@ class Kernel(ABC):
 
     name: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]  # of the table in its order: variants (text), then axes (int)
-    needs: ClassVar[tuple[str, ...]] = ()  # of: gpu, triton, gpus (two or more), disk
+    needs: ClassVar[tuple[str, ...]] = ()  # of: gpu, triton, vllm, gpus (two or more), disk
     summary: ClassVar[str]  # a line for people: what is run
 
     @abstractmethod

@@ -48,10 +48,10 @@ def version() -> int:
     return 4 if major == 10 and is_fa_version_supported(4) else 2
 
 
-def described(fa_version: int = 0, paged: bool = True) -> str:
+def described(paged: bool = True) -> str:
     """For the profile's header."""
     layout = f"paged, {BLOCK_SIZE} tokens a block" if paged else "contiguous"
-    return f"vllm.vllm_flash_attn.flash_attn_varlen_func (FA{fa_version or version()}, {layout})"
+    return f"vllm.vllm_flash_attn.flash_attn_varlen_func (FA{version()}, {layout})"
 
 
 def flash_attention(
@@ -60,17 +60,16 @@ def flash_attention(
     query_lens: Sequence[int],
     full_graph: bool,
     causal: bool = True,
-    fa_version: int = 0,
 ) -> Callable[[int], torch.Tensor]:
     """The launch of one layer over set i: (tokens, heads, head_dim) bfloat16.
 
     ``queries``: (tokens, heads, head_dim), sequence after sequence, the last ``query_lens`` tokens of each context.
     ``full_graph``: a decode step, captured for the model's longest context; steps with prefill launch their
-    attention between piecewise graphs, with the step's own longest context. ``fa_version``: 0 = vLLM's choice.
+    attention between piecewise graphs, with the step's own longest context.
     """
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-    arguments = _arguments(queries, cache.lengths, cache.kv_heads, query_lens, causal, fa_version, BLOCK_SIZE)
+    arguments = _arguments(queries, cache.lengths, cache.kv_heads, query_lens, causal, BLOCK_SIZE)
     arguments["max_seqlen_k"] = MAX_CONTEXT if full_graph else max(cache.contexts)
     arguments["k"], arguments["v"] = (_canonical(half) for half in cache.blocks.unbind(1))
 
@@ -82,24 +81,26 @@ def flash_attention(
 
 
 def contiguous_attention(
-    queries: torch.Tensor, caches: torch.Tensor, query_lens: Sequence[int], fa_version: int = 0
+    queries: torch.Tensor, caches: torch.Tensor, query_lens: Sequence[int]
 ) -> Callable[[int], torch.Tensor]:
-    """As :func:`flash_attention`, causal, without a block table: ``caches`` (sets, 2, sequences, context, KV heads, head_dim)."""
+    """As :func:`flash_attention`, causal, without a block table: ``caches`` (sets, 2, sequences, context, KV heads, head_dim).
+
+    FlashAttention 2 takes sequences only behind one another, and then splits no context of a decode.
+    """
     from vllm.vllm_flash_attn import flash_attn_varlen_func
 
     sequences, context, kv_heads = (int(size) for size in caches.shape[2:5])
     lengths = torch.full((sequences,), context, dtype=torch.int32, device=queries.device)
-    arguments = _arguments(queries, lengths, kv_heads, query_lens, True, fa_version, None)
+    arguments = _arguments(queries, lengths, kv_heads, query_lens, True, None)
     arguments["max_seqlen_k"] = context
-    where: dict[str, Any] = {"seqused_k": lengths}
-    if arguments["fa_version"] == 2:  # takes sequences behind one another only
+    if arguments["fa_version"] == 2:
         caches = caches.flatten(2, 3)
-        where = {
-            "cu_seqlens_k": torch.arange(sequences + 1, dtype=torch.int32, device=queries.device) * context
-        }
+        arguments["cu_seqlens_k"] = torch.arange(sequences + 1, device=queries.device).int() * context
+    else:
+        arguments["seqused_k"] = lengths
 
     def run(i: int) -> torch.Tensor:
-        flash_attn_varlen_func(k=caches[i, 0], v=caches[i, 1], **where, **arguments)
+        flash_attn_varlen_func(k=caches[i, 0], v=caches[i, 1], **arguments)
         return arguments["out"]  # type: ignore[no-any-return]
 
     return run
@@ -111,20 +112,19 @@ def _arguments(
     kv_heads: int,
     query_lens: Sequence[int],
     causal: bool,
-    fa_version: int,
     page_size: int | None,
 ) -> dict[str, Any]:
     """Of flash_attn_varlen_func, but for K, V and where they lie; ``lengths``: tokens of each context, int32."""
     from vllm.vllm_flash_attn import get_scheduler_metadata
 
-    fa_version = fa_version or version()
+    fa_version = version()
     heads, head_dim = int(queries.shape[1]), int(queries.shape[2])
     starts = torch.zeros(len(query_lens) + 1, dtype=torch.int32)
     starts[1:] = torch.tensor(query_lens).cumsum(0)
     starts = starts.to(queries.device)
     # build(): an upper bound of the splits where a graph's buffers must hold, else FA3's own heuristics
     num_splits = MAX_SPLITS if fa_version == 3 and queries.shape[0] <= MAX_GRAPH_TOKENS else 0
-    metadata = scale = None
+    metadata = None
     if fa_version == 3:
         metadata = get_scheduler_metadata(
             batch_size=len(query_lens),
@@ -141,7 +141,7 @@ def _arguments(
             window_size=(-1, -1),
             num_splits=num_splits,
         )
-        scale = torch.ones((), dtype=torch.float32, device=queries.device).expand(len(query_lens), kv_heads)
+    scale = torch.ones((), dtype=torch.float32, device=queries.device).expand(len(query_lens), kv_heads)
     return {
         "q": queries,
         "out": torch.empty(queries.shape, dtype=torch.bfloat16, device=queries.device),

@@ -172,8 +172,9 @@ class PackedKv:
         kept = [tensor.sparse.kept if tensor.sparse else 1.0 for tensor in self._tensors]
         return None if min(kept) == 1 else round(100 * sum(kept) / len(kept))
 
-    def write_work(self, tokens: int, calls: Column = 1) -> tuple[Kernel, ...]:
-        """Look. Packing ``tokens`` new tokens, ``calls`` times."""
+    def write_work(self, tokens: int, calls: Column = 1, generated: bool = False) -> tuple[Kernel, ...]:
+        """Look. Packing ``tokens`` new tokens, ``calls`` times; ``generated``: they are projected to the factors of their
+        prompt, where these are the request's."""
         codec, shape = self.codec, self.shape
         plain, moved = shape.bytes_per_token, tokens * (shape.bytes_per_token + self.token_bytes)
         found = []
@@ -181,15 +182,17 @@ class PackedKv:
             sizes = {"tokens": tokens, "num_bytes": tokens * plain}  # keys: read, and written
             found.append(Kernel("hadamard_keys", sizes, calls))
         for tensor in self._tensors:
-            if tensor.rank is not None and codec.factors == "offline":
+            if tensor.rank is not None and (codec.factors == "offline" or generated):
                 rank = max(1, tensor.rank // codec.joint_layers)
                 flops = 2 * tokens * shape.hidden_size * rank * shape.num_layers
                 weights = 2 * shape.hidden_size * rank * shape.num_layers
                 sizes = {"rank": rank, "tokens": tokens, "num_bytes": weights, "flops": flops}
                 found.append(Kernel("low_rank_project", sizes, calls))
             elif tensor.rank is not None:
-                flops = SVD_FLOPS * tokens * shape.width * tensor.rank * shape.num_layers
-                found.append(Kernel("joint_svd", {"num_bytes": moved, "flops": flops}, calls))
+                groups = -(-shape.num_layers // codec.joint_layers)
+                found.append(
+                    decomposition(tokens, shape.width * codec.joint_layers, tensor.rank, calls * groups)
+                )
         if self._bits < PLAIN_BITS:
             found.append(
                 Kernel("quantise_kv", {"bits": self._bits, "tokens": tokens, "num_bytes": moved}, calls)
@@ -219,9 +222,10 @@ class PackedKv:
         as many as fill a group in the same step on average."""
         group, num = self.group_tokens, len(batch)
         if group == 1:
-            return self.write_work(num)
+            return self.write_work(num, generated=True)
         together = -(-num // group)
-        return self.write_work(group * together, -(-batch.pages(group).num_filled(steps) // together))
+        calls = -(-batch.pages(group).num_filled(steps) // together)
+        return self.write_work(group * together, calls, generated=True)
 
     def read_work(self, num_seqs: int, span: Span, steps: int) -> tuple[Kernel, ...]:
         """Look. Decode attention of ``num_seqs`` queries over ``span`` in packed form."""
@@ -233,7 +237,12 @@ class PackedKv:
             found.append(Kernel("entropy_decode", {"num_bytes": tokens * self.token_bytes}, calls))
         if codec.input is not None:
             flops = 4 * shape.hidden_size * shape.width * shape.num_layers
-            sizes = {"num_bytes": tokens * self.token_bytes, "flops": tokens * flops}
+            sizes = {
+                "bits": self._bits,
+                "tokens": tokens,
+                "num_bytes": tokens * self.token_bytes,
+                "flops": tokens * flops,
+            }
             return (*found, Kernel("rematerialise_kv", sizes, calls), plain_read(num_seqs, span))
         ranks = [tensor.rank for tensor in self._tensors if tensor.rank is not None]
         if ranks and codec.read == "absorb":
@@ -272,6 +281,13 @@ class PackedKv:
             return (*found, Kernel("dequantise_attention", sizes, calls))
         sizes["outliers"] = outliers * shape.head_dim
         return (*found, Kernel("outlier_attention", sizes, calls))
+
+
+def decomposition(tokens: int, width: int, rank: int, calls: Column) -> Kernel:
+    """Factors of a matrix (tokens, width) of keys or values, found ``calls`` times."""
+    sizes = {"width": width, "rank": rank, "tokens": tokens, "num_bytes": 2 * tokens * (width + rank)}
+    sizes["flops"] = SVD_FLOPS * tokens * width * rank
+    return Kernel("joint_svd", sizes, calls)
 
 
 def _more(context: Column, tokens: int) -> Column:

@@ -9,16 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING
 
+from kvsim.cache.parts.codec import PackedKv, decomposition
 from kvsim.cache.parts.span import KvShape
 from kvsim.cost.work import Column, Kernel
 from kvsim.scenario.reads import Offload, Reads
 
-if TYPE_CHECKING:
-    from kvsim.cache.parts.codec import PackedKv
-
-SVD_FLOPS = 6  # of a randomised SVD, for each element and rank
 LONGEST_ROW = 16384  # bytes; longer rows are fetched as several
 LONGEST_COPY = 1 << 28  # bytes; a longer copy is several
 LONGEST_DISK_ROW = 1 << 17  # bytes; what lies together on a disk is read in such requests
@@ -141,8 +137,7 @@ class Offloaded:
         rank, shape = self.keys.key_rank, self.shape
         if rank is None:
             return ()
-        flops = SVD_FLOPS * prompt * shape.width * rank * self.num_layers
-        return (Kernel("joint_svd", {"num_bytes": prompt * shape.bytes_per_token // 2, "flops": flops}),)
+        return (decomposition(prompt, shape.width, rank, self.num_layers),)
 
     def fetch(self, chosen: int, num: int) -> list[Kernel]:
         """Look. What a step of ``num`` requests needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""

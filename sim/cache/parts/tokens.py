@@ -81,7 +81,8 @@ class TokenPolicy(HeldTokens):
             read = new * shape.bytes_per_token // 2
             return [Kernel("key_statistics", {"page": 16, "tokens": new, "num_bytes": read})]
         if tokens.score == "gate":
-            return [Kernel("retaining_heads", {"num_bytes": 0, "flops": new * self._gate_flops})]
+            sizes = {"tokens": new, "num_bytes": 0, "flops": new * self._gate_flops}
+            return [Kernel("retaining_heads", sizes)]
         if tokens.score == "accumulated":
             before = min(past, stays) if tokens.schedule == "chunk" else past
             sizes = self._scoring(SCORED_QUERIES, before + new // 2 + 1)
