@@ -7,14 +7,29 @@ preempted, and waits for twice as much.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
 from kvsim.cache.contiguous import Reserving
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
+from kvsim.cache.options import read_options
 from kvsim.cache.paged import cache_managers
 from kvsim.entities import Batch, Request
-from kvsim.errors import ScenarioError
 
 _SPREAD = 2654435769
 """2^32 over the golden ratio: multiples of it modulo 2^32 are spread evenly, whatever the share of them."""
+
+
+class PredictedOptions(BaseModel):
+    """``cache.options`` of the manager ``predicted``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    error: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of requests of whose answers only half is predicted."""
+    class_tokens: Annotated[int, Field(ge=1)] = 1
+    """Output tokens of a class; 1 = exact."""
 
 
 @cache_managers.register("predicted")
@@ -24,17 +39,8 @@ class Predicted(Reserving):
     steady_work = True
 
     def __init__(self, config: CacheConfig) -> None:
-        options = dict(config.options or {})
-        self.error = float(options.pop("error", 0))
-        self.class_tokens = int(options.pop("class_tokens", 1))
-        if options:
-            raise ScenarioError(
-                f"cache.options.{next(iter(options))}: this manager knows only 'error' and 'class_tokens'"
-            )
-        if not 0 <= self.error <= 1:
-            raise ScenarioError(f"cache.options.error: {self.error} is no share; give 0 to 1")
-        if self.class_tokens < 1:
-            raise ScenarioError(f"cache.options.class_tokens: {self.class_tokens} is below 1")
+        options = read_options(PredictedOptions, config.options)
+        self.error, self.class_tokens = options.error, options.class_tokens
         self.bytes_per_token = config.bytes_per_token
         self.capacity_tokens = self.free_tokens = config.capacity_bytes // config.bytes_per_token
         self.longest = min(config.max_model_len, self.capacity_tokens)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from kvsim.cli.options import AsJson, Executor, Jobs, Overrides, RayAddress
-from kvsim.cli.output import note, points_progress, print_json
+from kvsim.cli.output import points_progress
+from kvsim.cli.studies import tell_study
 
 EXAMPLE = "kvsim compare scenarios/manager_prefix_tree.yaml scenarios/manager_tiers.yaml --seeds 10"
 
@@ -55,7 +56,7 @@ def compare(
     """
     from kvsim.study.compare import contenders, run_compare
     from kvsim.study.execute import open_executor
-    from kvsim.study.folder import REPORT, SweepFolder
+    from kvsim.study.folder import SweepFolder
     from kvsim.study.slo import parse_slos
 
     slos = parse_slos(slo or [])
@@ -66,13 +67,6 @@ def compare(
         told = run_compare(those, seeds, slos, execute, folder, progress, force)
 
     from kvsim.reports.compare import write_page
+    from kvsim.results.compare_table import print_comparison
 
-    write_page(folder.path / REPORT, told)
-    if as_json:
-        print_json(told)
-    else:
-        from kvsim.results.compare_table import print_comparison
-        from kvsim.results.table import summary_console
-
-        print_comparison(told, summary_console())
-    note(f"runs: {folder.table}, report: {folder.path / REPORT}")
+    tell_study(told, folder, "runs", write_page, print_comparison, as_json)

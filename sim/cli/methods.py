@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvsim.cli.options import AsJson, Executor, Jobs, Overrides, RayAddress, ScenarioFile
-from kvsim.cli.output import note, points_progress, print_json
+from kvsim.cli.output import points_progress, print_json
+from kvsim.cli.studies import tell_study
 
 if TYPE_CHECKING:
     from kvsim.methods.card import Claim, MethodCard
@@ -112,7 +113,7 @@ def compare(
     (a row a card) and report.html.
     """
     from kvsim.study.execute import open_executor
-    from kvsim.study.folder import REPORT, SweepFolder
+    from kvsim.study.folder import SweepFolder
     from kvsim.study.methods import chosen_names, contenders, run_methods
     from kvsim.study.slo import parse_slos
 
@@ -125,16 +126,9 @@ def compare(
         told = run_methods(those, folder, slos, execute, progress)
 
     from kvsim.reports.methods import write_page
+    from kvsim.results.methods_table import print_methods
 
-    write_page(folder.path / REPORT, told)
-    if as_json:
-        print_json(told)
-    else:
-        from kvsim.results.methods_table import print_methods
-        from kvsim.results.table import summary_console
-
-        print_methods(told, summary_console())
-    note(f"cards: {folder.table}, report: {folder.path / REPORT}")
+    tell_study(told, folder, "cards", write_page, print_methods, as_json)
 
 
 def _find(name: str) -> MethodCard | System:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from kvsim.cli.options import AsJson, Executor, Jobs, RayAddress, ScenarioFile
-from kvsim.cli.output import note, points_progress, print_json
+from kvsim.cli.output import points_progress
+from kvsim.cli.studies import tell_study
 
 EXAMPLE = (
     "kvsim sweep scenarios/rag_mix.yaml --set 'cache.tiers.ddr.capacity=0 GB,16 GB,64 GB,256 GB' "
@@ -69,7 +70,7 @@ def sweep(
     """
     from kvsim.study.axes import parse_axes
     from kvsim.study.execute import open_executor
-    from kvsim.study.folder import REPORT, SweepFolder
+    from kvsim.study.folder import SweepFolder
     from kvsim.study.points import grid_points, points_of
     from kvsim.study.sample import draw, parse_sample
     from kvsim.study.slo import parse_slos
@@ -92,13 +93,6 @@ def sweep(
         told = run_sweep(points, axes, folder, slos, execute, progress, sampled)
 
     from kvsim.reports.sweep import write_page
+    from kvsim.results.sweep_table import print_sweep
 
-    write_page(folder.path / REPORT, told)
-    if as_json:
-        print_json(told)
-    else:
-        from kvsim.results.sweep_table import print_sweep
-        from kvsim.results.table import summary_console
-
-        print_sweep(told, summary_console())
-    note(f"points: {folder.table}, report: {folder.path / REPORT}")
+    tell_study(told, folder, "points", write_page, print_sweep, as_json)

@@ -63,9 +63,9 @@ def test_fused_steps_are_single_steps_and_nothing_is_lost(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"reserve": 1}, "cache.options.reserve: this manager knows only 'error' and 'class_tokens'"),
-        ({"error": 2}, "cache.options.error: 2.0 is no share; give 0 to 1"),
-        ({"class_tokens": 0}, "cache.options.class_tokens: 0 is below 1"),
+        ({"reserve": 1}, "cache.options.reserve: unknown key; known: class_tokens, error"),
+        ({"error": 2}, "cache.options.error: must be at most 1.0, found 2"),
+        ({"class_tokens": 0}, "cache.options.class_tokens: must be at least 1, found 0"),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, Any], words: str) -> None:
