@@ -93,6 +93,7 @@ class CacheConfig:
     block_tokens: int
     max_model_len: int
     num_layers: int
+    tensor_parallel: int = 1  # GPUs that each hold a part of every token
     reserved_blocks: int = 1  # never usable (vLLM's null block)
     eviction: EvictionSpec = "lru"
     balance_tokens: float = float("inf")  # context at which attention costs as much as the matrix products

@@ -22,6 +22,7 @@ cache_managers: Registry[type[CacheManager]] = Registry(
         "prefix_tree": "kvsim.cache.prefix_tree",
         "shared_prefix": "kvsim.cache.shared_prefix",
         "snapshots": "kvsim.cache.snapshots",
+        "virtual": "kvsim.cache.virtual",
     },
 )
 

@@ -115,6 +115,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             block_tokens=memory.block_tokens,
             max_model_len=memory.max_model_len,
             num_layers=model.attention_layers,
+            tensor_parallel=parallel.tensor,
             eviction=scenario.cache.eviction,
             balance_tokens=model.balance_tokens,
             load_policy=scenario.cache.load_policy,

@@ -102,8 +102,8 @@ class Tier(Part):
 
 class Cache(Part):
     manager: str = "prefix_tree"
-    """none, contiguous, concatenated, predicted, paged, prefix_tree, chunks, shared_prefix, snapshots, or any that a plug-in
-    registers."""
+    """none, contiguous, concatenated, predicted, paged, prefix_tree, chunks, shared_prefix, snapshots, virtual, or any that a
+    plug-in registers."""
     block_tokens: Positive = 16
     eviction: PolicyChoice = "lru"
     """A name (lru, s3fifo, belady, ..., or one that a plug-in registers), or {policy: ttl, seconds: 300}."""
