@@ -169,13 +169,14 @@ class Pages:
 class Share:
     """A share of what the requests read, or hold: ``part`` of every ``whole`` tokens, rounded up, less ``less(request)``."""
 
-    __slots__ = ("_batch", "_less", "_num", "_part", "_phase", "_sums", "_whole", "_wholes")
+    __slots__ = ("_batch", "_found", "_less", "_num", "_part", "_phase", "_sums", "_whole", "_wholes")
 
     def __init__(self, batch: Batch, part: int, whole: int, less: Callable[[Request], int] | int) -> None:
         """``less``: of ``whole`` parts of a token, the same as long as the request decodes."""
         self._batch, self._part, self._whole, self._less = batch, part, whole, less
         self._phase = np.zeros(whole, dtype=np.int64)  # requests by what is left of their share at round 0
         self._sums: Ints | None = None  # of these, up to each
+        self._found: dict[tuple[int, int], int | Ints] = {}  # the last sum, which several ask for
         self._wholes = 0  # sum over requests of their share at round 0, rounded down
         self._num = 0
         for request in batch.requests:
@@ -196,28 +197,40 @@ class Share:
         self._phase[rest] += num
         self._num += num
         self._sums = None
+        self._found = {}
 
-    def _at(self, at_round: Any) -> Any:
-        """The sum when so many rounds (an int, or an array) have passed."""
-        if self._sums is None:
-            self._sums = np.cumsum(self._phase)
+    def _at(self, at_round: int) -> int:
+        """The sum when so many rounds have passed."""
+        sums = self._sums
+        if sums is None:
+            sums = self._sums = self._phase.cumsum()
         wholes, rest = divmod(self._part * at_round, self._whole)
-        last = self._whole - 1
-        beyond = self._num - self._sums[np.minimum(self._whole - rest, last)]  # that have one more
-        return self._wholes + self._num * (wholes + 1) + beyond - (rest == 0) * self._phase[0]
+        found = self._wholes + self._num * (wholes + 1)
+        if not rest:
+            return found - int(sums[0])
+        return found + self._num - int(sums[self._whole - rest])  # some have one more
 
     def sum_read(self, steps: int) -> int | Ints:
         """Sum over requests of the share of the tokens read."""
         first = self._batch.round + 1
-        if steps == 1:
-            return int(self._at(first))
-        found: Ints = self._at(np.arange(first, first + steps))
+        found = self._found.get((first, steps))
+        if found is None:
+            found = self._at(first) if steps == 1 else self._column(np.arange(first, first + steps))
+            self._found = {(first, steps): found}
         return found
+
+    def _column(self, rounds: Ints) -> Ints:
+        """:meth:`_at` each of them."""
+        if self._sums is None:
+            self._sums = self._phase.cumsum()
+        wholes, rest = np.divmod(self._part * rounds, self._whole)
+        beyond = self._num - self._sums[np.minimum(self._whole - rest, self._whole - 1)]
+        return self._wholes + self._num * (wholes + 1) + np.where(rest == 0, -self._sums[0], beyond)
 
     def grown(self, steps: int) -> int:
         """By how much the sum over what the requests hold grows in ``steps`` steps."""
         at = self._batch.round
-        return int(self._at(at + steps) - self._at(at))
+        return self._at(at + steps) - self._at(at)
 
 
 class Total:
