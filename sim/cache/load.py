@@ -68,9 +68,10 @@ def _check_parts(name: str, manager: type[CacheManager], config: CacheConfig) ->
                 "static batches, or leave reads out"
             )
         if offload is not None and "offload" not in manager.parts:
-            raise ScenarioError(
-                f"cache.reads.offload: manager '{name}' moves nothing to a tier for steps to fetch it; set cache.manager to paged"
-            )
+            why = f"manager '{name}' moves nothing to a tier for steps to fetch it"
+            if issubclass(manager, PrefixTreeManager):
+                why = f"what a prompt leaves in a tier is its own, and in '{name}' prompts share blocks"
+            raise ScenarioError(f"cache.reads.offload: {why}; set cache.manager to paged")
     if config.swap is not None:
         _check_swap(name, manager, config)
     if config.tokens is None:
