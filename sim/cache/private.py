@@ -38,6 +38,7 @@ class PrivatePrefixes(Paged):
         super().__init__(config)
         self.num_evictable = self.num_evicted = 0  # blocks
         self._freed: deque[Freed] = deque()  # the least recently used first
+        self._no_hit: dict[int, Plan] = {}  # by tokens of the prompt
 
     def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
         return True  # nobody finds what another one has computed
@@ -49,9 +50,13 @@ class PrivatePrefixes(Paged):
     def match(self, request: Request) -> Plan:
         tokens, run = request.prompt_tokens, request.kv
         if run is None:
-            return Plan(tokens, hits_by_tier=(0,))
+            return self._no_hit.get(tokens) or self._plan_without_hit(tokens)
         found = min(run.blocks, (tokens - 1) // self.block_tokens) * self.block_tokens
         return Plan(tokens - found, found, hits_by_tier=(found,))
+
+    def _plan_without_hit(self, tokens: int) -> Plan:
+        plan = self._no_hit[tokens] = Plan(tokens, hits_by_tier=(0,))
+        return plan
 
     def admit(self, request: Request, plan: Plan) -> bool:
         found = plan.cached_tokens // self.block_tokens

@@ -72,7 +72,7 @@ class Cluster:
         self._add_row = recorder.requests.append
         # call-backs of a replica: gaps between output tokens
         self.each_gap: Callable[[Sequence[int], Sequence[int]], None] = recorder.inter_token.add_each
-        self.gaps: Callable[[Times, int], None] = recorder.inter_token.add_between
+        self.gaps: Callable[[Sequence[Times], Sequence[int]], None] = recorder.inter_token.add_between
         self._private = not trace.names_content
         # what few routers ask for, so that the others pay nothing
         self._ended = router.ended if type(router).ended is not Router.ended else None

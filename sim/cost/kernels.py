@@ -23,6 +23,7 @@ from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
+from kvsim.cost.mixed import MixedStep
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
@@ -30,7 +31,7 @@ from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
 from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.usage import DecodePlan, DecodeRun, OneStep, Part, Usage
+from kvsim.cost.usage import DecodePlan, DecodeRun, Usage
 from kvsim.cost.work import Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
@@ -158,7 +159,7 @@ class KernelCostModel(CostModel):
         layers = layers_of.get(tokens) or self.layers(tokens, factor)
         head = head_of.get(sampled) or self.head(sampled, factor)
         total = layers.total_ns + head.total_ns + self._engine_ns
-        parts: list[tuple[Part, float]] = []
+        parts: list[tuple[Key, float]] = []
         shared_ns = 0.0
         if num_seqs:
             time_ns, provenance = self._decode.at(num_seqs, sum_context)
@@ -175,10 +176,14 @@ class KernelCostModel(CostModel):
                 time_ns = floor(time_ns * factor * SCALE + 0.5) / SCALE
             total += time_ns
             parts.append((("prefill_attention", provenance), time_ns))
-        return OneStep([int(total + 0.5)], (layers, head), parts, self._engine_ns)
+        return MixedStep([int(total + 0.5)], layers, head, parts, self._engine_ns)
 
     def account(self, priced: Priced, start: int, stop: int) -> int:
         return priced.count(self._usage, start, stop) if stop > start else 0  # type: ignore[attr-defined]
+
+    def account_each(self, priced: Sequence[Priced], stops: Sequence[int]) -> int:
+        usage = self._usage
+        return sum([one.count(usage, 0, stop) for one, stop in zip(priced, stops, strict=True)])  # type: ignore[attr-defined]
 
     def used_ns(self) -> dict[Key, int]:
         return self._usage.total_ns()

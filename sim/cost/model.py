@@ -65,6 +65,10 @@ class CostModel(ABC):
         """Change. Count rows start..stop of ``priced`` as simulated time, by kernel and provenance; their sum in
         nanoseconds. ``priced`` is of this cost model."""
 
+    def account_each(self, priced: Sequence[Priced], stops: Sequence[int]) -> int:
+        """Change. :meth:`account` of the first ``stops[i]`` rows of each ``priced[i]``; the sum of all."""
+        return sum([self.account(one, 0, stop) for one, stop in zip(priced, stops, strict=True)])
+
     @abstractmethod
     def used_ns(self) -> dict[tuple[str, str], int]:
         """Simulated nanoseconds so far by (kernel, provenance); provenance is one of PROVENANCES."""

@@ -39,7 +39,7 @@ class PrefillAttention(Pricer):
             over_past = "past" in table.axes
             rows = head_rows(table if over_past else table.select(batch=1), setting, fold=False)
             shape = (setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype)
-            self._floor = lambda new, past: setting.roofline.prefill_ns(new, past, *shape)
+            self._floor = setting.roofline.prefill_times(*shape)
             self.provenance = rows.provenance
             if over_past:
                 chunks = {(new, past): ns for (new, past), ns in rows.points("new", "past").items()}

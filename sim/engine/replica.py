@@ -22,7 +22,7 @@ from bisect import bisect_left
 import simpy
 
 from kvsim.cache.manager import CacheManager
-from kvsim.engine.run import Effects, Run
+from kvsim.engine.run import RUNS_AT_ONCE, Effects, Run
 from kvsim.engine.steps import LONGEST_RUN, Steps
 from kvsim.entities import NEVER, Batch, Request
 
@@ -172,12 +172,19 @@ class Replica(Steps):
         if self.peers:
             self._sync_peers(at_decision=True)
         run = self._run
-        if run is not None:
-            self._in_flight = True
-            self._close(run)
-        else:
+        if run is None:
             self._in_flight = False
             self.tally.wait(now - self._decided)
+        else:
+            self._in_flight = True
+            if run.fused:
+                self._commit_all(run)
+            closed = self._closed
+            closed.append(run)
+            if len(closed) >= RUNS_AT_ONCE:
+                self.tally.settle()
+            self._device_end = int(run.ends[run.steps - 1])
+            self._run = None
         self._decided = now
         effects = self._last
         if self._deep:
@@ -199,22 +206,19 @@ class Replica(Steps):
         if now >= self.sample_at:
             self.sample_at = self.owner.sample(self, now)
 
-    def _close(self, run: Run) -> None:
-        """The run ends here."""
-        steps = run.steps
-        if run.fused:
-            if run.output is not None or self.sample_at <= run.boundaries[steps - 1]:
-                self._commit(run, steps)
-            elif fresh := steps - run.done:
-                self.manager.commit(self.batch, fresh)
-                self.batch.round += fresh
-            if self.batch.next_finish <= self.batch.round:
-                self._finish_later([], self.batch.finished())
-            if steps == len(run.boundaries):
-                self._horizon = min(LONGEST_RUN, 2 * self._horizon)
-        self.tally.close(run)
-        self._device_end = int(run.ends[steps - 1])
-        self._run = None
+    def _commit_all(self, run: Run) -> None:
+        """Change. The run ends here, after as many of its steps as it has now."""
+        steps, batch = run.steps, self.batch
+        if run.output is not None or self.sample_at <= run.boundaries[steps - 1]:
+            self._commit(run, steps)
+        elif fresh := steps - run.done:
+            self.manager.commit(batch, fresh)
+            batch.round += fresh
+        if batch.next_finish <= batch.round:
+            self._finish_later([], batch.finished())
+        if steps == len(run.boundaries):
+            longer = 2 * self._horizon
+            self._horizon = longer if longer < LONGEST_RUN else LONGEST_RUN
 
     def _apply(self, effects: Effects, now: int) -> None:
         """A step's output is taken."""

@@ -60,40 +60,34 @@ class Tally:
         cost: CostModel,
         deep: bool,
         record_each: Callable[[Sequence[int], Sequence[int]], None],
-        record_gaps: Callable[[Times, int], None],
+        record_gaps: Callable[[Sequence[Times], Sequence[int]], None],
     ) -> None:
         """``deep``: two steps are in flight, so that a boundary takes the output of the step before the last."""
-        self._account = cost.account
+        self._account_each = cost.account_each
         self._deep = deep
         self._record_each, self._record_gaps = record_each, record_gaps
         self._untaken = 0  # decodes of the step in flight, after the runs that are counted
-        self._closed: list[Run] = []  # not counted
+        self.closed: list[Run] = []  # over, and not counted: :meth:`settle` when there are RUNS_AT_ONCE
         self.busy_ns = self.num_steps = 0
-
-    def close(self, run: Run) -> None:
-        """``run`` is over; it will be counted."""
-        self._closed.append(run)
-        if len(self._closed) >= RUNS_AT_ONCE:
-            self.settle()
 
     def settle(self) -> None:
         """Change. Count the steps of the runs that are over."""
-        closed, account, record_gaps = self._closed, self._account, self._record_gaps
+        closed = self.closed
         if not closed:
             return
-        self._closed = []
-        self.busy_ns += sum([account(run.priced, 0, run.steps) for run in closed])
-        self.num_steps += sum([run.steps for run in closed])
+        num_steps = [run.steps for run in closed]
+        self.busy_ns += self._account_each([run.priced for run in closed], num_steps)
+        self.num_steps += sum(num_steps)
         # output tokens of decodes come as far apart as the boundaries at which they are taken
         decodes = [run.decodes for run in closed]
         first = [self._untaken, *decodes[:-1]] if self._deep else decodes
         self._untaken = decodes[-1]
         self._record_each([run.boundaries[0] - run.began for run in closed], first)
-        for run in closed:
-            steps = run.steps
-            if steps > 1 and run.decodes:
-                boundaries = run.boundaries
-                record_gaps(boundaries if steps == len(boundaries) else boundaries[:steps], run.decodes)
+        longer = [run for run in closed if run.steps > 1 and run.decodes]
+        if longer:
+            times = [run.boundaries[: run.steps] for run in longer]
+            self._record_gaps(times, [run.decodes for run in longer])
+        closed.clear()
 
     def wait(self, gap_ns: int) -> None:
         """There was no step to decide; ``gap_ns`` later the output of the last one was taken."""

@@ -26,8 +26,8 @@ class Owner(Protocol):
 
     each_gap: Callable[[Sequence[int], Sequence[int]], None]
     """So long (nanoseconds) after the tokens before them came so many output tokens, step by step."""
-    gaps: Callable[[Times, int], None]
-    """Between every two of some times so many output tokens came, as long after the ones before them."""
+    gaps: Callable[[Sequence[Times], Sequence[int]], None]
+    """Between every two of some times so many output tokens came, as long after the ones before them; several times that."""
 
     def finish(self, replica: ReplicaState, request: Request, now: int) -> None:
         """The last token of ``request`` was taken at ``now``; its latency lacks only the front end's way out.
@@ -90,6 +90,8 @@ class ReplicaState(Services):
         self._decided = 0  # when the thread last turned to a decision
         self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
         self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
+        # of steps with prefill, by sequences: thread_ns up to graph_tokens and beyond, output_ns
+        self._mixed_host: dict[int, tuple[int, int, int]] = {}
         self._priority = PRIORITY_BOUNDARY + (index if rank is None else rank)
         self._rings = rings
         self.streams = False  # KV of prompts goes to other replicas while it is computed
@@ -121,6 +123,7 @@ class ReplicaState(Services):
         self.on_idle: Callable[[ReplicaState], None] | None = None  # called whenever something has ended
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
+        self._closed = self.tally.closed
         self.num_events = self.recomputed_tokens = 0
         # of steps that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added to it
         self.joins: list[tuple[int, int, int, int]] = []

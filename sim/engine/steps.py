@@ -52,7 +52,11 @@ class Steps(Admission):
             ):
                 alike = 1
             else:  # in so many steps nothing but the contexts changes, as far as scheduling goes
-                alike = min(batch.next_finish - batch.round, self._foreseen(now), LONGEST_RUN)
+                alike, foreseen = batch.next_finish - batch.round, self._foreseen(now)
+                if foreseen < alike:
+                    alike = foreseen
+                if alike > LONGEST_RUN:
+                    alike = LONGEST_RUN
             steps = manager.decode_steps(batch, alike)
             while not steps and decoding:
                 self._preempt(manager.outgrown(batch) or self.waiting.victim(self.running), now)
@@ -71,8 +75,9 @@ class Steps(Admission):
         """Steps until something is likely to end a run that is decided now: more would be priced in vain."""
         if self._arrives == NEVER or self.waiting:
             return self._horizon
-        ahead = self._arrives - max(now, self._device_end)  # then a request comes that finds the queue empty
-        return max(2, 2 + ahead * 9 // (8 * self._step_ns))
+        # then a request comes that finds the queue empty
+        ahead = self._arrives - (now if now > self._device_end else self._device_end)
+        return 2 + ahead * 9 // (8 * self._step_ns) if ahead > 0 else 2
 
     def _nothing(self, now: int, preempted: bool) -> None:
         """No step can be scheduled: wait for the step in flight, or for somebody to ring."""
@@ -187,11 +192,18 @@ class Steps(Admission):
             return
         self.step_tokens = step_tokens
         sampled = decodes + len(chunks)
-        cpu = engine.thread_ns(step_tokens, sampled, bool(chunks)) + hold
         if self._swaps:
             inputs = max(inputs, self._await_copies(now, engine.launch_ns + attach, False))
-        launch = max(engine.launch_ns + attach, inputs - now)
-        sustained = bool(chunks and engine.sustained_after_ns) and self._clocks_are_down(now + launch)
+        launch = engine.launch_ns + attach
+        if launch < inputs - now:
+            launch = inputs - now
+        if chunks:
+            host = self._mixed_host.get(sampled) or self._host_of(sampled)
+            cpu, tail = host[step_tokens > engine.graph_tokens] + hold, host[2]
+            sustained = engine.sustained_after_ns > 0 and self._clocks_are_down(now + launch)
+        else:
+            cpu, tail = engine.thread_ns(step_tokens, sampled, False) + hold, engine.output_ns(sampled)
+            sustained = False
         self._shares = None
         if not plain:
             share = self._note_links(kernels)
@@ -200,9 +212,7 @@ class Steps(Admission):
             priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
         else:
             priced = self.cost.price_decodes(decodes, sum_context, 1)
-        end = self._one_step(
-            now, priced, decodes - len(joined), launch, cpu, engine.output_ns(sampled), loads
-        )
+        end = self._one_step(now, priced, decodes - len(joined), launch, cpu, tail, loads)
         if chunks:
             self._prefill_end = end
         if self.streams:
@@ -219,7 +229,9 @@ class Steps(Admission):
         """Lay out a step that is committed already; when it ends on the device."""
         before = self._device_end
         price, free = int(priced.step_ns[0]), now + cpu
-        start = max(before, now + launch)
+        start = now + launch
+        if start < before:
+            start = before
         if loads:
             first_layer = max(t.first_layer_ns for t in loads)
             load_end = max(t.end_ns for t in loads)
@@ -229,17 +241,27 @@ class Steps(Admission):
             self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
         else:
             end = start + price
-        end = max(end, free + tail)
-        boundary = max(before if self._deep else end, free)
+        if end < free + tail:
+            end = free + tail
+        boundary = before if self._deep else end
+        if boundary < free:
+            boundary = free
         self._run = Run(priced, now, [boundary], [end], decodes, False)
         self._next = boundary
         if self._rings:
             self._turn_at(boundary, now)
         return end
 
+    def _host_of(self, sampled: int) -> tuple[int, int, int]:
+        """What ``_mixed_host`` has for a step of so many requests."""
+        engine = self.engine
+        cpu = engine.thread_ns(0, sampled, True), engine.thread_ns(engine.graph_tokens + 1, sampled, True)
+        found = self._mixed_host[sampled] = *cpu, engine.output_ns(sampled)
+        return found
+
     def _clocks_are_down(self, launched: int) -> bool:
         """Change. Whether the GPU has carried prefill, step by step, for so long that the next such step is slower."""
-        start = max(self._device_end, launched)
+        start = launched if launched > self._device_end else self._device_end
         if self._prefill_end < self._device_end or start > self._device_end + self.engine.launch_ns:
             self._prefill_began = start
         return start - self._prefill_began >= self.engine.sustained_after_ns

@@ -46,18 +46,19 @@ class DurationHistogram:
         if len(self._single_ns) >= PENDING:
             self._compact()
 
-    def add_between(self, times_ns: Sequence[int] | Integers, count: int) -> None:
-        """Count the time from each of ``times_ns`` to the next ``count`` times.
+    def add_between(self, times_ns: Sequence[Sequence[int] | Integers], counts: Sequence[int]) -> None:
+        """Count the time from each of ``times_ns[i]`` to the next of them ``counts[i]`` times, for all i.
 
-        They do not fall, and there is one at least. The sequence is kept for a while: it must not change.
+        They do not fall, and there is one at least. The sequences are kept for a while: they must not change.
         """
-        if isinstance(times_ns, np.ndarray):
-            self._arrays.append(times_ns)
-            self._arrays_count.append(count)
-        else:
-            self._times.append(times_ns)
-            self._times_count.append(count)
-        self._num_pending += len(times_ns)
+        for times, count in zip(times_ns, counts, strict=True):
+            if type(times) is list:
+                self._times.append(times)
+                self._times_count.append(count)
+            else:
+                self._arrays.append(np.asarray(times, dtype=np.int64))
+                self._arrays_count.append(count)
+        self._num_pending += sum(map(len, times_ns))
         if self._num_pending >= PENDING:
             self._compact()
 
@@ -65,8 +66,10 @@ class DurationHistogram:
         if self._sum_ns is None or self._count is None:
             self._sum_ns = np.zeros(NUM_BUCKETS, dtype=np.int64)
             self._count = np.zeros(NUM_BUCKETS, dtype=np.int64)
-        times = np.concatenate((np.array([*chain.from_iterable(self._times)], dtype=np.int64), *self._arrays))
         lengths = np.array([*map(len, self._times), *map(len, self._arrays)], dtype=np.int64)
+        num_single = int(lengths[: len(self._times)].sum())
+        single = np.fromiter(chain.from_iterable(self._times), np.int64, num_single)
+        times = np.concatenate((single, *self._arrays))
         within = np.ones(len(times), dtype=bool)  # gaps that do not lead from one sequence to the next
         within[np.cumsum(lengths) - 1] = False
         gaps_ns = np.diff(times, append=0)[within]

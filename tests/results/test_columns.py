@@ -66,10 +66,10 @@ def test_order_and_fusion_do_not_matter():
     gaps = np.random.default_rng(0).integers(10**6, 10**8, 50_000)
     times = np.cumsum(gaps)
     one.add(gaps[0].item(), 3)
-    one.add_between(times[:20_000], 3)
-    one.add_between(times[19_999:20_001].tolist(), 3)
-    one.add_between(times[20_000:20_001].tolist(), 3)  # no gap
-    one.add_between(times[20_000:].tolist(), 3)
+    one.add_between([times[:20_000]], [3])
+    one.add_between([times[19_999:20_001].tolist()], [3])
+    one.add_between([times[20_000:20_001].tolist()], [3])  # no gap
+    one.add_between([times[20_000:].tolist()], [3])
     for ns in gaps[::-1].tolist():
         other.add(ns, 3)
     for a, b in zip(one.values(), other.values(), strict=True):
@@ -79,7 +79,7 @@ def test_order_and_fusion_do_not_matter():
 def test_equal_gaps_are_exact_and_no_tokens_count_nothing():
     histogram = DurationHistogram()
     histogram.add(12_345_678, 10**9)
-    histogram.add_between([1, 3, 6], 0)
+    histogram.add_between([[1, 3, 6]], [0])
     histogram.add(5, 0)
     assert histogram.percentile_ns(99) == 12_345_678
     assert DurationHistogram().mean_ns() is None and DurationHistogram().percentile_ns(50) is None
