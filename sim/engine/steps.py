@@ -246,7 +246,7 @@ class Steps(Admission):
         boundary = before if self._deep else end
         if boundary < free:
             boundary = free
-        self._run = Run(priced, now, [boundary], [end], decodes, False)
+        self._run = Run(priced, now, (boundary,), (end,), decodes, False)
         self._next = boundary
         if self._rings:
             self._turn_at(boundary, now)

@@ -13,7 +13,7 @@ import numpy as np
 from kvsim.results.columns import TTFT_PARTS, Floats, RequestColumns
 from kvsim.results.recorder import RequestRow
 from kvsim.results.rows import Rows
-from kvsim.results.statistics import PERCENTILES
+from kvsim.results.statistics import PERCENTILES, quantile
 
 BATCHES = 20
 """Spans of time, or batches of requests, whose spread stands for the noise of a run."""
@@ -113,7 +113,7 @@ def _interval(values: Floats, ordered: Floats, share: float) -> dict[str, float 
     if not size:
         return {"low": None, "high": None, "beyond": 0.0}
     variance = share * (1 - share)
-    above = values[: size * BATCHES] > np.quantile(ordered, share)
+    above = values[: size * BATCHES] > quantile(ordered, share)
     spread = float(above.reshape(BATCHES, size).mean(axis=1).var(ddof=1))
     alike = max(1.0, size * spread / variance)  # neighbours that count as one
     half = T19_TWO_SIDED_95 * math.sqrt(n * variance * alike)

@@ -12,6 +12,7 @@ from kvsim.results import reading
 from kvsim.results.columns import RequestColumns
 from kvsim.results.recorder import RequestRow
 from kvsim.results.rows import Rows
+from kvsim.results.statistics import quantile
 from kvsim.results.steady import MIN_BEYOND, backlog, mser5, percentile_intervals, warm_up_ns
 from kvsim.results.summary import summarise
 
@@ -151,3 +152,11 @@ def test_an_unstable_run_shows_no_waits(small_outcome) -> None:  # type: ignore[
         "Unstable: 12 requests/s arrive after 60 s, 10/s are admitted, and the queue grows"
     )
     assert reading.ttft_sentence(summary).startswith("The queue grows by 2 requests a second")
+
+
+def test_quantiles_are_numpys_bit_for_bit():
+    rng = np.random.default_rng(7)
+    for size in [1, 2, 3, *rng.integers(4, 400, 300).tolist()]:
+        values = rng.exponential(size=size)
+        for share in (0.5, 0.9, 0.95, 0.99, rng.random()):
+            assert quantile(np.sort(values), share) == float(np.quantile(values, share))
