@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import traceback
+from copy import copy
 from typing import Annotated
 
 import typer
@@ -82,10 +83,21 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _called(arguments: list[str]) -> typer.Typer:
+    """The whole command line, or of it only the command that is called: the others' options take a while to look through."""
+    called = [command for command in app.registered_commands if arguments[:1] == [command.callback.__name__]]  # type: ignore[union-attr]
+    if not called:
+        return app
+    alone = copy(app)
+    alone.registered_commands, alone.registered_groups = called, []
+    return alone
+
+
 def run_command(arguments: list[str] | None = None) -> int:
     """As :func:`main`, but gives the exit code."""
     try:
-        return int(app(arguments, prog_name="kvsim", standalone_mode=False) or 0)
+        given = sys.argv[1:] if arguments is None else arguments
+        return int(_called(given)(given, prog_name="kvsim", standalone_mode=False) or 0)
     except KvsimError as error:
         for line in [str(error), *getattr(error, "__notes__", [])]:
             print(" ".join(line.split()), file=sys.stderr)
