@@ -225,7 +225,8 @@ class Share:
             self._sums = self._phase.cumsum()
         wholes, rest = np.divmod(self._part * rounds, self._whole)
         beyond = self._num - self._sums[np.minimum(self._whole - rest, self._whole - 1)]
-        return self._wholes + self._num * (wholes + 1) + np.where(rest == 0, -self._sums[0], beyond)
+        found: Ints = self._wholes + self._num * (wholes + 1) + np.where(rest == 0, -self._sums[0], beyond)
+        return found
 
     def grown(self, steps: int) -> int:
         """By how much the sum over what the requests hold grows in ``steps`` steps."""

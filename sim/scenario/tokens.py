@@ -11,6 +11,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Point = Annotated[tuple[Positive, Positive], Field(strict=False)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -72,6 +73,8 @@ class Tokens(TokensPart):
     ratios: Annotated[tuple[Ratio, ...], Field(strict=False)] = ()
     """In place of ``ratio``, where it depends on the prompt: quantiles at equal distances, from the least to the most.
     Each request draws its own, by its number and the scenario's seed."""
+    curve: Annotated[tuple[Point, ...], Field(strict=False)] = ()
+    """In place of ``budget``: [tokens of a prompt, tokens that stay], straight between such points, level beyond them."""
     schedule: Literal["chunk", "layer", "prefill"] = "prefill"
     """When prompt tokens go: after every ``block`` of them, when a layer has been prefilled, or all at the end."""
     block: Positive = 512
@@ -117,9 +120,11 @@ class Tokens(TokensPart):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Tokens:
-        given = [self.budget is not None, self.ratio is not None, self.heads is not None, bool(self.ratios)]
-        if sum(given) != 1:
-            raise ValueError("give one of budget, ratio, ratios and heads: how many tokens stay")
+        given = [self.budget is not None, self.ratio is not None, self.heads is not None]
+        if sum([*given, bool(self.ratios), bool(self.curve)]) != 1:
+            raise ValueError("give one of budget, curve, ratio, ratios and heads: how many tokens stay")
+        if any(low[0] >= high[0] for low, high in pairwise(self.curve)):
+            raise ValueError("curve: its prompts have to grow from point to point")
         if self.ratios and (len(self.ratios) < 2 or list(self.ratios) != sorted(self.ratios)):
             raise ValueError(
                 "ratios: quantiles do not fall, and there are two at least, the least and the most"

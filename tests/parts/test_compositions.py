@@ -91,12 +91,13 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
         ([f"cache.codec={EIGHT}", "engine.kv_cache_dtype=fp8"], "the engine holds fp8"),
         (["method=xquant", "cluster.tensor_parallel=2"], "set cluster.tensor_parallel to 1"),
         (["cache.codec={keys: {channels: 200}}"], "200 channels of a head that has 128"),
-        (["cache.tokens={score: norm}"], "give one of budget, ratio, ratios and heads"),
+        (["cache.tokens={score: norm}"], "give one of budget, curve, ratio, ratios and heads"),
         (
             ["cache.tokens={score: norm, budget: 9, ratio: 0.5}"],
-            "give one of budget, ratio, ratios and heads",
+            "give one of budget, curve, ratio, ratios and heads",
         ),
         (["cache.tokens={score: norm, ratios: [0.5, 0.2]}"], "quantiles do not fall"),
+        (["cache.tokens={score: norm, curve: [[9, 5], [9, 7]]}"], "have to grow from point to point"),
         (["cache.tokens={score: norm, ratios: [0.5]}"], "the least and the most"),
         (
             ["cache.tokens={score: norm, budget: 9, generated: share}"],

@@ -121,6 +121,14 @@ def test_a_budget_for_what_is_generated() -> None:
     assert times(simulation) == {0: (181, 644)}
 
 
+def test_a_curve_over_the_prompt() -> None:
+    policy = TokenPolicy(SHAPE, Tokens(score="norm", curve=((10, 8), (40, 14), (50, 12))))
+    kept = {prompt: policy.kept(prompt)[0] for prompt in (5, 8, 10, 11, 25, 40, 44, 50, 900)}
+    assert kept == {5: 5, 8: 8, 10: 8, 11: 9, 25: 11, 40: 14, 44: 14, 50: 12, 900: 12}, (
+        "rounded up, level beyond the ends"
+    )
+
+
 def test_requests_draw_what_they_keep() -> None:
     """Of 1,000 prompts of 1,000 tokens: between the quantiles, half of them below the middle one, the same in each run."""
     keys = Tokens(score="norm", ratios=(0.1, 0.2, 0.8))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import ceil
 
 from kvsim.cache.parts.slices import Kind, SliceClass, classes_of
@@ -72,7 +74,10 @@ class TokenCounts:
         if tokens.heads is not None:
             heads = tokens.heads
             return heads.sinks + heads.recent + ceil(heads.recent_ratio * prompt) + heads.merged
-        mean = tokens.budget if tokens.budget is not None else _up(ratio or tokens.mean_ratio, prompt)
+        if tokens.curve:
+            mean = _on_curve(tokens.curve, prompt)
+        else:
+            mean = tokens.budget if tokens.budget is not None else _up(ratio or tokens.mean_ratio, prompt)
         if each.layer >= 0:
             return self._pyramid(each.layer, mean, prompt)
         budget = round(each.factor * mean)
@@ -225,6 +230,18 @@ class TokenCounts:
 
     def _mean_kept(self, prompt: int, ratio: float | None = None) -> int:
         return max(1, round(self._kept_slices(prompt, ratio) / self.shape.num_slices))
+
+
+def _on_curve(points: Sequence[tuple[int, int]], prompt: int) -> int:
+    """The value at ``prompt``, rounded up."""
+    for (low, least), (high, most) in pairwise(points):
+        if low < prompt < high:
+            return least - (low - prompt) * (most - least) // (high - low)
+    return (
+        points[0][1]
+        if prompt <= points[0][0]
+        else next(stay for at, stay in reversed(points) if at <= prompt)
+    )
 
 
 def _drawn(seed: int, index: int) -> float:
