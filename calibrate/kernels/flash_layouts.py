@@ -105,13 +105,10 @@ def _plain(
         found = []
         for sequence in range(batch):
             own = queries[sequence * new : (sequence + 1) * new].transpose(0, 1).float()
-            both = [
-                torch.stack(parts)
-                for parts in zip(*(read(sequence, h) for h in range(kv_heads)), strict=True)
-            ]
-            found.append(
-                scaled_dot_product_attention(own, *both, attn_mask=seen, enable_gqa=True).transpose(0, 1)
-            )
+            parts = [read(sequence, head) for head in range(kv_heads)]
+            keys, values = (torch.stack(each) for each in zip(*parts, strict=True))
+            seen_by = scaled_dot_product_attention(own, keys, values, attn_mask=seen, enable_gqa=True)
+            found.append(seen_by.transpose(0, 1))
         return torch.cat(found).to(queries.dtype)
 
     return run

@@ -99,7 +99,8 @@ def _unpacked(bench: Bench, bits: int, rows: tuple[torch.Tensor, ...], room: tor
         return room.copy_(plain(bits, rows))
     from kvsim.calibrate.triton.dequantise_rows import dequantise_rows
 
-    return dequantise_rows(bits, *rows, room)
+    codes, scale, zero = rows
+    return dequantise_rows(bits, codes, scale, zero, room)
 
 
 def _shapes(plan: Plan) -> list[tuple[int, int, int]]:

@@ -150,6 +150,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
             expert_parallel=parallel.expert,
             groups=groups,
             disk_link=tiers[1].link if len(tiers) > 1 else None,
+            kv_layout=scenario.engine.kv_layout,
         )
 
     shared = parallel.shares > 1

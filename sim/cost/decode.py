@@ -21,6 +21,7 @@ from kvsim.cost.curve import bracket
 from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.latent import latent_decode, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.layout import contiguous_ratio
 from kvsim.cost.line import Line, Pieces, after, first_of
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -73,6 +74,9 @@ class DecodeAttention(Pricer):
             self._floor_ns_per_token = setting.roofline.decode_ns(
                 1, setting.heads, setting.kv_heads, model.head_dim, model.kv_dtype
             )
+        if ratio := contiguous_ratio("flash_decode", ("batch", "context"), setting):
+            points = {(b, c): ns * ratio(b / self._fold, c) for (b, c), ns in points.items()}
+            self._provenance = worst(self._provenance, "derived")
         self._state_ns = state.decode_ns(setting)  # of one sequence, all layers
         if self._state_ns:
             self._provenance = "extrapolated"

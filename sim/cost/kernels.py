@@ -48,6 +48,7 @@ class KernelCostModel(CostModel):
 
     ``strict``: a price that would be extrapolated is an error that names kernel and size.
     ``host_link`` prices copies inside a step (lanes h2d, d2h), ``disk_link`` its reads of a disk (lane disk).
+    ``kv_layout``: contiguous = attention finds the KV of a sequence in one piece (:mod:`kvsim.cost.layout`).
 
     Raises:
         CalibrationError: the profile cannot price this model at all.
@@ -67,6 +68,7 @@ class KernelCostModel(CostModel):
         expert_parallel: int = 1,
         groups: float | None = None,
         disk_link: LinkSpec | None = None,
+        kv_layout: str = "paged",
     ) -> None:
         """In a pipeline and with data parallelism steps are those of one micro-batch or group (:mod:`kvsim.cost.shares`);
         all groups together have ``groups`` times its tokens, None = each as many."""
@@ -74,6 +76,7 @@ class KernelCostModel(CostModel):
             *(profile, model, gpu, tensor_parallel, host_link),
             *(pipeline_parallel, data_parallel, expert_parallel, disk_link),
             float(data_parallel if groups is None else groups),
+            kv_layout,
         )
         self.terms = terms or EngineTerms()
         self.strict = strict

@@ -16,6 +16,7 @@ from kvsim.cost.gemm import GemmPrices
 from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.latent import latent_prefill, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.layout import contiguous_ratio
 from kvsim.cost.model import PROVENANCES
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -45,6 +46,9 @@ class PrefillAttention(Pricer):
                 chunks = {(new, past): ns for (new, past), ns in rows.points("new", "past").items()}
             else:
                 chunks = {(length, 0): ns for (length,), ns in rows.points("length").items()}
+        if ratio := contiguous_ratio("flash_prefill", ("new", "past"), setting):
+            chunks = {(new, past): ns * ratio(new, past) for (new, past), ns in chunks.items()}
+            self.provenance = worst(self.provenance, "derived")
         if model.state:
             self.provenance = "extrapolated"
         raised = {(new, past): max(ns, self._floor(new, past)) for (new, past), ns in chunks.items()}

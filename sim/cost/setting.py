@@ -52,6 +52,7 @@ class Setting:
     expert_parallel: int = 1
     disk_link: LinkSpec | None = None
     groups: float = 1.0  # data parallelism: tokens of all groups, over those of the one that is priced
+    kv_layout: str = "paged"  # or contiguous: what attention reads
 
     def __post_init__(self) -> None:
         parts, model = self.tensor_parallel, self.model

@@ -104,6 +104,10 @@ class Engine(Part):
     (AWQ, GPTQ). null = as the model's config.json has it."""
     kv_cache_dtype: Literal["bfloat16", "float16", "fp8", "int8"] | None = None
     """null = the model's own."""
+    kv_layout: Literal["paged", "contiguous"] = "paged"
+    """What attention reads: pages by a block table, or the KV of each sequence in one piece, by what the profile's tables
+    flash_prefill and flash_decode say of the two; without them contiguous changes nothing. Decodes that the engine profile prices
+    by a rate of its own stay as they are."""
 
 
 class Timings(Part):
