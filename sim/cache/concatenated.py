@@ -8,6 +8,7 @@ all but what moves KV to a tier.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,10 +110,8 @@ class Concatenated(Reserving):
             return prompts
         end = self._held(padded, padded.answer - 1)
         copy = end // self._tensors  # a layer's K or V before the step, beside those after it
-        if self._repeats(padded.masked) and config.heads_per_kv_head > 1:
-            tokens = padded.rows * (padded.prompt + padded.answer - 1)
-            one = tokens * config.bytes_per_token // self._tensors
-            copy = max(copy, 2 * config.heads_per_kv_head * one)
+        if config.heads_per_kv_head > 1 and self._repeats(padded.masked):
+            copy *= 2 * config.heads_per_kv_head  # both, of all heads
         return max(prompts, end + copy)
 
     def fits(self, request: Request) -> bool:
@@ -186,29 +185,35 @@ class Concatenated(Reserving):
         repeats = self._repeats(batch.total(_padding) > 0)
         kernels = decode_kernels(batch, steps, read, codec, policy, reads)
         work = tuple([self._contiguous(each, repeats, steps) for each in kernels])
-        scores = policy is not None and policy.writes_scores
-        if repeats and codec is None and reads is None and not scores:
-            return work  # the copies are in it
-        return self._copied(batch, steps, held) + work
+        return self._copied(batch, steps, held, repeats) + work
 
     def _repeats(self, masked: bool) -> bool:
         return self.repeats_kv == "always" or masked
 
-    def _copied(self, batch: Batch, steps: int, held: tuple[Span, ...]) -> tuple[Kernel, ...]:
-        """Copies of what is held; a class of layers or heads counts as its share of the launches."""
-        codec, config = self.codec, self.config
-        packed = config.bytes_per_token if codec is None else codec.token_bytes
-        found = []
-        if self.copies == "everything":
-            found = [copied(span, packed, config.num_layers) for span in held]
-            if self.policy is not None and self.policy.low_bits is not None:
-                low = self.policy.low_spans(batch, steps)
-                found += [copied(span, self.policy.low_bytes, config.num_layers) for span in low]
+    def _copied(self, batch: Batch, steps: int, held: Sequence[Span], repeats: bool) -> tuple[Kernel, ...]:
+        """Copies of what is held, in its form; where heads are repeated, also one of it for every query head, which is written,
+        and read in its place. A class of layers or heads counts as its share of the launches."""
+        policy, codec, plain = self.policy, self.codec, self.config.bytes_per_token
+        packed = plain if codec is None else codec.token_bytes
+        once = int(self.copies == "everything")
+        again = self.config.heads_per_kv_head if repeats and self.config.heads_per_kv_head > 1 else 0
+        forms: list[
+            tuple[Span, int, tuple[int, ...]]
+        ] = []  # what is held, bytes of a token, how often copied
+        if policy is not None and policy.low_bits is not None:
+            forms = [(span, policy.low_bytes, (once, again)) for span in policy.low_spans(batch, steps)]
+        if self.reads is not None or (codec is not None and not codec.reads_heads):
+            again = 0  # what is repeated was gathered, or rebuilt
+        own_kernel = (
+            codec is not None or self.reads is not None or (policy is not None and policy.writes_scores)
+        )
+        if own_kernel or not repeats:  # else attention has the copies in it
+            forms += [(span, packed, (once, again)) for span in held]
         if codec is not None and codec.wide_tokens:
             wide = Span(1, batch.capped(codec.wide_tokens).sum_read(steps))
-            beyond = packed if self.copies == "everything" else 0
-            found.append(copied(wide, config.bytes_per_token - beyond, config.num_layers))
-        return tuple(found)
+            forms += [(wide, plain - packed * once, (1,)), (wide, plain - packed, (again,))]
+        layers = self.config.num_layers
+        return tuple(copied(span, n * size, layers) for span, size, times in forms for n in times if n)
 
     def _contiguous(self, kernel: Kernel, repeats: bool, steps: int) -> Kernel:
         """Attention at 16 bits reads tensors, no pages."""
@@ -216,7 +221,7 @@ class Concatenated(Reserving):
             return kernel
         num, config = kernel.args["num_seqs"], self.config
         assert isinstance(num, int)
-        group = config.heads_per_kv_head if repeats else 0
+        group = config.heads_per_kv_head if repeats else 0  # with one, [hf] is only the copy
         read = tensor_read(num, kernel.args["sum_context"], config.bytes_per_token, steps, group)
         return read._replace(calls=kernel.calls)
 

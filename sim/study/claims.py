@@ -18,18 +18,41 @@ from kvsim.scenario.read import read_yaml
 FOLDER = Path("scenarios") / "papers"
 LONGEST = "longest_prompt"
 """Metric of a claim on memory: tokens of the longest prompt that the scenario's memory has room for; nothing is run."""
-Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+
+
+class Setting(Part):
+    """One of several ways to compare: overlays on the scenarios of both sides, of the baseline, of the method."""
+
+    both: dict[str, Any] = Field(default={})
+    baseline: dict[str, Any] = Field(default={})
+    method: dict[str, Any] = Field(default={})
 
 
 class Axis(Part):
     """Something that the abstract leaves open: every value is tried, none is chosen."""
 
     key: Text
-    """A key of the scenario or of ``queries``; of a claim on kernels, a variable of their sizes, ``model`` or ``gpu``."""
-    values: Values
+    """A key of the scenario or of ``queries``; of a claim on kernels, a variable of their sizes, ``model`` or ``gpu``; with
+    ``settings`` any name."""
+    values: Annotated[tuple[Any, ...], Field(strict=False)] = ()
+    settings: dict[Text, Setting] = Field(default={})
+    """In place of values, where several keys change together: name to overlays. Under the method's card, under other axes."""
     of: Literal["both", "baseline", "method"] = "both"
     """Whose runs it changes."""
     why: Text
+
+    @model_validator(mode="after")
+    def _has_choices(self) -> Axis:
+        if bool(self.values) == bool(self.settings):
+            raise ValueError("give one of 'values' and 'settings', with what is tried")
+        if self.settings and self.of != "both":
+            raise ValueError("of: settings say themselves whose runs they change; leave it out")
+        return self
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """Values, or names of settings."""
+        return self.values or tuple(self.settings)
 
 
 class KernelCall(Part):
@@ -82,6 +105,8 @@ class ClaimFile(Part):
     def _one_kind(self) -> ClaimFile:
         if sum(part is not None for part in (self.scenario, self.kernels, self.queries)) != 1:
             raise ValueError("a claim needs one of 'scenario', 'kernels' and 'queries'")
+        if self.scenario is None and any(axis.settings for axis in self.axes):
+            raise ValueError("axes: settings are of a 'scenario'; give values")
         if self.is_capacity and self.scenario is None:
             raise ValueError(f"metric {LONGEST} is of a 'scenario'")
         if not 1 < self.claimed[0] <= self.claimed[1]:
@@ -104,7 +129,7 @@ class ClaimFile(Part):
     def combinations(self) -> Iterator[Mapping[str, Any]]:
         """All points of the axes: value by key, the last axis running fastest. ``of`` keeps equal keys apart."""
         labels = [axis.key if axis.of == "both" else f"{axis.key} ({axis.of})" for axis in self.axes]
-        for values in itertools.product(*(axis.values for axis in self.axes)):
+        for values in itertools.product(*(axis.choices for axis in self.axes)):
             yield dict(zip(labels, values, strict=True))
 
     def settings(self, point: Mapping[str, Any], side: str) -> dict[str, Any]:
@@ -112,8 +137,15 @@ class ClaimFile(Part):
         return {
             axis.key: value
             for axis, value in zip(self.axes, point.values(), strict=True)
-            if side in _sides(axis)
+            if axis.values and side in _sides(axis)
         }
+
+    def overlays(self, point: Mapping[str, Any], side: str) -> Iterator[Mapping[str, Any]]:
+        """Of the chosen settings, those that hold for ``side``, to be laid one over the other."""
+        for axis, choice in zip(self.axes, point.values(), strict=True):
+            if axis.settings:
+                yield axis.settings[choice].both
+                yield getattr(axis.settings[choice], side)
 
 
 def _sides(axis: Axis) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def reproduce(
         "claimed": list(claim.claimed),
         **_judged(claim, points),
         "assumptions": [
-            {"key": axis.key, "values": list(axis.values), "why": axis.why} for axis in claim.axes
+            {"key": axis.key, "values": list(axis.choices), "why": axis.why} for axis in claim.axes
         ],
         "claim": claim.claim,
         "metric": claim.metric,
@@ -204,6 +204,8 @@ def _scenario(claim: ClaimFile, point: Mapping[str, Any], side: str, folder: Pat
     overrides = [f"{key}={json.dumps(overlay.pop(key))}" for key in METHODS if key in overlay]
     overrides += [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     data = lay(claim.scenario, overlay)
+    for setting in claim.overlays(point, side):
+        data = lay(data, setting)
     try:
         return parse_scenario(data, overrides, base=folder, where=f"{claim.name}.scenario", stem=claim.name)
     except ScenarioError as error:

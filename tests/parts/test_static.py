@@ -36,7 +36,7 @@ from hypothesis import strategies as st
 from toys import toy_engine
 
 from kvsim.cache.concatenated import Concatenated
-from kvsim.cost.pricer import kernel_pricers
+from kvsim.cost.kernels import kernel_pricers  # with those that register themselves
 from kvsim.cost.work import Kernel, column
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
@@ -150,6 +150,14 @@ def test_packed_kv_is_copied_packed() -> None:
         make, trace, cache_of(20, {"codec": {"window": 4, **EIGHT}, "copies": "window"}, tiers=0), STATIC
     )
     assert times(own)[0] == (338, 338 + (395 - 240 + 128) + (395 - 240 + 128 + 1))
+
+
+def test_packed_kv_is_repeated_packed() -> None:
+    """As above, with 2 query heads for a KV head: also 8 launches of 2 x (22 + 8) bytes, in the next step 2 x (24 + 8)."""
+    trace = trace_of([(0, 10, 3), (0, 10, 3)])
+    cache = cache_of(60, {"codec": {"window": 4, **EIGHT}, **ALWAYS}, tiers=0)
+    found = simulate(make, trace, replace(cache, heads_per_kv_head=2), STATIC)
+    assert times(found)[0] == (338, 338 + (395 + 480) + (412 + 512))
 
 
 def test_what_a_policy_keeps_is_copied_and_read() -> None:

@@ -128,6 +128,26 @@ def test_two_replicas_halve_the_mean_wait_of_four_prompts(tmp_path: Path) -> Non
     assert result["assumptions"] == [{"key": "cluster.replicas", "values": [1, 2], "why": "left open"}]
 
 
+def test_settings_change_several_keys_of_either_side(tmp_path: Path) -> None:
+    settings = {
+        "alone": {},
+        "two for the method": {"method": {"cluster": {"replicas": 2}}},
+        "two for both, half the prompts": {
+            "both": {"cluster": {"replicas": 2}, "workload": {"max_requests": 2}},
+            "baseline": {"cluster": {"replicas": 1}},
+        },
+    }
+    axes = [{"key": "replicas", "settings": settings, "why": "left open"}]
+    result = reproduce(ClaimFile.model_validate(SIMULATED | {"axes": axes}), tmp_path)
+    ratios = {point["replicas"]: point["ratio"] for point in result["points"]}
+    assert ratios["alone"] == 1.0
+    assert ratios["two for the method"] == pytest.approx(2.5 / 1.5, rel=0.1)
+    assert ratios["two for both, half the prompts"] == pytest.approx(
+        1.5, rel=0.1
+    )  # T and 2 T against T and T
+    assert result["assumptions"] == [{"key": "replicas", "values": list(settings), "why": "left open"}]
+
+
 def test_a_claim_on_kernels_says_where_its_figures_come_out(tmp_path: Path) -> None:
     result = reproduce(ClaimFile.model_validate(KERNELS), tmp_path)
     few, many = (point["ratio"] for point in result["points"])
@@ -182,6 +202,15 @@ def test_bad_formulas(formula: str) -> None:
         ({"scenario": None}, "mine.yaml: a claim needs one of 'scenario', 'kernels' and 'queries'"),
         ({"scenario": None, "metric": "longest_prompt", "queries": {}}, "mine.yaml: metric longest_prompt is of a 'scenario'"),
         ({"solve_for": "x"}, "mine.yaml: solve_for: no axis is called 'x'"),
+        ({"axes": [{"key": "x", "why": "x"}]}, "mine.yaml.axes.0: give one of 'values' and 'settings'"),
+        (
+            {"axes": [{"key": "x", "why": "x", "of": "method", "settings": {"a": {}}}]},
+            "mine.yaml.axes.0: of: settings say themselves whose runs they change",
+        ),
+        (
+            {"axes": [{"key": "x", "why": "x", "settings": {"a": {}}}], "scenario": None, "queries": {}},
+            "mine.yaml: axes: settings are of a 'scenario'",
+        ),
         ({"metric": "ttft"}, "mine.metric: no figure is called 'ttft'"),
         ({"method": {"method": "marconni"}}, "mine, method: --set method: no method is called 'marconni'; did you mean"),
         ({"baseline": {"cache": {"evicton": "lru"}}}, "mine, baseline: mine.scenario.cache.evicton: unknown key"),

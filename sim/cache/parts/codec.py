@@ -107,6 +107,11 @@ class PackedKv:
         return not (others or any(forms))
 
     @property
+    def reads_heads(self) -> bool:
+        """Attention reads the packed form, and that has KV heads."""
+        return self.codec.input is None and not any(tensor.rank for tensor in self._tensors)
+
+    @property
     def group_tokens(self) -> int:
         """Tokens that are packed together; 1 where each can be on its own."""
         groups = [tensor.group for tensor in self._tensors if tensor.axis == "channel"]
