@@ -281,3 +281,36 @@ def trains(
             members += [row(settled_s + i * apart_s, tokens, 1) for i in range(count)]
             groups.add(members, settled_s + lasts_s + 1.0)
     return groups.rows
+
+
+def irregular(
+    contexts: Sequence[int],
+    lengths: tuple[int, int],
+    requests_per_s: float,
+    lasts_s: float,
+    rounds: int,
+    first_content: int,
+    seed: int,
+) -> list[Row]:
+    """Prompts of log-uniform ``lengths`` put at random (Poisson) times into running decodes of the given contexts.
+
+    The engine's launches as they are when nobody spaces the prompts: behind one another, beside outputs and intake. Each prompt
+    decodes 8 to 48 tokens.
+    """
+    groups = Groups(first_content)
+    contents = groups.contents(contexts)
+    groups.compute(contents)
+    draw = random.Random(seed)
+    low, high = lengths
+    for _ in range(rounds):
+        at_s, members = 0.3 + 0.0025 * len(contexts), []
+        while at_s < lasts_s:
+            tokens = int(low * (high / low) ** draw.random())
+            members.append(row(at_s, tokens, draw.randint(8, 48)))
+            at_s += draw.expovariate(requests_per_s)
+        output_tokens = int(lasts_s / 0.0085)
+        decodes = [
+            row(0.0, length, output_tokens, segments=[[content, length]]) for content, length in contents
+        ]
+        groups.add(decodes + members, lasts_s + 1.0)
+    return groups.rows

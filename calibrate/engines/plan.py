@@ -1,7 +1,7 @@
 """The plan behind ``calibrate/data/vllm-0.24.0_h100-sxm``: ``python plan.py OUT_DIR TRACES_DIR [--models DIR]``.
 
 Writes OUT_DIR/plan.json, OUT_DIR/sustained/plan.json, OUT_DIR/checks/plan.json and the workloads beside them. Without
-TRACES_DIR it writes four small plans into OUT_DIR/loads, OUT_DIR/shared, OUT_DIR/batches and OUT_DIR/fp8. The small ones,
+TRACES_DIR it writes small plans into OUT_DIR/loads, shared, batches, fp8 and irregular. The small ones,
 ``sustained`` and ``checks`` stand in ``plans``. TRACES_DIR holds ``ragpulse_days0-2.jsonl.gz``,
 ``lmcache_miniswe.jsonl.gz``, ``azure2023_conv.csv.gz``, ``azure2023_code.csv.gz`` and ``sharegpt_sessions.jsonl.gz``
 (docs/measurements.md names their sources). Same traces, same files.
@@ -288,6 +288,18 @@ def build_fp8(out: Path, models: str) -> None:
     plan.write()
 
 
+def build_irregular(out: Path, models: str) -> None:
+    """Write the plan that has launches at random times: about 110 s beside the engine start."""
+    plan = Plan(out, models)
+    plan.phase("irregular", "llama-3.1-8b", 33_000)
+    plan.workload("warm_up", micro.solo((128, 512, 2048, 8192), 2), "sequential", 20, "warm_up")
+    contexts = log_normal(12, 900, 0.8, seed=50)
+    for number, (lengths, rate) in enumerate((((64, 480), 6.0), ((520, 1200), 4.0), ((1300, 4000), 3.0))):
+        rows = micro.irregular(contexts, lengths, rate, 11.0, 3, 32_000_000 + 1000 * number, seed=51 + number)
+        plan.workload(f"irregular_{lengths[1]}", rows, "groups", 60)
+    plan.write()
+
+
 def spread(plan: Plan) -> None:
     """Add decode batches of many sizes, and of contexts that differ."""
     sizes: Sequence[int] = (2, 6, 12, 14, 20, 24, 28, 40, 48, 56, 72, 80, 88, 96, 112, 144, 160, 192, 224)
@@ -401,3 +413,4 @@ if __name__ == "__main__":
         build_shared(arguments.out / "shared", arguments.models)
         build_batches(arguments.out / "batches", arguments.models)
         build_fp8(arguments.out / "fp8", arguments.models)
+        build_irregular(arguments.out / "irregular", arguments.models)

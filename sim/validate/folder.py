@@ -12,7 +12,7 @@ from kvsim.validate.setup import read_setup
 
 REQUESTS, ITERATIONS, TRANSFERS = ".requests.csv.gz", ".iterations.csv.gz", ".transfers.csv.gz"
 MICROBENCHMARK = re.compile(
-    r"(solo|decode_|inject|uneven|sustained|queue_|past|load_|store_|shared_|warm_up)"
+    r"(solo|decode_|inject|uneven|sustained|queue_|past|load_|store_|shared_|irregular|warm_up)"
 )
 """Workloads that an engine profile may be fitted on, by the start of their names."""
 

@@ -256,6 +256,7 @@ SHIPPED = [
     ("shared", plan.build_shared),
     ("batches", plan.build_batches),
     ("fp8", plan.build_fp8),
+    ("irregular", plan.build_irregular),
 ]
 
 
