@@ -83,7 +83,8 @@ def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) 
 
 def _changed_request(scenario: Scenario, budget: MemoryBudget) -> dict[str, Any] | None:
     """What cache.codec, cache.tokens and cache.reads make of the longest request that is let in, before its bytes are
-    rounded to blocks; None without them. ``at_once``: as many fit once they are prefilled."""
+    rounded to blocks; None without them. ``at_once``: as many fit once they are prefilled; None
+    where nothing of them stays."""
     from kvsim.scenario.build import build_model, build_parts
 
     parts = build_parts(scenario, build_model(scenario))
@@ -99,7 +100,7 @@ def _changed_request(scenario: Scenario, budget: MemoryBudget) -> dict[str, Any]
         "prefill_bytes": parts.peak_bytes(tokens),
         "held_bytes": held,
         "unchanged_bytes": tokens * parts.shape.bytes_per_token,
-        "at_once": budget.num_blocks * budget.replica_block_bytes / held,
+        "at_once": budget.num_blocks * budget.replica_block_bytes / held if held else None,
     }
 
 
@@ -159,10 +160,11 @@ def _print_table(facts: dict[str, Any]) -> None:
 
 
 def _changed_line(changed: dict[str, Any], most_tokens: int) -> str:
+    at_once = "as many as tiers hold" if changed["at_once"] is None else f"{changed['at_once']:,.2f}"
     return (
         f"with {', '.join(changed['by'])}: at most {most_tokens:,} tokens a request; one of {changed['tokens']:,} takes "
         f"{_gb(changed['prefill_bytes'])} until it is prefilled, then {_gb(changed['held_bytes'])} in place of "
-        f"{_gb(changed['unchanged_bytes'])}: {changed['at_once']:,.2f} at once"
+        f"{_gb(changed['unchanged_bytes'])}: {at_once} at once"
     )
 
 

@@ -120,6 +120,9 @@ def test_explain_memory_says_what_parts_of_the_cache_make_of_a_request(cli: Cli,
     assert (
         "one of 131,072 takes 17.18 GB until it is prefilled, then 0.13 GB in place of 17.18 GB: 439." in out
     )
+    tiers = "cache.tiers=[{name: ddr, capacity: 1 TB}, {name: csd, capacity: 4 TB, link: nvme}]"
+    code, out, _ = cli("explain", "memory", small, "--set", "method=instinfer", "--set", tiers)
+    assert code == 0 and "then 0.00 GB in place of 17.18 GB: as many as tiers hold at once" in out
     assert json.loads(cli("explain", "memory", small, "--json")[1])["changed_request"] is None
 
 
