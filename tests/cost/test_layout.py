@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kvsim.cost.decode import DecodeAttention
+from kvsim.cost.generic import TablePricer
 from kvsim.cost.layout import _ratio, contiguous_ratio
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.profile import load_profile
@@ -47,3 +48,16 @@ def test_where_nothing_was_run_nothing_changes() -> None:
         replace(WHOLE, model=load_model("deepseek-v3")),
     ):
         assert contiguous_ratio("flash_prefill", ("new", "past"), setting) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        ("rematerialise_kv", {"bits": 4, "tokens": 5000}),
+        ("joint_svd", {"width": 4096, "rank": 768, "tokens": 20000}),
+        ("retaining_heads", {"tokens": 1024}),
+        ("map_memory[map]", {"pages": 320}),
+    ],
+)
+def test_kernels_that_were_a_roofline_are_measured(kernel: str, sizes: dict[str, float]) -> None:
+    assert TablePricer(kernel, PAGED).price(sizes)[1] == "measured"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from harness import SHAPE, cache_of, simulate, times, trace_of, with_parts
 
+from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.entities import Request
+from kvsim.scenario.codec import Codec
 from kvsim.scenario.tokens import Tokens
 
 
@@ -26,6 +28,23 @@ def test_packed_blocks_and_a_window() -> None:
     # 828: A and B: 100 + 20; bits, batch, and 31 tokens each, of which 8 count for 4: 2 + 2 + 31 + 24; no group fills -> 1007
     # 1007: A: 100 + 10 + 2 + 1 + 32 + 24; its 32nd token fills a group: 2 + 4 -> 1182
     assert times(simulation) == {0: (828, 1182), 1: (828, 1007), 2: (828, 828)}
+
+
+def test_factors_are_found_once_for_a_prompt_and_what_is_generated_is_projected_to_them() -> None:
+    """Keys of rank 4 in pairs of layers: two decompositions of (tokens, 2 layers of 2 heads); a rank of 2 for each layer. A new
+    token of three requests each: one projection."""
+    codec = Codec.model_validate(
+        {"trigger": "prefill", "joint_layers": 2, "factors": "request", "keys": {"rank": 4}}
+    )
+    packed = PackedKv(SHAPE, codec)
+    (svd,) = packed.write_work(20)
+    assert (svd.name, svd.calls) == ("joint_svd", 2)
+    sizes = {key: svd.args[key] for key in ("width", "rank", "tokens")}
+    assert sizes == {"width": 2 * SHAPE.width, "rank": 4, "tokens": 20}
+    (projected,) = packed.write_work(3, generated=True)
+    assert (
+        projected.name == "low_rank_project" and projected.args["rank"] == 2 and projected.args["tokens"] == 3
+    )
 
 
 def test_a_prompt_that_is_packed_at_its_end_needs_room_for_all_of_it() -> None:
