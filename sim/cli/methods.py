@@ -175,7 +175,7 @@ def describe(found: MethodCard | System) -> str:
         ):
             lines += [f"{title}:", *(f"  - {text}" for text in texts)] if texts else []
     else:
-        lines += [f"layers: {', '.join(found.layers)}", f"cannot be simulated yet: {found.reason}"]
+        lines += [f"layers: {', '.join(found.layers)}", f"no card: {found.reason}"]
     if found.claims:
         lines += ["claimed:", *(f"  - {_claim(claim)}" for claim in found.claims)]
     if isinstance(found, MethodCard) and found.quality:

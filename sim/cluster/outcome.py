@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvsim.cluster.cluster import Cluster
+from kvsim.cluster.held import held_kv
 from kvsim.cluster.parts import BuiltPool
 from kvsim.cluster.simulation import Simulation
 from kvsim.engine.replica import Replica
@@ -63,6 +64,7 @@ def outcome_of(
         joins=tuple(join for replica in replicas for join in replica.joins),
         responses=None if cluster.front.responses is None else cluster.front.responses.use(),
         small_model=None if cluster.front.small is None else cluster.front.small.use(),
+        held_kv=held_kv(scenario, recorder),
         swaps=_swap_use(replicas),
         handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )

@@ -53,7 +53,7 @@ def load_card(name: str, base: Path | None = None) -> MethodCard:
 
     for system in load_systems():
         if system.name == name:
-            raise ScenarioError(f"'{name}' cannot be simulated yet: {system.reason}")
+            raise ScenarioError(f"'{name}' has no card: {system.reason}")
     several = [each.strip() for each in name.split(",")]
     if len(several) > 1:
         raise ScenarioError(

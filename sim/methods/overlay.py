@@ -64,6 +64,23 @@ def without_pages(overlay: Mapping[str, Any], under: Mapping[str, Any]) -> Mappi
     return {**overlay, "cache": {key: value for key, value in cache.items() if key != "manager"}}
 
 
+def without_options_of(
+    overlays: Sequence[Mapping[str, Any]], data: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """``data``, on which cards are laid, without their options of a cache manager in whose place ``overrides`` name another."""
+    cache = data.get("cache")
+    named = [
+        value.strip()
+        for key, _, value in (one.partition("=") for one in overrides)
+        if key.strip() == "cache.manager"
+    ]
+    if not named or not isinstance(cache, Mapping) or named[-1] == cache.get("manager"):
+        return dict(data)
+    of_cards = {key for overlay in overlays for key in overlay.get("cache", {}).get("options", {})}
+    options = {key: value for key, value in cache.get("options", {}).items() if key not in of_cards}
+    return {**data, "cache": {**cache, "options": options}}
+
+
 def is_named(value: object) -> bool:
     """A list of mappings that all have a name; lists of it merge by these names."""
     return (

@@ -24,7 +24,7 @@ class System:
     @property
     def reason(self) -> str:
         """Why it has no card."""
-        return f"it needs {'; '.join(self.needs)}" if self.needs else "nobody has written its card"
+        return f"it needs {'; '.join(self.needs)}" if self.needs else "nobody has written one yet"
 
 
 def _read() -> dict[str, Any]:

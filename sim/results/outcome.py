@@ -37,6 +37,14 @@ class LinkUse:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldKv:
+    """HBM for each prompt token once prompts are through, where the cache changes it, and what it would be otherwise."""
+
+    bytes_per_token: float
+    unchanged_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class SwapUse:
     """Preemption by swapping, of all replicas together."""
 
@@ -162,6 +170,7 @@ class Outcome:
     small_model: SmallModelUse | None = None
     warm_up_found: bool | None = None  # whether MSER-5 found its end; None: it was not asked
     handovers: HandoverUse | None = None
+    held_kv: HeldKv | None = None
     swaps: SwapUse | None = None  # None: preempted requests are computed again
 
     @property

@@ -159,10 +159,20 @@ def _cache(outcome: Outcome, done: RequestColumns) -> dict[str, Any]:
         "hit_token_ratio_by_tier": {
             name: ratio(tokens, input_tokens) for name, tokens in zip(outcome.tier_names, hits, strict=True)
         },
+        **_held_kv(outcome),
         "layerwise_loads": _layerwise_loads(outcome),
         "evicted_tokens": outcome.cache.evicted_tokens,
         "recomputed_tokens": outcome.cache.recomputed_tokens,
     }
+
+
+def _held_kv(outcome: Outcome) -> dict[str, Any]:
+    """HBM for each prompt token once prompts are through, not rounded to pages; nothing where the cache leaves KV as it is."""
+    held = outcome.held_kv
+    if held is None:
+        return {}
+    ratio_of = held.bytes_per_token / held.unchanged_bytes_per_token
+    return {"held_bytes_per_token": held.bytes_per_token, "held_ratio": ratio_of}
 
 
 def _layerwise_loads(outcome: Outcome) -> dict[str, Any] | None:

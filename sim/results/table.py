@@ -11,7 +11,7 @@ from rich.text import Text
 from kvsim.results import reading
 from kvsim.results.reading import PART_NAMES, Summary
 from kvsim.results.swaps import swap_words
-from kvsim.results.units import duration, number, percent, usd
+from kvsim.results.units import duration, number, percent, size, usd
 
 LATENCIES = (
     ("ttft_s", "time to first token"),
@@ -112,6 +112,9 @@ def _facts(summary: Summary) -> Table:
     if cache["approximate_token_ratio"]:
         hits.append(f"approximate reuse {percent(cache['approximate_token_ratio'])}")
     row("cache hits", hits)
+    if "held_ratio" in cache:
+        held = f"{size(cache['held_bytes_per_token'])} once prefilled"
+        row("KV a prompt token", (held, f"{percent(cache['held_ratio'])} of KV as the model has it"))
     if (loads := cache["layerwise_loads"]) is not None:
         above = loads["hidden_above_bytes_per_s"]
         row(

@@ -154,6 +154,10 @@ def _reads(
         raise ScenarioError(
             "cache.reads: cache.tokens drops what it would choose from; leave one out, or set tokens.heads"
         )
+    if keys.prefill_budget is not None:
+        raise ScenarioError(
+            "cache.reads.prefill_budget: with cache.tokens a prompt sees all, or what heads.prefill says; leave it out"
+        )
     if keys.offload is not None:
         raise ScenarioError(
             "cache.reads.offload: cache.tokens frees the same memory; leave one of the two out"
@@ -177,6 +181,7 @@ def _packed(scenario: Scenario, model: ModelSpec, codec: Codec) -> PackedKv | No
     wide = [tensor.channels for tensor in (codec.keys, codec.values) if tensor.channels is not None]
     if any(channels > model.head_dim for channels in wide):
         raise ScenarioError(f"cache.codec: {max(wide)} channels of a head that has {model.head_dim}")
+    found.check_groups()
     return found
 
 

@@ -59,11 +59,21 @@ def parse_scenario(
         plain, cards = lay_methods(
             plain, base or Path.cwd(), "--set " if naming else f"{where}.", bool(naming)
         )
-    changed |= apply_overrides(plain, [override for override in overrides if override not in naming])
+    rest = [override for override in overrides if override not in naming]
+    if cards:
+        from kvsim.methods.overlay import without_options_of
+
+        plain = without_options_of([card.overlay for card in cards], plain, rest)
+    given = copy.deepcopy(plain) if rest else plain
+    changed |= apply_overrides(plain, rest)
     try:
         scenario = Scenario.model_validate({"name": stem, **plain})
     except ValidationError as error:
-        lines = [_line(key, text, where, changed) for key, text in problem_lines(error, Scenario)]
+        own = _problems({"name": stem, **given})
+        lines = [
+            _line(key, text, where, changed, (key, text) in own)
+            for key, text in problem_lines(error, Scenario)
+        ]
         first = ScenarioError(lines[0])
         for line in lines[1:]:
             first.add_note(line)
@@ -80,10 +90,23 @@ def parse_scenario(
     return scenario
 
 
-def _line(key: str, text: str, where: str, changed: Mapping[str, str]) -> str:
+def _problems(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    try:
+        Scenario.model_validate(data)
+    except ValidationError as error:
+        return problem_lines(error, Scenario)
+    return []
+
+
+def _line(key: str, text: str, where: str, changed: Mapping[str, str], own: bool = True) -> str:
+    """``own``: it was so before the overrides."""
     for place, typed in changed.items():
         if key == place or key.startswith(f"{place}."):
             return f"--set {typed}{key.removeprefix(place)}: {text}"
+        if not own and key and place.startswith(f"{key}."):  # what is said of a whole part
+            unknown = text.startswith("unknown key")
+            here = ".".join(typed.split(".")[: len(key.split("."))]) if unknown else typed
+            return f"--set {here}: {text}"
     return f"{where}.{key}: {text}" if key else f"{where}: {text}"
 
 

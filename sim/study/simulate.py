@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from kvsim.errors import KvsimError
 from kvsim.results.reading import is_unstable, too_short_for
-from kvsim.scenario.build import build_model, build_parts
-from kvsim.scenario.of_pool import pool_scenarios
 from kvsim.scenario.schema import Scenario
 from kvsim.study.slo import Slos, attainment
 
@@ -19,6 +14,7 @@ Row = dict[str, Any]
 
 def simulate(scenario: Scenario, slos: Slos) -> Row:
     """Figures of the finished run; where the scenario cannot run (the model does not fit), only ``error`` says why."""
+    from kvsim.cluster.held import held_bytes_per_token
     from kvsim.cluster.run import run_scenario
     from kvsim.results.columns import request_columns
     from kvsim.results.summary import summarise
@@ -33,21 +29,6 @@ def simulate(scenario: Scenario, slos: Slos) -> Row:
     row["kv_bytes_per_token"] = held_bytes_per_token(scenario, columns.input_tokens)
     row["peak_held_bytes_of_a_replica"] = int(held.max()) if len(held) else None
     return row | {"error": None}
-
-
-def held_bytes_per_token(scenario: Scenario, prompts: npt.NDArray[np.int64]) -> float | None:
-    """HBM that requests with ``prompts`` (tokens of each) hold once they are prefilled, for each prompt token.
-
-    Of all GPUs of a replica (the first pool's); without rounding to pages, and as if none shared a prefix.
-    """
-    alone = next(of_pool for _, of_pool in pool_scenarios(scenario))
-    parts = build_parts(alone, build_model(alone))
-    lengths, counts = np.unique(prompts, return_counts=True)
-    held = sum(
-        parts.held_bytes(length) * count
-        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True)
-    )
-    return held / int(prompts.sum()) if len(prompts) else None
 
 
 def summary_row(summary: dict[str, Any]) -> Row:

@@ -43,7 +43,34 @@ Cli = Callable[..., tuple[int, str, str]]
         ),
         (
             ["run", "small.yaml", "--set", "cache.tiers=[{name: hbm, capacity: 1 GB}]"],
-            "small.yaml.cache: no tier can be called 'hbm', which is the GPU's own memory; give it another name",
+            "--set cache.tiers: no tier can be called 'hbm', which is the GPU's own memory; give it another name",
+        ),
+        (
+            ["run", "small.yaml", "--set", "cache.codec={values: {bits: 4, group: 24}}"],
+            "cache.codec.values.group: 24 does not divide the 128 channels of a head; give a divisor of these, or "
+            "a number of whole heads",
+        ),
+        (
+            [
+                "run",
+                "small.yaml",
+                "--set",
+                "cache.tokens={score: position, heads: {full: 0.5, sinks: 4, recent: 64}}",
+                "--set",
+                "cache.reads={index: {kind: bounds}, budget: 64, prefill_budget: 128}",
+                "--set",
+                "cache.manager=paged",
+            ],
+            "cache.reads.prefill_budget: with cache.tokens a prompt sees all, or what heads.prefill says; leave it out",
+        ),
+        (
+            ["run", "small.yaml", "--set", "cluster.kv_transfer.link=x"],
+            "--set cluster.kv_transfer.link: kv_transfer is given, and no pool has role prefill; leave it out, or give pools "
+            "the roles prefill and decode",
+        ),
+        (
+            ["run", "small.yaml", "--set", "engine.preemption={overlap: true}"],
+            "--set engine.preemption: tier, overlap and keep_copies are of mode swap; leave them out, or set mode to swap",
         ),
         (
             ["sweep", "small.yaml", "--set", "cluster.replicas=1.."],

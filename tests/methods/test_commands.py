@@ -50,7 +50,7 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in text
     assert json.loads(said(capsys, "methods", "show", "marconi", "--json"))["runnable"] is True
     text = said(capsys, "methods", "show", "triforce")
-    assert "cannot be simulated yet" in text and "2.31x" in text
+    assert "no card: it needs" in text and "2.31x" in text
     assert json.loads(said(capsys, "methods", "show", "triforce", "--json"))["runnable"] is False
 
 

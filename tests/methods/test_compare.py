@@ -153,7 +153,7 @@ def test_more_memory_by_larger_blocks_is_told(small: Path, capsys: pytest.Captur
     [
         (["--only", "kivy"], "--only: no method is called 'kivy'; did you mean 'kivi'?"),
         (["--only", "KIVI"], "--only: no method is called 'KIVI'; did you mean 'kivi'?"),
-        (["--only", "zipvl"], "--only: 'zipvl' cannot be simulated yet: it needs"),
+        (["--only", "zipvl"], "--only: 'zipvl' has no card: it needs"),
         (["--only", "kivi,kivi"], "--only kivi: named twice"),
         (["--only", ","], "--only: expected names of cards"),
         (["--only", "kivi", "--set", "method=h2o"], "--set method=h2o: cards are chosen by --only here"),

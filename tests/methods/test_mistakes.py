@@ -115,7 +115,7 @@ def test_an_unknown_kernel_is_told_the_kernels_alone(capsys: pytest.CaptureFixtu
         ("method=nothing.yaml", None),
         (
             "method=triforce",
-            "--set method: 'triforce' cannot be simulated yet: it needs speculative decoding",
+            "--set method: 'triforce' has no card: it needs speculative decoding",
         ),
         ("method=[marconi]", "--set method: expected text, found ['marconi']"),
         ("methods=marconi", "--set methods: expected a list, found 'marconi'; 'method' takes one name"),

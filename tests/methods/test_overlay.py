@@ -162,3 +162,17 @@ def test_cards_in_conflict_name_both_and_the_key(
         merge_overlays([("one", one), ("other", other)])
     said = str(caught.value)
     assert "'one'" in said and "'other'" in said and all(key in said for key in keys) and "\n" not in said
+
+
+def test_a_cards_options_go_when_an_override_names_another_manager() -> None:
+    """As where the file names it; what the file and the overrides say of options stays."""
+    data = {"workload": WORKLOAD}
+    scenario = parse_scenario(data, ["method=kvzip", "cache.manager=prefix_tree"])
+    assert (scenario.cache.manager, scenario.cache.options) == ("prefix_tree", {})
+    assert "cache.manager" in scenario.method_facts[0]["overridden"]
+    kept = parse_scenario(
+        data, ["method=kvzip", "cache.manager=contiguous", "cache.options.reserve_tokens=64"]
+    )
+    assert kept.cache.options == {"reserve_tokens": 64}
+    same = parse_scenario(data, ["method=kvzip", "cache.manager=chunks"])
+    assert same.cache.options == parse_scenario(data, ["method=kvzip"]).cache.options != {}

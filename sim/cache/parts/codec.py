@@ -125,6 +125,22 @@ class PackedKv:
                 f"set cache.block_tokens to a multiple of {self.group_tokens}"
             )
 
+    def check_groups(self) -> None:
+        """Raise ScenarioError unless a token's channels (of a head, or of several whole ones) make whole groups."""
+        names = ("keys", "values") if self.codec.input is None else ("input",)
+        for name, tensor in zip(names, self._tensors, strict=True):
+            group, all_heads = tensor.group, self._elements(tensor)
+            if not isinstance(group, int) or tensor.axis == "channel" or tensor.bits == 16:
+                continue
+            alone = tensor.rank is not None or self.codec.input is not None
+            span = all_heads if alone else tensor.channels or self.shape.head_dim
+            if span % group and (group % span or all_heads % group):
+                what = "channels that a token has" if alone else "channels of a head"
+                raise ScenarioError(
+                    f"cache.codec.{name}.group: {group} does not divide the {span:g} {what}; give a divisor of these"
+                    + ("" if alone else ", or a number of whole heads")
+                )
+
     @property
     def _tensors(self) -> tuple[Tensor, ...]:
         codec = self.codec
