@@ -86,6 +86,7 @@ class KeptTokens(Paged):
         self._peaks: dict[tuple[int, float | None], int] = {}
         fixed = 0 if self.codec is None else self.codec.fixed_bytes
         self._fixed = -(-fixed * self.pages_per_block // self.block_bytes)
+        self._fixed += -(-self.policy.state_bytes * self.pages_per_block // self.block_bytes)
         if self.policy.buffer_tokens:
             pages = blocks_for(self.policy.buffer_tokens, self.block_tokens)
             self._fixed += pages * (self.policy.dropping_slices if self._apart else 1)

@@ -38,6 +38,13 @@ class Recalled(TokensPart):
     """That each step brings back of a request, on average."""
 
 
+class Folded(TokensPart):
+    """What is not kept goes into a state of each KV head, of fixed size, that later queries read as well (linear attention)."""
+
+    features: Positive
+    """Of a key; the state has so many rows of a value's size, and their sums."""
+
+
 class Heads(TokensPart):
     """Two classes of heads: some keep every token, the others first and newest ones."""
 
@@ -99,8 +106,9 @@ class Tokens(TokensPart):
     """What stays is moved together; otherwise only pages of which nothing stays are freed."""
     renumbered: bool = False
     """What stays gets new positions: its keys are rotated again."""
-    dropped: Literal["discard", "merge"] | Lowered | Recalled = "discard"
-    """merge: what goes is averaged into what stays; or it stays in fewer bits; or it goes below, or nowhere, and is recalled."""
+    dropped: Literal["discard", "merge"] | Lowered | Recalled | Folded = "discard"
+    """merge: what goes is averaged into what stays; or it stays in fewer bits; or it goes below, or nowhere, and is recalled;
+    or it is folded into a state."""
     pages: Literal["own", "shared"] = "own"
     """Layers and classes of heads have block tables of their own, or share one: then a page is freed that none of them
     needs."""

@@ -159,6 +159,13 @@ HASHED = {"score": "hash", "hash_bits": 16, "ratio": 0.5, "generated": "evict"}
 DRAFTED = {"score": "window", "window": 3, "budget": 10, "lookahead": 2, "renumbered": True, "granularity": 2}
 BY_PROFILE = {"score": "accumulated", "heads": {"full": 0.5, "sinks": 1, "recent_ratio": 0.3}}
 CURVE = {"score": "key_similarity", "curve": [[8, 6], [40, 14]], "generated": "evict", "dropped": "merge"}
+FOLDED = {
+    "score": "accumulated",
+    "ratio": 0.3,
+    "generated": "evict",
+    "dropped": {"features": 3},
+    "whole_layers": 1,
+}
 REBUILT = {"score": "accumulated", "budget": 9, "generated": "evict", "dropped": {"tokens": 1.5}}
 BELOW = {"score": "norm", "ratio": 0.4, "layer_shares": [2, 1], "dropped": {"tier": "ddr", "tokens": 2.5}}
 POLICIES = {
@@ -167,6 +174,7 @@ POLICIES = {
     "low": LOW, "low slots": LOW_SLOTS, "low growing": LOW_GROWING, "low drawn": LOW_DRAWN, "segments": SEGMENTS,
     "segments by four": SEGMENTS_BY_FOUR, "hashed": HASHED, "drafted": DRAFTED, "heads by profile": BY_PROFILE,
     "curve": CURVE,
+    "folded": FOLDED,
     "rebuilt": REBUILT,
     "growing": GROWING, "growing by layer": BY_LAYER, "in fours": IN_FOURS, "drawn": DRAWN, "drawn slots": DRAWN_SLOTS,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from math import ceil
 from kvsim.cache.parts.slices import Kind, SliceClass, classes_of
 from kvsim.cache.parts.span import KvShape
 from kvsim.entities import Request
-from kvsim.scenario.tokens import Lowered, Recalled, Tokens
+from kvsim.scenario.tokens import Folded, Lowered, Recalled, Tokens
 
 MASK = (1 << 64) - 1
 
@@ -159,6 +159,15 @@ class TokenCounts:
     def buffer_tokens(self) -> int:
         """Room of each such slice for what is recalled."""
         return 0 if self.recalled is None else ceil(self.recalled.tokens)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Of a request, for all that it dropped."""
+        folded = self.tokens.dropped
+        if not isinstance(folded, Folded):
+            return 0
+        numbers = folded.features * (self.shape.head_dim + 1)
+        return ceil(2 * self.dropping_slices * numbers * self.shape.copies)
 
     def below_slices(self, prompt: int, ratio: float | None = None) -> int:
         """Tokens x slices of a prompt that lie in a tier."""

@@ -40,7 +40,7 @@ class Parts:
             slices += self.tokens.buffer_tokens * self.tokens.dropping_slices
             low = self.tokens.low_slices(prompt, context) * self.tokens.low_bytes
             per_token += self.tokens.beside_bytes
-        held = -(-(slices * per_token + low) // num)
+        held = -(-(slices * per_token + low) // num) + (0 if self.tokens is None else self.tokens.state_bytes)
         if self.codec is not None:
             held += self.codec.beside_bytes(slices // num)
         return held if self.reads is None else held + self.reads.held_bytes(context, prompt)

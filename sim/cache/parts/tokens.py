@@ -9,7 +9,7 @@ from kvsim.cache.parts.slices import SliceClass
 from kvsim.cache.parts.span import mean_context
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
-from kvsim.scenario.tokens import Lowered
+from kvsim.scenario.tokens import Folded, Lowered
 
 SCORED_QUERIES = 64  # whose attention is summed in one launch, where all of a prompt's is
 
@@ -103,7 +103,16 @@ class TokenPolicy(HeldTokens):
         if self.tokens.dropped == "merge":
             read = (goes + stays) * self.shape.bytes_per_token
             return [Kernel("merge_tokens", {"dropped": goes, "kept": stays, "num_bytes": read})]
-        return self._lowering(goes) if goes > 0 else []
+        return [*self._lowering(goes), *self._folding(goes)] if goes > 0 else []
+
+    def _folding(self, tokens: int) -> list[Kernel]:
+        """Tokens into a state."""
+        folded, shape = self.tokens.dropped, self.shape
+        if not isinstance(folded, Folded):
+            return []
+        flops = 4 * tokens * shape.num_layers * shape.width * folded.features
+        moved = tokens * shape.bytes_per_token + 2 * self.state_bytes
+        return [Kernel("fold_tokens", {"num_bytes": moved, "flops": flops})]
 
     def _lowering(self, tokens: int) -> list[Kernel]:
         low = self.tokens.dropped
@@ -131,6 +140,8 @@ class TokenPolicy(HeldTokens):
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         """Look. What decode steps bring back and evict."""
         found = self._recalling(batch)
+        if self.state_bytes:
+            found.append(Kernel("read_state", {"num_bytes": len(batch) * self.state_bytes}))
         if self.tokens.generated == "append" or self.tokens.score == "position":
             return tuple(found)
         for each, cap in zip(self.classes, self.caps, strict=True):
@@ -189,7 +200,8 @@ class TokenPolicy(HeldTokens):
             sizes = {"dropped": 1, "kept": kept * evicting, "num_bytes": read}
             found.append(Kernel("merge_tokens", sizes, calls=share * often if share < 1 else often))
         share = each.slices / shape.num_slices
-        for kernel in self._lowering(evicting * tokens.every):
+        goes = evicting * tokens.every
+        for kernel in (*self._lowering(goes), *self._folding(goes)):
             found.append(kernel._replace(calls=share * often if share < 1 else often))
         return found
 
