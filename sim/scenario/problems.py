@@ -23,7 +23,15 @@ _EXPECTED = {
     "tuple": "a list",
 }
 _BOUNDS = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than_equal": "at most"}
-_TAGS = ("preset", "inline", "measured")  # what a discriminated union adds to a location
+_TAGS = (
+    "preset",
+    "inline",
+    "measured",
+    "a name",
+    "lowered",
+    "recalled",
+    "folded",
+)  # what a discriminated union adds to a location
 
 
 def problem_lines(

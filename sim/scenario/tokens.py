@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -34,7 +35,7 @@ class Recalled(TokensPart):
 
     tier: str | None = None
     """Where a prompt's tokens go, a name in ``cache.tiers``; null = nowhere: their KV is computed again."""
-    tokens: NotNegative = 0.0
+    tokens: NotNegative
     """That each step brings back of a request, on average."""
 
 
@@ -43,6 +44,32 @@ class Folded(TokensPart):
 
     features: Positive
     """Of a key; the state has so many rows of a value's size, and their sums."""
+
+
+def _one_fate(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        given = [key for key in ("bits", "features", "tokens", "tier") if key in value]
+        if len(given) > 1 and given != ["tokens", "tier"]:
+            raise ValueError(f"give bits, or features, or tokens and tier; found {' and '.join(given)}")
+    return value
+
+
+def _fate(value: Any) -> str:
+    """Which of the forms of ``dropped`` a value is meant to be."""
+    keys = value if isinstance(value, Mapping) else getattr(value, "model_fields_set", None)
+    if keys is None:
+        return "a name"
+    return "lowered" if "bits" in keys else "folded" if "features" in keys else "recalled"
+
+
+Dropped = Annotated[
+    Annotated[Literal["discard", "merge"], Tag("a name")]
+    | Annotated[Lowered, Tag("lowered")]
+    | Annotated[Recalled, Tag("recalled")]
+    | Annotated[Folded, Tag("folded")],
+    Discriminator(_fate),
+    BeforeValidator(_one_fate),
+]
 
 
 class Heads(TokensPart):
@@ -106,7 +133,7 @@ class Tokens(TokensPart):
     """What stays is moved together; otherwise only pages of which nothing stays are freed."""
     renumbered: bool = False
     """What stays gets new positions: its keys are rotated again."""
-    dropped: Literal["discard", "merge"] | Lowered | Recalled | Folded = "discard"
+    dropped: Dropped = "discard"
     """merge: what goes is averaged into what stays; or it stays in fewer bits; or it goes below, or nowhere, and is recalled;
     or it is folded into a state."""
     pages: Literal["own", "shared"] = "own"

@@ -97,6 +97,9 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
             "give one of budget, curve, ratio, ratios and heads",
         ),
         (["cache.tokens={score: norm, ratios: [0.5, 0.2]}"], "quantiles do not fall"),
+        (["cache.tokens={score: norm, ratio: 0.5, dropped: {bit: 2}}"], "tokens.dropped.bit: unknown key"),
+        (["cache.tokens={score: norm, ratio: 0.5, dropped: {tier: ddr, bits: 2}}"], "found bits and tier"),
+        (["cache.tokens={score: norm, ratio: 0.5, dropped: thrown}"], "known: discard, merge"),
         (["cache.tokens={score: norm, curve: [[9, 5], [9, 7]]}"], "have to grow from point to point"),
         (["cache.tokens={score: norm, ratios: [0.5]}"], "the least and the most"),
         (
