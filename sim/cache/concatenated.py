@@ -173,7 +173,10 @@ class Concatenated(Reserving):
             found = reads.prefill_attention(start, tokens)
         if reads is not None:
             found += reads.write_work(tokens, tokens)
-        return found if codec is None else found + codec.write_work(tokens)
+        if codec is not None:
+            found += codec.write_work(tokens)
+        repeats = self._repeats(self.padded.masked)
+        return tuple([self._contiguous(each, repeats, 1) for each in found])
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
         policy, reads, codec = self.policy, self.reads, self.codec
