@@ -68,6 +68,12 @@ class PrivatePrefixes(Paged):
         request.kv = None
         return True
 
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        most = len(batch.requests) * (steps // self.block_tokens + 1)
+        if most <= self.free_blocks + self.num_evictable:
+            return steps  # more than enough, and quickly found
+        return super().decode_steps(batch, steps)
+
     def commit(self, batch: Batch, steps: int) -> None:
         blocks = batch.new_blocks(steps)
         if blocks <= self.free_blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import simpy
@@ -11,6 +12,8 @@ SKIPS = 16  # in a row; then whoever watches the run has a turn
 
 class Clock(simpy.Environment):
     """SimPy's environment in integer nanoseconds."""
+
+    now = property(attrgetter("_now"))  # SimPy's is a method in Python
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)

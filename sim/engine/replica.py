@@ -183,7 +183,8 @@ class Replica(Steps):
             closed.append(run)
             if len(closed) >= RUNS_AT_ONCE:
                 self.tally.settle()
-            self._device_end = int(run.ends[run.steps - 1])
+            end = run.ends[run.steps - 1]
+            self._device_end = end if type(end) is int else int(end)  # a long run has arrays
             self._run = None
         self._decided = now
         effects = self._last
@@ -270,7 +271,8 @@ class Replica(Steps):
             self.manager.commit(self.batch, 1)
             self.batch.round += 1
             run.done = 1
-        at = int(run.boundaries[0])
+        first = run.boundaries[0]
+        at = first if type(first) is int else int(first)
         known, self._at = self._at, at
         self._apply(output, at)
         self._at = known

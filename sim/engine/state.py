@@ -137,6 +137,7 @@ class ReplicaState(Services):
         manager.services = self
         self.waiting.start(manager, batch)
         self._swaps = manager.swaps
+        self._makes_room = self._swaps or self._pushes
         # a load could overwrite blocks that the step in flight still writes: they are freed when it is through. (Blocks that are
         # swapped out are loaded to when they have been copied.)
         self._frees_late = self.engine.async_scheduling and bool(self.links.read) and not manager.swaps

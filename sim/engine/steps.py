@@ -24,10 +24,11 @@ class Steps(Admission):
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager
-        if self._pushes and self.waiting:
-            self._push_out(now)
-        if self._swaps and self.waiting:
-            self._swap_in()
+        if self._makes_room and self.waiting:
+            if self._pushes:
+                self._push_out(now)
+            if self._swaps and self.waiting:
+                self._swap_in()
         joined = self._join(now) if self.handed else ()
         decoding, waits = batch.requests, self.waiting or self.loaded
         admits = bool(
@@ -45,8 +46,7 @@ class Steps(Admission):
                 or self.polled
                 or self._to_free
                 or joined
-                or (self._swaps and self._swaps_end > now)
-                or (self._pushes and self._head_changes and self.waiting)
+                or (self._makes_room and self._room_changes(now))
                 # what the first boundary takes could change the decision there
                 or (self._due is not None and (waits or self.handed or not manager.steady_work))
             ):
@@ -70,6 +70,12 @@ class Steps(Admission):
             self._decode_run(now, steps)
         else:
             self._nothing(now, preempted)
+
+    def _room_changes(self, now: int) -> bool:
+        """Look. Requests may be swapped in, or pushed out, at the next decision."""
+        return (self._swaps and self._swaps_end > now) or bool(
+            self._pushes and self._head_changes and self.waiting
+        )
 
     def _foreseen(self, now: int) -> int:
         """Steps until something is likely to end a run that is decided now: more would be priced in vain."""
@@ -109,9 +115,11 @@ class Steps(Admission):
             host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
         boundaries, ends = lay_out(now, self._device_end, priced.step_ns, launch, *host, self._deep)
         self.step_tokens = num
-        self._step_ns = int(priced.step_ns[0]) or 1
         run = self._run = Run(priced, now, boundaries, ends, num, True)
-        self._next = boundary = int(boundaries[-1])
+        first, boundary = priced.step_ns[0], boundaries[-1]
+        if type(first) is not int or type(boundary) is not int:  # a long run has arrays
+            first, boundary = int(first), int(boundary)
+        self._step_ns, self._next = first or 1, boundary
         if self._rings:
             self._turn_at(boundary, now)
         output = self._due
@@ -228,7 +236,9 @@ class Steps(Admission):
     ) -> int:
         """Lay out a step that is committed already; when it ends on the device."""
         before = self._device_end
-        price, free = int(priced.step_ns[0]), now + cpu
+        price, free = priced.step_ns[0], now + cpu
+        if type(price) is not int:
+            price = int(price)
         start = now + launch
         if start < before:
             start = before
