@@ -73,9 +73,11 @@ def flash_attention(
     arguments["max_seqlen_k"] = MAX_CONTEXT if full_graph else max(cache.contexts)
     arguments["k"], arguments["v"] = (_canonical(half) for half in cache.blocks.unbind(1))
 
+    out: torch.Tensor = arguments["out"]
+
     def run(i: int) -> torch.Tensor:
         flash_attn_varlen_func(block_table=cache.tables[i], seqused_k=cache.lengths, **arguments)
-        return arguments["out"]  # type: ignore[no-any-return]
+        return out
 
     return run
 
@@ -99,9 +101,11 @@ def contiguous_attention(
     else:
         arguments["seqused_k"] = lengths
 
+    out: torch.Tensor = arguments["out"]
+
     def run(i: int) -> torch.Tensor:
         flash_attn_varlen_func(k=caches[i, 0], v=caches[i, 1], **arguments)
-        return arguments["out"]  # type: ignore[no-any-return]
+        return out
 
     return run
 
