@@ -69,6 +69,7 @@ def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) 
         "num_tokens": budget.usable_tokens,
         "max_len_requests": budget.max_len_requests,
         "changed_request": _changed_request(scenario, budget),
+        "swap": _swap_space(scenario, budget),
         "tiers": [
             {
                 "name": tier.name,
@@ -79,6 +80,20 @@ def _facts(scenario: Scenario, budget: MemoryBudget, problem: Exception | None) 
             for tier in build_tiers(scenario)
         ],
     }
+
+
+def _swap_space(scenario: Scenario, budget: MemoryBudget) -> dict[str, Any] | None:
+    """Where preempted requests go: the tier, and how many of the longest requests it has room for, held as in HBM; None where
+    they are computed again."""
+    from kvsim.scenario.build import build_model, build_parts
+
+    preemption, tiers = scenario.engine.preemption, scenario.cache.tiers
+    found = [tier for tier in tiers if preemption.tier in (None, tier.name)]
+    tokens = min(budget.max_model_len, budget.request_tokens)
+    if preemption.mode == "recompute" or not found or tokens <= 0:
+        return None
+    held = build_parts(scenario, build_model(scenario)).held_bytes(tokens) * found[0].stored_ratio
+    return {"tier": found[0].name, "tokens": tokens, "requests": found[0].capacity / held}
 
 
 def _changed_request(scenario: Scenario, budget: MemoryBudget) -> dict[str, Any] | None:
@@ -152,6 +167,12 @@ def _print_table(facts: dict[str, Any]) -> None:
     if changed is not None:
         console.print(
             _changed_line(changed, facts["request_tokens"]),
+            highlight=False,
+            soft_wrap=True,
+        )
+    if (swap := facts["swap"]) is not None:
+        console.print(
+            f"preempted requests are swapped to {swap['tier']}: room for {swap['requests']:,.2f} of {swap['tokens']:,} tokens",
             highlight=False,
             soft_wrap=True,
         )

@@ -111,7 +111,8 @@ class Admission(Swaps):
             request.generated, request.handover = generated, None
             if request.swapped:
                 request.swapped = False
-                self.swapped_ns += now - request.last_token_ns
+                back = now if engine.swaps_overlap else max(now, self._swaps_end)
+                self.swapped_ns += back - request.last_token_ns
             joined.append(request)
         return joined
 

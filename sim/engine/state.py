@@ -109,7 +109,9 @@ class ReplicaState(Services):
         self._to_free: list[tuple[Request, int, bool]] = []  # preempted: (request, context, has finished)
         self._swaps_end = 0  # of the copies of swapped requests, begun so far
         self.stalled_ns = 0  # steps that could have started and waited for such copies
-        self.swapped_ns = 0  # from their preemption until they decode again, of all swapped requests
+        self.swapped_ns = (
+            0  # from their preemption until their KV is back, of all swapped requests that decode again
+        )
         self._order = 0
         self._horizon = 64
         self._arrives = NEVER  # decisions are made up to then, when a request comes

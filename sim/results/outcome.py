@@ -54,7 +54,7 @@ class SwapUse:
     in_bytes: int
     spared_bytes: int  # that copies kept in the tier had already
     num_without_room: int  # preempted by recomputation, as the tier was full
-    swapped_ns: int  # from preemption until a request decodes again, over those that do
+    swapped_ns: int  # from preemption until KV is back, over requests that decode again
     stalled_ns: int  # steps that could have run and waited for swaps
 
 

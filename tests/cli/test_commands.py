@@ -100,6 +100,24 @@ def test_explain_memory(cli: Cli, small: Path) -> None:
     assert out.endswith("fits\n")
 
 
+def test_explain_memory_has_the_swap_space(cli: Cli, small: Path) -> None:
+    """Of 131,072 bytes a token, 8 GB hold 7.45 requests of 8,192 tokens; with KV in 8 bits twice as many."""
+    swap = [
+        "--set",
+        "engine.preemption=swap",
+        "--set",
+        "cache.manager=paged",
+        "--set",
+        "engine.max_model_len=8192",
+    ]
+    swap += ["--set", "cache.tiers=[{name: ddr, capacity: 8 GB}]"]
+    assert "swapped to ddr: room for 7.45 of 8,192 tokens" in cli("explain", "memory", small, *swap)[1]
+    swap += ["--set", "cache.codec={keys: {bits: 8}, values: {bits: 8}}"]
+    facts = json.loads(cli("explain", "memory", small, "--json", *swap)[1])["swap"]
+    assert facts == {"tier": "ddr", "tokens": 8192, "requests": pytest.approx(2 * 8e9 / (8192 * 131_072))}
+    assert json.loads(cli("explain", "memory", small, "--json")[1])["swap"] is None
+
+
 def test_explain_memory_says_what_parts_of_the_cache_make_of_a_request(cli: Cli, small: Path) -> None:
     whole = 131_072  # bytes of a token at 16 bits
     code, out, _ = cli("explain", "memory", small, "--json", "--set", "method=kivi")
