@@ -110,7 +110,11 @@ class KeptTokens(Paged):
             whole = whole if self._wide == 1 else ceil(self._wide * whole)
             if not (self._widens and computed):
                 return whole
-            return max(whole, self._held(computed, computed, ratio))
+            most = self._peaks.get((computed, ratio))
+            if most is None:
+                most = max(whole, self._held(computed, computed, ratio))
+                self._peaks[computed, ratio] = most
+            return most
         found = self._peaks.get((computed, ratio))
         if found is None:
             found = self._peaks[computed, ratio] = self._thinned(computed, ratio)
@@ -237,8 +241,11 @@ class KeptTokens(Paged):
         return begun + self._low.new_pages(batch, steps)
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
-        free = self.num_free_blocks
-        if self.new_blocks(batch, steps) <= free:
+        free, rows = self.num_free_blocks, len(batch.requests) * self.pages_per_block
+        begun = rows * (steps // self.block_tokens + 1)  # no slice grows by more than a token a step
+        if self.policy.low_bits is not None:
+            begun *= 2
+        if begun <= free or self.new_blocks(batch, steps) <= free:
             return steps
         low, high = 0, steps  # new_blocks grows with the steps: the last one that fits
         while low + 1 < high:
