@@ -8,6 +8,7 @@ import torch
 
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
+from kvsim.calibrate.kernels.key_points import key_points, keys_between
 from kvsim.calibrate.kernels.quantise_kv import kv_widths
 
 TOKENS = (16, 128, 512, 2048, 8192, 32768, 131072)
@@ -23,12 +24,7 @@ class HadamardKeys(Kernel):
     summary = "new K rotated by a Hadamard matrix (RotateKV, QuaRot)"
 
     def points(self, plan: Plan) -> Sequence[Point]:
-        return [
-            {"head_dim": head_dim, "kv_heads": kv_heads, "tokens": count}
-            for kv_heads, head_dim in kv_widths(plan)
-            if head_dim & (head_dim - 1) == 0
-            for count in plan.pick(TOKENS, QUICK, (5, 70))
-        ]
+        return key_points(_widths(plan), plan.pick(TOKENS, QUICK, (5, 70)))
 
     def prepare(self, point: Point, bench: Bench) -> Launch:
         head_dim, count = int(point["head_dim"]), int(point["tokens"]) * int(point["kv_heads"])
@@ -58,18 +54,15 @@ class HadamardKeys(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        widths = [width for width in kv_widths(plan) if width[1] & (width[1] - 1) == 0]
-        return [
-            {
-                "head_dim": widths[i % len(widths)][1],
-                "kv_heads": widths[i % len(widths)][0],
-                "tokens": min(max(tokens, TOKENS[0]), TOKENS[-1]),
-            }
-            for i, tokens in enumerate(draw.tokens)
-        ]
+        return keys_between(_widths(plan), draw.tokens, TOKENS)
 
     def source(self, point: Point) -> str:
         return "triton: kvsim.calibrate.triton.hadamard_keys"
+
+
+def _widths(plan: Plan) -> list[tuple[int, int]]:
+    """Those that have a matrix: a power of two."""
+    return [width for width in kv_widths(plan) if width[1] & (width[1] - 1) == 0]
 
 
 def hadamard(size: int) -> torch.Tensor:

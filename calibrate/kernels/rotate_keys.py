@@ -8,6 +8,7 @@ import torch
 
 from kvsim.calibrate.bench import Bench, relative_error
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
+from kvsim.calibrate.kernels.key_points import key_points, keys_between
 from kvsim.calibrate.kernels.quantise_kv import kv_widths
 
 PAGE = 16  # tokens
@@ -28,11 +29,7 @@ class RotateKeys(Kernel):
     summary = "cached K turned by an offset of position, in place in its pages"
 
     def points(self, plan: Plan) -> Sequence[Point]:
-        return [
-            {"head_dim": head_dim, "kv_heads": kv_heads, "tokens": count}
-            for kv_heads, head_dim in kv_widths(plan)
-            for count in plan.pick(TOKENS, QUICK, (16, 37))
-        ]
+        return key_points(kv_widths(plan), plan.pick(TOKENS, QUICK, (16, 37)))
 
     def prepare(self, point: Point, bench: Bench) -> Launch:
         head_dim, kv_heads = int(point["head_dim"]), int(point["kv_heads"])
@@ -72,15 +69,8 @@ class RotateKeys(Kernel):
         )
 
     def off_grid(self, plan: Plan, draw: Draw) -> Sequence[Point]:
-        widths = kv_widths(plan)
-        return [
-            {
-                "head_dim": widths[i % len(widths)][1],
-                "kv_heads": widths[i % len(widths)][0],
-                "tokens": min(max(past, TOKENS[0]), TOKENS[-1]),  # as if all of the past came from elsewhere
-            }
-            for i, (_, past) in enumerate(draw.chunks)
-        ]
+        pasts = (past for _, past in draw.chunks)  # as if all of the past came from elsewhere
+        return keys_between(kv_widths(plan), pasts, TOKENS)
 
     def source(self, point: Point) -> str:
         return "triton: kvsim.calibrate.triton.rotate_keys"
