@@ -148,11 +148,16 @@ class Pages:
 
     def sum_read(self, steps: int) -> int | Ints:
         """Sum over requests of the pages that hold the tokens read."""
+        found = self.sums_read(steps)
+        return found if type(found) is int else np.array(found)
+
+    def sums_read(self, steps: int) -> int | list[int]:
+        """:meth:`sum_read`, of several steps as plain numbers."""
         whole, rest = divmod(self._batch.round, self._size)
         first = self._whole + len(self._batch.requests) * (whole + 1) + sum(self._phase[self._size - rest :])
         if steps == 1:
             return first
-        return np.array(list(accumulate(self._filled(steps - 1), initial=first)))
+        return list(accumulate(self._filled(steps - 1), initial=first))
 
     def num_filled(self, steps: int) -> int | Ints:
         """Requests whose own token is the last one of a page."""

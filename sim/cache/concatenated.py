@@ -21,6 +21,7 @@ from kvsim.cache.paged import cache_managers
 from kvsim.cache.parts.decode import decode_kernels, everything
 from kvsim.cache.parts.parts import Parts
 from kvsim.cache.parts.span import Span, mean_context
+from kvsim.cost.form import Formed, written_out
 from kvsim.cost.work import Column, Kernel
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
@@ -163,10 +164,10 @@ class Concatenated(Reserving):
 
     # ---- work
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         """All prompts of a batch, padded, go through in one step."""
         policy, reads, codec = self.policy, self.reads, self.codec
-        found: tuple[Kernel, ...] = (Kernel("prefill_attention", {"new": tokens, "past": start}),)
+        found: tuple[Kernel | Formed, ...] = (Kernel("prefill_attention", {"new": tokens, "past": start}),)
         if policy is not None:
             found = policy.prefill_attention(start, tokens) + policy.prompt_work(start, tokens, tokens)
         elif reads is not None:
@@ -176,9 +177,9 @@ class Concatenated(Reserving):
         if codec is not None:
             found += codec.write_work(tokens)
         repeats = self._repeats(self.padded.masked)
-        return tuple([self._contiguous(each, repeats, 1) for each in found])
+        return tuple([self._contiguous(each, repeats, 1) for each in written_out(found, 1)])
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         policy, reads, codec = self.policy, self.reads, self.codec
         whole = (everything(batch, steps),)
         held = whole if policy is None else policy.spans(batch, steps)
@@ -186,7 +187,7 @@ class Concatenated(Reserving):
         if policy is not None and reads is not None:
             read = policy.spans(batch, steps, read)
         repeats = self._repeats(batch.total(_padding) > 0)
-        kernels = decode_kernels(batch, steps, read, codec, policy, reads)
+        kernels = written_out(decode_kernels(batch, steps, read, codec, policy, reads), steps)
         work = tuple([self._contiguous(each, repeats, steps) for each in kernels])
         return self._copied(batch, steps, held, repeats) + work
 

@@ -17,6 +17,7 @@ from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.parts.decode import decode_kernels, everything
 from kvsim.cache.parts.slices import SliceClass
 from kvsim.cache.parts.span import Span
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
@@ -258,9 +259,9 @@ class KeptTokens(Paged):
 
     # ---- work
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         past, ratio = request.cached + start, request.kv.ratio
-        kernels = self.policy.prefill_attention(past, tokens, ratio)
+        kernels: tuple[Kernel | Formed, ...] = self.policy.prefill_attention(past, tokens, ratio)
         prompt, through = request.cached + request.to_compute, start + tokens == request.to_compute
         kernels += self.policy.prompt_work(past, tokens, prompt, ratio)
         if self.reads is not None:
@@ -271,7 +272,7 @@ class KeptTokens(Paged):
             return kernels + self.codec.write_work(tokens)
         return kernels + self.codec.write_work(request.to_compute) if through else kernels
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         policy, reads = self.policy, self.reads
         spans: tuple[Span, ...] = (everything(batch, steps),)
         if self._frees:

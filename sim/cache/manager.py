@@ -20,6 +20,7 @@ from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.cache.swap_space import SwapCounts as SwapCounts  # for those who import it from here
 from kvsim.cache.swap_space import SwapSetting
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -283,11 +284,15 @@ class CacheManager(ABC):
         """
         return ()
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
-        """Look. Attention (and the method's kernels) of computed tokens ``start`` .. ``start + tokens``."""
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
+        """Look. Attention (and the method's kernels) of computed tokens ``start`` .. ``start + tokens``.
+
+        Kernels that are the same from step to step but for one size may come as a form (:mod:`kvsim.cost.form`), here and of
+        decodes: it is priced and counted fastest.
+        """
         return (Kernel("prefill_attention", {"new": tokens, "past": request.cached + start}),)
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         """Look. Kernels of the next ``steps`` decode steps, as columns.
 
         SHIFT LAW: rows j.. of decode_work(b, k) equal decode_work(b, k - j) after commit(b, j) and ``b.round += j``:

@@ -15,6 +15,7 @@ from kvsim.cache.paged import Paged
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.span import Span
 from kvsim.cache.parts.thinned import ThinnedKv
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -94,7 +95,7 @@ class Packed(Base):
 
     # ---- work
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         kernels = super().prefill_work(request, start, tokens)
         past, prompt = request.cached + start, request.cached + request.to_compute
         kernels += self.codec.prompt_work(past, tokens, prompt)
@@ -104,11 +105,11 @@ class Packed(Base):
             return kernels
         return kernels + self.codec.write_work(request.to_compute)
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         num = len(batch)
         first = batch.sum_context + num
         read: Column = Ramp(first, num) if steps > 1 else first
-        return self.codec.read_work(num, Span(1, read), steps) + self.codec.new_tokens(batch, steps)
+        return self.codec.read_work(num, Span(1, read)) + self.codec.new_tokens(batch, steps)
 
     def check_integrity(self) -> None:
         super().check_integrity()

@@ -13,6 +13,7 @@ from kvsim.cache.manager import CacheConfig
 from kvsim.cache.paged import Paged
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import plain_read
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
@@ -32,10 +33,10 @@ class Selective(Base):
         self.reads: ReadSelector = config.reads
         super().__init__(replace(config, beside_bytes=self.reads.block_bytes(config.block_tokens)))
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         attention = self.reads.prefill_attention(request.cached + start, tokens)
         own = super().prefill_work(request, start, tokens)
-        rest = tuple(kernel for kernel in own if kernel.name != "prefill_attention")
+        rest = tuple(item for item in own if type(item) is Formed or item.name != "prefill_attention")
         through = start + tokens == request.to_compute
         prompt = request.cached + request.to_compute if through else 0
         work = attention + rest + self.reads.write_work(tokens, prompt)
@@ -43,11 +44,11 @@ class Selective(Base):
             request.cached + start, tokens, request.cached + request.to_compute
         )
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         reads, num, codec = self.reads, len(batch), self.config.codec
-        found = list(reads.select_work(batch, steps))
+        found = reads.select_work(batch, steps)
         for span in reads.spans(batch, steps):
-            found += codec.read_work(num, span, steps) if codec is not None else (plain_read(num, span),)
+            found += codec.read_work(num, span) if codec is not None else (plain_read(num, span),)
         if codec is not None:
             found += codec.new_tokens(batch, steps)
         return (*found, *reads.new_tokens(batch))

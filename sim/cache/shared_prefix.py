@@ -24,6 +24,7 @@ from kvsim.cache.node import Node
 from kvsim.cache.options import read_options
 from kvsim.cache.paged import cache_managers
 from kvsim.cache.prefix_tree import PrefixTreeManager
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -74,7 +75,7 @@ class SharedPrefixManager(PrefixTreeManager):
         super().end_decode(request)
         self._stale = True
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self._stale:
             self._shared, self._stale = self._find(batch), False
         shared = self._shared

@@ -22,6 +22,7 @@ from kvsim.cache.node import Node
 from kvsim.cache.options import read_options
 from kvsim.cache.paged import blocks_for, cache_managers
 from kvsim.cache.prefix_tree import Found, Held, PrefixTreeManager
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
 from kvsim.entities import Request
 from kvsim.errors import ScenarioError
@@ -149,7 +150,7 @@ class SnapshotManager(PrefixTreeManager):
     def _blocks_held(self, request: Request, context: int) -> int:
         return super()._blocks_held(request, self._complete(request, context))
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         kernels = super().prefill_work(request, start, tokens)
         if self.snapshot_bytes and start == 0 and request.cached:
             kernels += (Kernel("device_copy", {"num_bytes": self.snapshot_bytes}),)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.options import read_options
 from kvsim.cache.paged import Paged, blocks_for, cache_managers
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Column, Kernel
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError
@@ -107,13 +108,13 @@ class Virtual(Paged):
 
     # ---- work
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         before = request.cached + start
         there = max(blocks_for(before, self.block_tokens), request.kv)
         rows = blocks_for(before + tokens, self.block_tokens) - there
         return super().prefill_work(request, start, tokens) + self._map(max(0, rows))
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         """A step that fills a row maps the next one, whether the request goes on or not: nobody knows."""
         return super().decode_work(batch, steps) + self._map(batch.pages(self.block_tokens).num_filled(steps))
 

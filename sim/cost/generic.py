@@ -82,6 +82,13 @@ class RooflinePricer(Pricer):
         """The line of moving bytes or of computing, where one of them takes longer in all steps."""
         reads = self._over(lane, 1.0, 1).at(first_of(moved))
         computes = self._over(lane, 1.0, 0).at(first_of(flops))
+        if not steps and type(moved) is Ramp and type(flops) is Ramp:
+            if moved[0] * flops[1] != moved[1] * flops[0]:
+                return None
+            slower = moved[1] * reads.slope >= flops[1] * computes.slope
+            return (reads, moved) if slower else (computes, flops)
+        if not steps and (type(moved) is Ramp or type(flops) is Ramp):
+            return None
         slower = first_of(moved) * reads.slope >= first_of(flops) * computes.slope
         if steps > 1:
             ends = (

@@ -17,12 +17,15 @@ import numpy as np
 
 from kvsim.cost.decode import DecodeAttention
 from kvsim.cost.disk import DiskGather
+from kvsim.cost.form import Form, Formed, written_out
 from kvsim.cost.forward import ForwardPass
 from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.lattice import SCALE, quantise
+from kvsim.cost.line import first_of
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
+from kvsim.cost.merged import Plan, plan_of
 from kvsim.cost.mixed import MixedStep
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
@@ -105,26 +108,38 @@ class KernelCostModel(CostModel):
         # of steps with prefill, not sustained and sustained: factor, the same on decode attention, layers, heads
         self._mixed = [(f, f * mixed, self._layers[f], self._heads[f]) for f in factors]
         self._usage = Usage(("engine", self.terms.provenance), self.pricers)
+        self.merged = self._usage.merged
+        # of steps without prefill, with prefill, and with prefill that is sustained
+        self._form_ratios = [(1.0, 1.0), self._mixed[False][:2], self._mixed[True][:2]]
+        self.form_plans: list[dict[Any, Plan]] = [{}, {}, {}]
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         steps, tokens, sampled, kernels, _ = work
         if len(kernels) == 1:
-            name, args, calls, group, lane = kernels[0]
-            if (
-                name == "decode_attention"
-                and type(calls) is int
-                and calls == 1
-                and lane == "gpu"
-                and group == "main"
-            ):
-                num_seqs, sums = args["num_seqs"], args["sum_context"]
-                if type(num_seqs) is int and num_seqs > 0:
-                    if type(sums) is Ramp:
-                        plan = self._plan(tokens, sampled, num_seqs)
-                        return self._decode_run(plan, num_seqs, sums[0], sums[1], steps)
-                    if type(sums) is int:
-                        plan = self._plan(tokens, sampled, num_seqs)
-                        return self._decode_run(plan, num_seqs, sums, 0, steps)
+            alone = kernels[0]
+            num_seqs: Any
+            if type(alone) is Formed:
+                num_seqs, sums = alone.form.num_plain, alone.x
+            else:
+                name, args, calls, group, lane = alone
+                num_seqs = 0
+                if (
+                    name == "decode_attention"
+                    and type(calls) is int
+                    and calls == 1
+                    and lane == "gpu"
+                    and group == "main"
+                ):
+                    num_seqs, sums = args["num_seqs"], args["sum_context"]
+            if type(num_seqs) is int and num_seqs > 0:
+                if type(sums) is Ramp:
+                    plan = self._plan(tokens, sampled, num_seqs)
+                    return self._decode_run(plan, num_seqs, sums[0], sums[1], steps)
+                if type(sums) is int:
+                    plan = self._plan(tokens, sampled, num_seqs)
+                    return self._decode_run(plan, num_seqs, sums, 0, steps)
+        if self.strict:  # what is refused is told kernel by kernel
+            work = work._replace(kernels=written_out(kernels, steps))
         if steps == 1:
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
@@ -295,6 +310,18 @@ class KernelCostModel(CostModel):
         parts = tuple(((name, self.terms.provenance), ns) for (name, _), ns in as_one.parts)
         found = LinearPriced(as_one.total_ns, parts)
         self._usage.linear.append(found)
+        return found
+
+    def form_plan(self, form: Form, x: Any, kind: int, link_share: Mapping[str, float] | None) -> Plan:
+        """How ``form`` is priced in steps of a ``kind`` (see ``form_plans``) of which the first has ``x``; cached."""
+        key: Any = form
+        if form.lanes and link_share:
+            key = form, *[link_share.get(lane, 1.0) for lane in form.lanes]
+        plans = self.form_plans[kind]
+        found = plans.get(key)
+        if found is None:
+            found = plan_of(self, form, first_of(x), self._form_ratios[kind], link_share)
+            plans[key] = found
         return found
 
     def pricer(self, name: str) -> Pricer:

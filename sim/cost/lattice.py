@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 
 SCALE = float(1 << 20)
+LATTICE = 1 / SCALE
+MOST_NS = float(
+    1 << 30
+)  # beyond, floats are too coarse for sums of lines that are known to a few lattice points
 
 
 def quantise(time_ns: float) -> float:

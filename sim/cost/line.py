@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kvsim.cost.work import Column, Ramp
+from kvsim.cost.work import Ramp
 
 INFINITE = float("inf")
 
@@ -77,8 +77,10 @@ def after(x: float) -> float:
     return nextafter(x, INFINITE)
 
 
-def first_of(value: Column) -> Any:
+def first_of(value: Any) -> Any:
     """A column in the first step."""
     if type(value) is Ramp:
+        return value[0]
+    if type(value) is list:
         return value[0]
     return value.item(0) if isinstance(value, np.ndarray) else value

@@ -9,12 +9,15 @@ import numpy as np
 
 from kvsim.cost.line import Line
 from kvsim.cost.linear import StepLinear
+from kvsim.cost.merged import Merged
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
 from kvsim.cost.work import Ramp
 
 Numbers = list[Any]  # of each step
-Use = tuple[Line, Any, Any]  # a line; its x: number, Ramp or Numbers; calls: number or Numbers
+Use = tuple[
+    Line | Merged, Any, Any, str, str
+]  # a line; its x: number, Ramp or Numbers; calls: number or Numbers; group, lane
 
 
 class LineRun(Priced):
@@ -40,7 +43,7 @@ class LineRun(Priced):
         self.linear.steps += steps
         if not self.hides_linear:
             self.linear.uses += steps
-        for line, x, calls in self.uses:
+        for line, x, calls, _, _ in self.uses:
             if type(calls) is list:
                 num = sum(calls[start:stop])
                 line.rows += num

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvsim.cost.lattice import quantise
-from kvsim.cost.line import Line
+from kvsim.cost.form import Formed, divided, written_out
+from kvsim.cost.lattice import LATTICE, MOST_NS, quantise
+from kvsim.cost.line import Line, first_of
 from kvsim.cost.line_run import Joined, LineRun, Numbers, Use
+from kvsim.cost.merged import Merged, Plan
 from kvsim.cost.model import Priced
 from kvsim.cost.step import MAIN, Place, price_step
 from kvsim.cost.work import Column, Kernel, Ramp, StepWork, listed
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
 
 VECTOR_STEPS = 32  # from here on numpy beats a Python loop
-LATTICE = 2.0**-20
-MOST_NS = float(1 << 30)  # beyond, floats are too coarse for ``slack``
 Lane = tuple[float, float, list[tuple[float, Numbers]]]
 """base + slope * i + sum of factor * numbers[i] nanoseconds in step i."""
 NOTHING: Lane = (0.0, 0.0, [])
@@ -59,22 +59,29 @@ def price_run(model: KernelCostModel, work: StepWork, link_share: Mapping[str, f
 
 def _rows(work: StepWork, start: int, stop: int) -> StepWork:
     """Some steps of ``work``."""
-    kernels = tuple(
-        Kernel(
-            name,
-            {key: _some(value, start, stop) for key, value in args.items()},
-            _some(calls, start, stop),
-            *place,
-        )
-        for name, args, calls, *place in work.kernels
+    return StepWork(
+        stop - start,
+        work.tokens,
+        work.sampled,
+        tuple(_rows_of(item, start, stop) for item in work.kernels),
+        work.sustained,
     )
-    return StepWork(stop - start, work.tokens, work.sampled, kernels, work.sustained)
 
 
-def _some(value: Column, start: int, stop: int) -> Column:
-    if isinstance(value, Ramp):
+def _rows_of(item: Kernel | Formed, start: int, stop: int) -> Kernel | Formed:
+    if type(item) is Formed:
+        return Formed(item.form, _some(item.x, start, stop))
+    name, args, calls, *place = item
+    sizes = {key: _some(value, start, stop) for key, value in args.items()}
+    return Kernel(name, sizes, _some(calls, start, stop), *place)
+
+
+def _some(value: Any, start: int, stop: int) -> Any:
+    if type(value) is Ramp:
         first = value.start + value.step * start
         return first if stop - start == 1 else Ramp(first, value.step)
+    if type(value) is list:
+        return value[start] if stop - start == 1 else value[start:stop]
     if isinstance(value, np.ndarray):
         return value.item(start) if stop - start == 1 else value[start:stop]
     return value
@@ -84,33 +91,27 @@ def _on_lines(
     model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None
 ) -> LineRun | int:
     """The price; or how many leading steps are to be priced apart from the others, 0 = the first one on its own."""
-    steps, tokens, sampled, kernels, _ = work
+    steps, tokens, sampled, items, _ = work
     linear = model.step_linear(tokens, sampled)
-    pricers, strict = model.pricers, model.strict
     base, slope, slack = linear.total_ns, 0.0, 4.0  # of the main lane; in lattice steps
     columns: list[tuple[float, Numbers]] = []
     lanes: dict[Place, Lane] | None = None  # all others
     uses: list[Use] = []
-    written: dict[int, Numbers] = {}  # arrays, which several kernels may have in common, as lists
-    for name, args, calls, group, lane in kernels:
-        pricer = pricers.get(name) or model.pricer(name)
-        if lane == "gpu":
-            found = pricer.line(args, "gpu", 1.0, steps)
+    plans = model.form_plans[0]
+    for item in items:
+        if type(item) is Formed:
+            form, x = item
+            plan = (None if form.lanes else plans.get(form)) or model.form_plan(form, x, 0, link_share)
+            if not plan.entries or not _use_plan(plan, x, steps, uses):
+                return _on_lines(model, work._replace(kernels=written_out(items, steps)), link_share)
+            slack += plan.slack
         else:
-            found = pricer.line(args, lane, link_share.get(lane, 1.0) if link_share else 1.0, steps)
-        if found is None or (strict and found[0].key[1] == "extrapolated"):
-            return 0
-        line: Line = found[0]
-        x: Any = found[1]
-        num: Any = calls
-        if type(calls) is not int:
-            num, alike = _calls(calls, x, steps)
-            if alike < steps:
-                return alike
-            if type(num) is float:
-                slack += abs(num)
-                line, num = line.times(num), 1
-        slack += 1.0 + (abs(num) if type(num) is int else 0.0)
+            found = _use_kernel(model, item, steps, link_share, uses)
+            if type(found) is int:
+                return found
+            slack += found
+    written: dict[int, Numbers] = {}  # arrays, which several kernels may have in common, as lists
+    for at, (line, x, num, group, lane) in enumerate(uses):
         own_base, own_slope = line.base, line.slope
         own: tuple[float, Numbers] | None = None  # what is no line over the steps
         if type(num) is list:
@@ -122,17 +123,18 @@ def _on_lines(
                 return _leading(range(first, last, step), line)
             own_base = num * (own_base + own_slope * first)
             own_slope = num * own_slope * step
-        elif isinstance(x, np.ndarray):
-            array, x = x, written.get(id(x))
-            if x is None:
-                x = written[id(array)] = array.tolist()
+        elif type(x) is int or type(x) is float:
+            own_base, own_slope = num * (own_base + own_slope * x), 0.0
+        else:
+            if type(x) is not list:
+                array, x = x, written.get(id(x))
+                if x is None:
+                    x = written[id(array)] = array.tolist()
+                uses[at] = line, x, num, group, lane
             if max(x) > line.last or min(x) < line.first:
                 return _leading(x, line)
             own = num * own_slope, x
             own_base, own_slope = num * own_base, 0.0
-        else:
-            own_base, own_slope = num * (own_base + own_slope * x), 0.0
-        uses.append((line, x, num))
         if lane == "gpu" and group == "main":
             base += own_base
             slope += own_slope
@@ -155,9 +157,54 @@ def _on_lines(
         (base, slope, columns), hidden = joined
         if hidden:
             hides_linear = MAIN in hidden
-            uses = [use for use, (*_, g, n) in zip(uses, kernels, strict=True) if (g, n) not in hidden]
+            uses = [use for use in uses if use[3:] not in hidden]
     rounded = _rounded((base + linear.rest_ns, slope, columns), steps, slack)
     return rounded if isinstance(rounded, int) else LineRun(rounded, linear, uses, hides_linear)
+
+
+def _use_plan(plan: Plan, x: Any, steps: int, uses: list[Use]) -> bool:
+    """Change. Add the lines of a form's kernels; False = some kernel is on none."""
+    for pieces, over, group, lane in plan.entries:
+        u = x if over == 1 else divided(x, over, steps)
+        first = u if type(u) is int else first_of(u)
+        line: Any = pieces.last
+        if not line.first <= first <= line.last:
+            line = pieces.at(first)
+            if line is None:
+                return False
+        uses.append((line, u, 1, group, lane))
+    return True
+
+
+def _use_kernel(
+    model: KernelCostModel,
+    kernel: Kernel,
+    steps: int,
+    link_share: Mapping[str, float] | None,
+    uses: list[Use],
+) -> Any:
+    """Change. Add the kernel's line; lattice steps that its rounding amounts to. Or, as an int, the leading steps that are to
+    be priced apart."""
+    name, args, calls, group, lane = kernel
+    pricer = model.pricers.get(name) or model.pricer(name)
+    if lane == "gpu":
+        found = pricer.line(args, "gpu", 1.0, steps)
+    else:
+        found = pricer.line(args, lane, link_share.get(lane, 1.0) if link_share else 1.0, steps)
+    if found is None or (model.strict and found[0].key[1] == "extrapolated"):
+        return 0
+    line, x = found
+    num: Any = calls
+    slack = 1.0
+    if type(calls) is not int:
+        num, alike = _calls(calls, x, steps)
+        if alike < steps:
+            return alike
+        if type(num) is float:
+            slack += abs(num)
+            line, num = line.times(num), 1
+    uses.append((line, x, num, group, lane))
+    return slack + (abs(num) if type(num) is int else 0.0)
 
 
 def _calls(calls: Column, x: Column, steps: int) -> tuple[Any, int]:
@@ -175,7 +222,7 @@ def _calls(calls: Column, x: Column, steps: int) -> tuple[Any, int]:
     return numbers, 0 if type(x) is Ramp or isinstance(x, np.ndarray) else steps
 
 
-def _leading(numbers: Sequence[float], line: Line) -> int:
+def _leading(numbers: Sequence[float], line: Line | Merged) -> int:
     """Of some numbers, those before the first one that is not on ``line``."""
     first, last = line.first, line.last
     return next((i for i, x in enumerate(numbers) if not first <= x <= last), len(numbers))

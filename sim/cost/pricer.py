@@ -30,7 +30,8 @@ class Pricer(ABC):
         """The line on which :meth:`price` lies in the first of so many steps, and the size x that it is over.
 
         No other size changes the price in these steps; None where one does, or the price is on no line. Which line it is
-        depends on the sizes of the first step alone. Runs of steps without lines are priced step by step.
+        depends on the sizes of the first step alone. ``steps`` 0: in any number of them, backwards, too, as long as x is
+        on the line. Runs of steps without lines are priced step by step.
         """
         return None
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
+from kvsim.cost.form import written_out
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import Ramp, StepWork, listed
 from kvsim.errors import CalibrationError
@@ -64,7 +65,7 @@ class SharedSteps(CostModel):
         num_seqs: Any = 0
         sums: Any = None
         chunks: list[tuple[Any, Any]] = []
-        for name, args, calls, group, lane in work.kernels:
+        for name, args, calls, group, lane in written_out(work.kernels, work.steps):
             plain = type(calls) is int and calls == 1 and (group, lane) == ("main", "gpu")
             if plain and name == "decode_attention" and sums is None:
                 num_seqs, sums = args["num_seqs"], args["sum_context"]

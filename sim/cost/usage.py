@@ -12,11 +12,12 @@ from kvsim.cost.decode import DecodeCurve
 from kvsim.cost.line import Line
 from kvsim.cost.linear import Key, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.merged import Merged
 from kvsim.cost.model import Priced
 from kvsim.cost.pricer import Pricer
 
 Array = np.ndarray[Any, Any]
-Part = Key | tuple[Line, float, int]  # of a kernel on no line; of another: the line, its x, calls
+Part = Key | tuple[Line | Merged, float, int]  # of a kernel on no line; of others: the line, its x, calls
 
 
 class Usage:
@@ -31,6 +32,7 @@ class Usage:
         self.linear: list[LinearPriced] = []  # they count their uses themselves
         self.step_linear: list[StepLinear] = []  # so do these
         self.plans: list[DecodePlan] = []  # and these
+        self.merged: list[Merged] = []  # these count for several lines
 
     def add(self, key: Key, time_ns: float) -> None:
         self.parts_ns[key] += time_ns
@@ -40,6 +42,8 @@ class Usage:
 
         What rounding leaves over goes to the engine, or to the largest entry where the engine has no share.
         """
+        for merged in self.merged:
+            merged.settle()
         exact = dict(self.parts_ns)
 
         def add(key: Key, time_ns: float) -> None:

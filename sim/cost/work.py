@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import index
-from typing import Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from kvsim.cost.form import Formed
 
 
 class Ramp(NamedTuple):
@@ -73,10 +76,12 @@ class StepWork(NamedTuple):
     - ``decode_attention`` {num_seqs, sum_context}: one query token a sequence over its cached context;
     - ``prefill_attention`` {new, past}: one chunk of ``new`` query tokens over ``past`` cached ones, causal;
     - any kernel of the profile that a cache method adds.
+
+    Kernels may come as forms (:mod:`kvsim.cost.form`).
     """
 
     steps: int
     tokens: int
     sampled: int
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[Kernel | Formed, ...]
     sustained: bool = False  # prefill has run for so long that the GPU's clocks are down

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvsim.cache.manager import Transfer
+from kvsim.cost.form import Formed
 from kvsim.cost.model import Priced
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.admission import Admission
@@ -138,7 +139,7 @@ class Steps(Admission):
         sum_context = batch.sum_context + decodes
         if self._spares_reads and (again := manager.tokens_read_again):
             sum_context -= self.spared_tokens(decodes, again)
-        kernels: list[Kernel] = []  # unless they are the plain ones
+        kernels: list[Kernel | Formed] = []  # unless they are the plain ones
         if decodes:
             if not plain:
                 kernels += manager.decode_work(batch, 1)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvsim.cache.manager import Transfer
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
 from kvsim.engine.state import ReplicaState
 from kvsim.entities import NEVER, Request
@@ -91,15 +92,21 @@ class Transfers(ReplicaState):
                     self._cut(self.env.now)
                     return
 
-    def _note_links(self, kernels: Sequence[Kernel]) -> dict[str, float] | None:
+    def _note_links(self, kernels: Sequence[Kernel | Formed]) -> dict[str, float] | None:
         """Change. The parts of the host link that copies inside the step get; None = there are none."""
         self._shares = None
-        for *_, lane in kernels:
-            if lane != "gpu":
-                share = self.links.share()
-                self._shares = {lane: share[lane] for *_, lane in kernels if lane in share}
-                return share
-        return None
+        lanes: list[str] = []
+        for item in kernels:
+            if type(item) is Formed:
+                if item[0].lanes:
+                    lanes += item[0].lanes
+            elif item[4] != "gpu":
+                lanes.append(item[4])
+        if not lanes:
+            return None
+        share = self.links.share()
+        self._shares = {lane: share[lane] for lane in lanes if lane in share}
+        return share
 
     def _poll(self, now: int) -> None:
         """One more decision: some ended loads have become known. An engine without a step in flight polls at once."""

@@ -11,6 +11,7 @@ from kvsim.cache.load import load_manager
 from kvsim.cache.manager import CacheConfig
 from kvsim.cluster.router import RoundRobin
 from kvsim.cluster.simulation import Simulation, build_simulation, play
+from kvsim.cost.form import written_out
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import StepWork, column
 from kvsim.engine.spec import EngineSpec
@@ -40,7 +41,7 @@ class ToyCost(CostModel):
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> ToyPriced:
         steps = work.steps
         groups: dict[str, dict[str, np.ndarray]] = {"main": {"gpu": np.full(steps, 100.0 + 10 * work.tokens)}}
-        for kernel in work.kernels:
+        for kernel in written_out(work.kernels, steps):
             a = {name: column(value, steps).astype(float) for name, value in kernel.args.items()}
             if kernel.name == "decode_attention":
                 ns = a["sum_context"]

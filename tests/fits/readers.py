@@ -6,6 +6,7 @@ from typing import Any
 
 from kvsim.cache.parts.reads import ReadSelector
 from kvsim.cache.parts.span import KvShape
+from kvsim.cost.form import written_out
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 from kvsim.scenario.reads import Reads
@@ -23,6 +24,11 @@ def batch_of(*contexts: int) -> Batch:
         request = Request(index, 0, context, 9, [], [], order=index, to_compute=context)
         batch.add(request, context, 9)
     return batch
+
+
+def selected(reads: ReadSelector, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    """The kernels of a step's choice."""
+    return written_out(reads.select_work(batch, steps), steps)
 
 
 def by_name(kernels: tuple[Kernel, ...]) -> dict[str, Kernel]:

@@ -21,6 +21,7 @@ from harness import CHUNK, USER, Fit, cache_of, every_fit, simulate, trace_of
 from toys import toy_engine
 
 from kvsim.cache.manager import Services
+from kvsim.cost.form import written_out
 from kvsim.cost.work import Kernel, column
 from kvsim.entities import Batch, Request
 
@@ -98,10 +99,10 @@ def test_shift_law(fit: Fit, prompts: list[int], steps: int, cut: int) -> None:
         request.computed, request.generated = tokens, 1
         manager.prefilled(request)
         batch.add(request, tokens, 99)
-    whole = manager.decode_work(batch, steps)
+    whole = written_out(manager.decode_work(batch, steps), steps)
     manager.commit(batch, cut)
     batch.round += cut
-    rest = manager.decode_work(batch, steps - cut)
+    rest = written_out(manager.decode_work(batch, steps - cut), steps - cut)
     assert [shape(kernel) for kernel in whole] == [shape(kernel) for kernel in rest]
     for before, after in zip(whole, rest, strict=True):
         for name in before.args:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import LINK, cache_of, simulate, times, trace_of, with_parts
-from readers import SHAPE, batch_of, by_name, selector
+from readers import SHAPE, batch_of, by_name, selected, selector
 from toys import toy_engine
 
 from kvsim.cache.load import load_manager
@@ -37,7 +37,7 @@ def test_a_computational_drive_attends_to_what_it_holds() -> None:
     batch = batch_of(10, 20)
     (span,) = reads.spans(batch, 3)
     assert (span.share, column(span.tokens, 3).tolist()) == (1.0, [2, 4, 6])
-    (there,) = reads.select_work(batch, 3)
+    (there,) = selected(reads, batch, 3)
     assert there.name == "disk_gather" and there.args == {"row_bytes": 16, "rows": 30 * 4 * 2 * 2, "waits": 4}
 
 
@@ -51,7 +51,7 @@ def test_what_a_step_fetches() -> None:
         "fetch": "beside_keys",
     }
     shadow = selector(index={"kind": "vectors", "tokens": 4}, budget=8, offload=offload)
-    found = by_name(shadow.select_work(batch_of(3, 10, 20), 1))
+    found = by_name(selected(shadow, batch_of(3, 10, 20), 1))
     rebuilt = found["low_rank_reconstruct"].args
     assert (rebuilt["rank"], rebuilt["tokens"]) == (2, 16)  # of the two that have more than 8
     assert (rebuilt["num_bytes"], rebuilt["flops"]) == (16 * 4 * 2 * 2, 2 * 16 * 4 * 2 * 16)
@@ -62,14 +62,12 @@ def test_what_a_step_fetches() -> None:
     ahead = selector(
         index={"kind": "vectors", "tokens": 4}, budget=8, offload={"tier": "ddr", "fetch": "ahead"}
     )
-    gather = by_name(ahead.select_work(batch_of(3, 10, 20), 1))["host_gather"]
+    gather = by_name(selected(ahead, batch_of(3, 10, 20), 1))["host_gather"]
     assert (gather.args, gather.group) == ({"row_bytes": 16, "rows": 16 * 4 * 2 * 2}, "main")
     few = selector(index={"kind": "none"}, budget=8, offload={"tier": "ddr", "resident": 20})
-    assert (
-        by_name(few.select_work(batch_of(20), 1))["host_gather"].args["rows"] == 0
-    )  # all of it stays in HBM
+    assert by_name(selected(few, batch_of(20), 1))["host_gather"].args["rows"] == 0  # all of it stays in HBM
     hits = selector(index={"kind": "none"}, budget=8, offload={"tier": "ddr", "hit_rate": 1.0})
-    assert hits.select_work(batch_of(20), 1) == ()
+    assert selected(hits, batch_of(20), 1) == ()
 
 
 FETCHING: dict[str, Any] = {
@@ -85,12 +83,12 @@ def test_rows_of_packed_kv_are_packed() -> None:
     codec = PackedKv(SHAPE, Codec.model_validate(TWO_BITS))
     assert codec.token_bytes == 4 * 2 * 8 * (2 + 4) // 8 == 48
     packed = ReadSelector(SHAPE, Reads.model_validate(FETCHING), codec=codec)
-    (gather,) = packed.select_work(batch_of(3, 10, 20), 1)
+    (gather,) = selected(packed, batch_of(3, 10, 20), 1)
     assert gather.args == {"row_bytes": 2 * 8 * 4 * 48 // 256, "rows": 16 * 4 * 2 * 2 / 4}
     assert packed.freed_bytes(20) == 12 * 48 and packed.tier_bytes(20) == 20 * 48
     values = {**FETCHING["offload"], "leaves": "values", "stored": "values"}
     half = ReadSelector(SHAPE, Reads.model_validate({**FETCHING, "offload": values}), codec=codec)
-    (gather,) = half.select_work(batch_of(3, 10, 20), 1)
+    (gather,) = selected(half, batch_of(3, 10, 20), 1)
     assert gather.args == {"row_bytes": 2 * 8 * 4 * 4 // 16, "rows": 16 * 4 * 2 / 4}
     assert half.freed_bytes(20) == 12 * 32  # of six bits four
 
@@ -98,7 +96,7 @@ def test_rows_of_packed_kv_are_packed() -> None:
 def test_what_the_tier_packs_is_unpacked_on_arrival_or_before_the_link() -> None:
     def kernels(**keys: Any) -> dict[str, Kernel]:
         reads = Reads.model_validate({**FETCHING, "offload": {**FETCHING["offload"], **keys}})
-        return by_name(ReadSelector(SHAPE, reads, ratio=0.25).select_work(batch_of(10, 20), 1))
+        return by_name(selected(ReadSelector(SHAPE, reads, ratio=0.25), batch_of(10, 20), 1))
 
     here = kernels()
     assert here["host_gather"].args == {"row_bytes": 16, "rows": 64}
@@ -234,7 +232,7 @@ def test_some_of_what_a_step_fetches_comes_from_the_disk() -> None:
 
     def disk(ratio: float = 1.0, reads: dict[str, Any] = ON_DISK, **keys: Any) -> Kernel:
         changed = Reads.model_validate({**reads, "offload": {**reads["offload"], **keys}})
-        return by_name(ReadSelector(SHAPE, changed, ratio=ratio).select_work(batch_of(10, 20), 1))[
+        return by_name(selected(ReadSelector(SHAPE, changed, ratio=ratio), batch_of(10, 20), 1))[
             "disk_gather"
         ]
 
@@ -249,7 +247,7 @@ def test_some_of_what_a_step_fetches_comes_from_the_disk() -> None:
     reads = ReadSelector(SHAPE, Reads.model_validate(index))
     assert reads.tier_bytes(20) == 20 * 256 + 5 * 256
     assert reads.disk_bytes(20) == 0.75 * 25 * 256
-    first = next(kernel for kernel in reads.select_work(batch_of(10, 20), 1) if kernel.name == "disk_gather")
+    first = next(kernel for kernel in selected(reads, batch_of(10, 20), 1) if kernel.name == "disk_gather")
     # three quarters of 3 and 5 entries fit one request of 128 KiB, in every second step
     assert first.args == {"row_bytes": 1 << 17, "rows": 1, "waits": 4}
     assert (first.calls, first.group) == (0.5, "host")
@@ -288,7 +286,7 @@ def test_an_index_in_the_tier_takes_no_hbm() -> None:
     assert (here.block_bytes(4), there.block_bytes(4)) == (256, 0)
     assert there.tier_bytes(20) - here.tier_bytes(20) == 5 * 256
     assert here.held_bytes(20, 20) - there.held_bytes(20, 20) == 5 * 256
-    scores = by_name(there.select_work(batch_of(20), 1))["host_scores"]
+    scores = by_name(selected(there, batch_of(20), 1))["host_scores"]
     assert (scores.args, scores.lane) == ({"num_bytes": 6 * 256}, "cpu")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import cache_of, with_parts
-from readers import batch_of, by_name, selector
+from readers import batch_of, by_name, selected, selector
 
 from kvsim.cost.work import Ramp, column
 from kvsim.errors import ScenarioError
@@ -33,7 +33,7 @@ def test_what_a_step_reads_and_compares() -> None:
     assert (whole.share, whole.tokens) == (0.25, Ramp(4 + 11, 2))
     assert some.share == 0.75
     assert column(some.tokens, 2).tolist() == [4 + 8, 5 + 8]
-    found = by_name(bounds.select_work(batch, 2))
+    found = by_name(selected(bounds, batch, 2))
     assert column(found["page_scores"].args["pages"], 2).tolist() == [
         2,
         2,
@@ -41,7 +41,7 @@ def test_what_a_step_reads_and_compares() -> None:
     assert np.all(column(found["page_scores"].calls, 2) == 0.75 / 2)
     assert found["top_k_select"].args["k"] == 2
     assert found["top_k_select"].calls == pytest.approx(4 * 0.75 / 2)
-    assert by_name(bounds.select_work(batch_of(3), 1))["page_scores"].calls == 0  # it reads everything
+    assert by_name(selected(bounds, batch_of(3), 1))["page_scores"].calls == 0  # it reads everything
 
 
 def test_a_share_of_the_context_grows_with_it() -> None:
@@ -51,21 +51,21 @@ def test_a_share_of_the_context_grows_with_it() -> None:
     (read,) = part.spans(batch, 2)
     assert column(read.tokens, 2).tolist() == [36 // 4, 39 // 4]
     assert part.spans(batch, 1)[0].tokens == 9
-    found = by_name(part.select_work(batch, 2))
+    found = by_name(selected(part, batch, 2))
     assert found["top_k_select"].args["k"] == (1 + 3 + 5) // 3 // 2
     assert column(found["gather_kv"].args["rows"], 2).tolist() == [9 * 2 * 4 * 2] * 2
     assert column(found["rotate_keys"].args["tokens"], 2).tolist() == [9, 9]
     assert part.is_neutral(1) and not part.is_neutral(2)
     below = selector(index={"kind": "none"}, ratio=0.25, offload={"tier": "ddr", "resident": 3})
     assert below.freed_bytes(22) == (22 - 3 - 6) * 256
-    gather = by_name(below.select_work(batch_of(22), 1))["host_gather"]
+    gather = by_name(selected(below, batch_of(22), 1))["host_gather"]
     assert gather.args["rows"] == 6 * 4 * 2 * 2  # a quarter of the prompt
 
 
 def test_a_history_has_scores_of_every_head_and_step() -> None:
     history = selector(index={"kind": "history", "tokens": 4, "steps": 8}, budget=8, dense_layers=1)
     assert history.entry_bytes == 3 * 4 * 8 * 2  # layers, query heads, steps, bytes
-    forecast = by_name(history.select_work(batch_of(10, 20), 1))["forecast_scores"]
+    forecast = by_name(selected(history, batch_of(10, 20), 1))["forecast_scores"]
     assert forecast.args == {
         "num_bytes": 4 * 2 * (192 + 24)
     }  # (3 + 6) // 2 entries each; read, and one step written

@@ -21,6 +21,7 @@ from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.options import read_options
 from kvsim.cache.paged import blocks_for, cache_managers
 from kvsim.cache.prefix_tree import Found, Held, PrefixTreeManager
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 from kvsim.errors import ScenarioError, did_you_mean
@@ -114,7 +115,7 @@ class ChunkManager(PrefixTreeManager):
         reuse: Reuse | None = request.kv.own
         return context if reuse is None else reuse.layout.complete(context - request.cached)
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         reuse: Reuse | None = request.kv.own
         config = self.config
         if reuse is None or not (reuse.hits or reuse.layout.limit < request.prompt_tokens):
@@ -157,7 +158,7 @@ class ChunkManager(PrefixTreeManager):
         reuse: Reuse | None = request.kv.own
         return 0 if reuse is None else reuse.layout.absent
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self.options.kept == 1:
             return super().decode_work(batch, steps)
         num = len(batch)

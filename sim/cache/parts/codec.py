@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from typing import Any
 
-from kvsim.cache.parts.span import KvShape, Span, mean_context, plain_read
-from kvsim.cost.work import Column, Kernel, Ramp
+from kvsim.cache.parts.span import KvShape, Span, attention
+from kvsim.cost.form import Form, Formed, Size
+from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
 from kvsim.errors import ScenarioError
 from kvsim.scenario.codec import Codec, Tensor
@@ -193,9 +195,26 @@ class PackedKv:
         kept = [tensor.sparse.kept if tensor.sparse else 1.0 for tensor in self._tensors]
         return None if min(kept) == 1 else round(100 * sum(kept) / len(kept))
 
-    def write_work(self, tokens: int, calls: Column = 1, generated: bool = False) -> tuple[Kernel, ...]:
-        """Look. Packing ``tokens`` new tokens, ``calls`` times; ``generated``: they are projected to the factors of their
-        prompt, where these are the request's."""
+    @cached_property
+    def _forms(self) -> dict[tuple[str, float, float], Form]:
+        return {}
+
+    def write_work(self, tokens: int) -> tuple[Formed, ...]:
+        """Look. Packing ``tokens`` tokens of a prompt."""
+        return self._write("prompt", Size(), 1, tokens)
+
+    def _write(
+        self, key: str, tokens: Any, calls: Any, x: Any, generated: bool = False
+    ) -> tuple[Formed, ...]:
+        num = tokens if type(tokens) is int else 0
+        form = self._forms.get((key, num, 0))
+        if form is None:
+            form = self._forms[key, num, 0] = Form(self._writing(tokens, calls, generated))
+        return (form.at(x),) if form.kernels else ()
+
+    def _writing(self, tokens: Any, calls: Any, generated: bool = False) -> list[Kernel]:
+        """Packing ``tokens`` new tokens, ``calls`` times; ``generated``: they are projected to the factors of their prompt,
+        where these are the request's."""
         codec, shape = self.codec, self.shape
         plain, moved = shape.bytes_per_token, tokens * (shape.bytes_per_token + self.token_bytes)
         found = []
@@ -227,7 +246,7 @@ class PackedKv:
             found.append(Kernel("merge_layers", {"num_bytes": moved}, calls))
         if codec.entropy < 1:
             found.append(Kernel("entropy_encode", {"num_bytes": moved}, calls))
-        return tuple(found)
+        return found
 
     @property
     def packs_prompts_late(self) -> bool:
@@ -238,22 +257,29 @@ class PackedKv:
         """Look. What a codec has to do with a prompt beside packing it: nothing."""
         return ()
 
-    def new_tokens(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def new_tokens(self, batch: Batch, steps: int) -> tuple[Formed, ...]:
         """Look. Packing what the next decode steps generate, a group at a time; one launch packs those of several requests,
         as many as fill a group in the same step on average."""
         group, num = self.group_tokens, len(batch)
         if group == 1:
-            return self.write_work(num, generated=True)
+            return self._write("each", Size(), 1, num, generated=True)
         together = -(-num // group)
-        calls = -(-batch.pages(group).num_filled(steps) // together)
-        return self.write_work(group * together, calls, generated=True)
+        filled = batch.pages(group).num_filled(steps)
+        x = filled if together == 1 else -(-filled // together)
+        return self._write("groups", group * together, Size(), x, generated=True)
 
-    def read_work(self, num_seqs: int, span: Span, steps: int) -> tuple[Kernel, ...]:
+    def read_work(self, num_seqs: int, span: Span) -> tuple[Formed, ...]:
         """Look. Decode attention of ``num_seqs`` queries over ``span`` in packed form."""
-        codec, shape = self.codec, self.shape
         share, tokens = span
+        form = self._forms.get(("read", num_seqs, share))
+        if form is None:
+            form = self._forms["read", num_seqs, share] = Form(self._reading(num_seqs, share, Size()))
+        return (form.at(tokens),)
+
+    def _reading(self, num_seqs: int, share: float, tokens: Any) -> tuple[Kernel, ...]:
+        codec, shape = self.codec, self.shape
         calls: float = 1 if share == 1 else share
-        found = []
+        found: list[Kernel] = []
         if codec.entropy < 1:
             found.append(Kernel("entropy_decode", {"num_bytes": tokens * self.token_bytes}, calls))
         if codec.input is not None:
@@ -264,7 +290,7 @@ class PackedKv:
                 "num_bytes": tokens * self.token_bytes,
                 "flops": tokens * flops,
             }
-            return (*found, Kernel("rematerialise_kv", sizes, calls), plain_read(num_seqs, span))
+            return (*found, Kernel("rematerialise_kv", sizes, calls), attention(num_seqs, share, tokens))
         ranks = [tensor.rank for tensor in self._tensors if tensor.rank is not None]
         if ranks and codec.read == "absorb":
             flops = 2 * shape.num_heads * sum(ranks) * shape.num_layers
@@ -281,10 +307,10 @@ class PackedKv:
                 found.append(Kernel("low_rank_reconstruct", sizes, calls))
             if self._bits < PLAIN_BITS:
                 found.append(Kernel("dequantise_latents", {"num_bytes": tokens * self.token_bytes}, calls))
-            return (*found, plain_read(num_seqs, span))
+            return (*found, attention(num_seqs, share, tokens))
         read = tokens * self.token_bytes
         if self._kept_percent is not None:
-            context = mean_context(tokens, num_seqs, steps)
+            context = tokens // num_seqs
             sizes = {"kept": self._kept_percent, "batch": num_seqs, "context": context, "num_bytes": read}
             return (*found, Kernel("bitmap_attention", sizes, calls))
         if any(tensor.channels for tensor in self._tensors):
@@ -294,8 +320,9 @@ class PackedKv:
             num_bytes = tokens * ceil(bits * shape.num_layers / 8 * shape.copies)
             found.append(Kernel("add_low_rank_error", {"num_bytes": num_bytes}, calls))
         if self._bits == PLAIN_BITS:
-            return (*found, plain_read(num_seqs, span))
-        context = _more(mean_context(tokens, num_seqs, steps), round(self.wide_tokens * (1 / self.ratio - 1)))
+            return (*found, attention(num_seqs, share, tokens))
+        # tokens at 16 bits count by their bytes
+        context = tokens // num_seqs + round(self.wide_tokens * (1 / self.ratio - 1))
         sizes = {"bits": self._bits, "batch": num_seqs, "context": context, "num_bytes": read}
         outliers = sum(tensor.outliers for tensor in self._tensors) / len(self._tensors)
         if not outliers:
@@ -304,13 +331,8 @@ class PackedKv:
         return (*found, Kernel("outlier_attention", sizes, calls))
 
 
-def decomposition(tokens: int, width: int, rank: int, calls: Column) -> Kernel:
+def decomposition(tokens: Any, width: int, rank: int, calls: Any) -> Kernel:
     """Factors of a matrix (tokens, width) of keys or values, found ``calls`` times."""
     sizes = {"width": width, "rank": rank, "tokens": tokens, "num_bytes": 2 * tokens * (width + rank)}
     sizes["flops"] = SVD_FLOPS * tokens * width * rank
     return Kernel("joint_svd", sizes, calls)
-
-
-def _more(context: Column, tokens: int) -> Column:
-    """Tokens at 16 bits count by their bytes."""
-    return Ramp(context.start + tokens, context.step) if isinstance(context, Ramp) else context + tokens

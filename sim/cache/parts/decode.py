@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.reads import ReadSelector
-from kvsim.cache.parts.span import Span, mean_context, plain_read
+from kvsim.cache.parts.span import Span, plain_read
 from kvsim.cache.parts.tokens import TokenPolicy
+from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch
 
@@ -26,33 +27,24 @@ def decode_kernels(
     codec: PackedKv | None = None,
     policy: TokenPolicy | None = None,
     reads: ReadSelector | None = None,
-) -> tuple[Kernel, ...]:
+) -> tuple[Kernel | Formed, ...]:
     """Look. Of ``steps`` decode steps that attend to ``spans``."""
     num = len(batch)
-    found = [] if reads is None else [*reads.select_work(batch, steps), *reads.new_tokens(batch)]
+    found: list[Kernel | Formed] = []
+    if reads is not None:
+        found += [*reads.select_work(batch, steps), *reads.new_tokens(batch)]
     scores = policy if policy is not None and policy.writes_scores else None
     for span in spans:
         if codec is not None:
-            found += codec.read_work(num, span, steps)
+            found += codec.read_work(num, span)
         elif scores is not None:
-            sizes = {
-                "batch": num,
-                "context": mean_context(span.tokens, num, steps),
-                "num_bytes": span.tokens * scores.shape.bytes_per_token,
-            }
-            found.append(Kernel("decode_with_scores", sizes, calls=1 if span.share == 1 else span.share))
+            found.append(scores.scored_read(num, span))
         else:
             found.append(plain_read(num, span))
     if policy is not None and policy.low_bits is not None:
         found += policy.low_reads(batch, steps)
     if codec is not None:
         if scores is not None:
-            num_bytes = _score_bytes(scores.shape.num_heads * scores.shape.num_layers)
-            found += [Kernel("write_scores", {"num_bytes": span.tokens * num_bytes}) for span in spans]
+            found += [scores.score_writing.at(span.tokens) for span in spans]
         found += codec.new_tokens(batch, steps)
     return (*found, *(policy.step_work(batch, steps) if policy is not None else ()))
-
-
-def _score_bytes(rows: int) -> int:
-    """Of the probabilities of a token in so many heads, in float32."""
-    return 4 * rows

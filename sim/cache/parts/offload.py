@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
+from typing import Any
 
 from kvsim.cache.parts.codec import PackedKv, decomposition
 from kvsim.cache.parts.span import KvShape
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Column, Kernel
 from kvsim.scenario.reads import Offload, Reads
 
@@ -139,20 +141,27 @@ class Offloaded:
             return ()
         return (decomposition(prompt, shape.width, rank, self.num_layers),)
 
-    def fetch(self, chosen: int, num: int) -> list[Kernel]:
+    @cached_property
+    def _rebuilding(self) -> Form:
+        """The keys of so many tokens."""
+        shape, rank, tokens = self.shape, self.keys.key_rank, Size()
+        assert rank is not None
+        factors = 2 * shape.num_layers * rank
+        sizes: dict[str, Any] = {"rank": rank, "tokens": tokens}
+        sizes |= {"num_bytes": tokens * factors, "flops": tokens * (factors * shape.width)}
+        return Form([Kernel("low_rank_reconstruct", sizes, group="fetch", calls=self.share)])
+
+    def fetch(self, chosen: int, num: int) -> list[Kernel | Formed]:
         """Look. What a step of ``num`` requests needs of the tier: ``chosen`` tokens, less those that an earlier step fetched."""
-        keys, shape = self.keys, self.shape
+        keys = self.keys
         if keys.attention == "disk":
-            return self._from_disk(chosen, "fetch")
+            return [*self._from_disk(chosen, "fetch")]
         if keys.attention == "cpu":
             return self._on_the_host(chosen, num)
-        found = []
+        found: list[Kernel | Formed] = []
         group = {"in_turn": "fetch", "beside_keys": "fetch", "ahead": "main"}[keys.fetch]
         if keys.key_rank is not None:
-            factors = 2 * shape.num_layers * keys.key_rank
-            sizes = {"rank": keys.key_rank, "tokens": chosen}
-            sizes |= {"num_bytes": chosen * factors, "flops": chosen * (factors * shape.width)}
-            found.append(Kernel("low_rank_reconstruct", sizes, group="fetch", calls=self.share))
+            found.append(self._rebuilding.at(chosen))
         if keys.hit_rate == 1:
             return found
         found += self._from_disk(ceil(chosen * (1 - keys.hit_rate) - 1e-9), group)
@@ -167,22 +176,35 @@ class Offloaded:
                 found.append(Kernel("unpack_kv", {"num_bytes": num_bytes}))
         return found
 
-    def _gather(self, chosen: int, group: str, ratio: float) -> Kernel:
+    @cached_property
+    def _gathers(self) -> dict[float, tuple[float, Form]]:
+        return {}
+
+    def _gather(self, chosen: int, group: str, ratio: float) -> Formed:
         """Rows over the link, of ``ratio`` bytes for each byte in HBM's form."""
+        found = self._gathers.get(ratio)
+        if found is None:
+            found = self._gathers[ratio] = self._gathering(group, ratio)
+        rows, form = found
+        return form.at(ceil(chosen * rows - 1e-9))
+
+    def _gathering(self, group: str, ratio: float) -> tuple[float, Form]:
+        """Rows of a token, and what some rows take."""
         keys = self.keys
         plain = self._row_bytes
         row = plain * ratio * self._form
         pieces = ceil(row / LONGEST_ROW)
         rows = self._plain_bytes / plain * (1 - keys.hit_rate) * pieces
-        sizes = {"row_bytes": max(1, round(row / pieces)), "rows": ceil(chosen * rows - 1e-9)}
-        return Kernel("host_gather", sizes, group=group, lane="h2d")
+        sizes: dict[str, Any] = {"row_bytes": max(1, round(row / pieces)), "rows": Size()}
+        return rows, Form([Kernel("host_gather", sizes, group=group, lane="h2d")])
 
-    def _on_the_host(self, chosen: int, num: int) -> list[Kernel]:
+    def _on_the_host(self, chosen: int, num: int) -> list[Kernel | Formed]:
         """The host's cores attend to what lies there, at 16 bits."""
         plain = chosen * self._plain_bytes
         sizes = {"batch": num, "context": chosen // num, "num_bytes": plain}
         calls = self.share * self._tensors / 2
-        found = [Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)]
+        attention = Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)
+        found: list[Kernel | Formed] = [attention]
         found += self._from_disk(chosen, "host")
         if self.ratio * self._form < 1:
             num_bytes = plain + round(plain * self.ratio * self._form)

@@ -14,8 +14,9 @@ import numpy as np
 
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.offload import Offloaded
-from kvsim.cache.parts.span import KvShape, Span, mean_context
+from kvsim.cache.parts.span import KvShape, Span
 from kvsim.contexts import Ints
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Column, Kernel, Ramp
 from kvsim.entities import Batch, Request
 from kvsim.scenario.reads import Reads
@@ -135,9 +136,28 @@ class ReadSelector:
         share = self._layer_share
         return whole._replace(calls=1 - share), Kernel("sparse_prefill[blocks]", sizes, calls=share)
 
-    def write_work(self, new: int, prompt: int) -> tuple[Kernel, ...]:
+    @cached_property
+    def _forms(self) -> dict[tuple[int, int, bool], Form]:
+        return {}
+
+    def write_work(self, new: int, prompt: int) -> tuple[Kernel | Formed, ...]:
         """Look. The index of ``new`` prompt tokens; ``prompt``: tokens of the whole prompt with its last ones, else 0."""
+        index = self.reads.index
+        found: list[Kernel | Formed] = []
+        if self._writing.kernels:
+            found.append(self._writing.at(new))
+        if prompt and index.rounds:
+            entries = max(1, prompt // index.entry_tokens)
+            found.append(self._clustering(prompt, entries, index.rounds * self._layer_share))
+        if prompt and self.offloaded is not None:
+            found += self.offloaded.prompt_work(prompt)
+        return tuple(found)
+
+    @cached_property
+    def _writing(self) -> Form:
+        """The index of so many tokens."""
         index, shape, share = self.reads.index, self.shape, self._layer_share
+        new: Any = Size()
         found: list[Kernel] = []
         if index.kind == "bounds":
             sizes = {"page": PAGE, "tokens": new, "num_bytes": new * shape.bytes_per_token // 2}
@@ -146,12 +166,7 @@ class ReadSelector:
             found.append(self._quantising(new))
         elif index.kind == "codes":
             found.append(self._clustering(new, 256, index.parts * share))
-        if prompt and index.rounds:
-            entries = max(1, prompt // index.entry_tokens)
-            found.append(self._clustering(prompt, entries, index.rounds * share))
-        if prompt and self.offloaded is not None:
-            found += self.offloaded.prompt_work(prompt)
-        return tuple(found)
+        return Form(found)
 
     def chunk_work(self, past: int, new: int, prompt: int) -> tuple[Kernel, ...]:
         """Look. What ``new`` tokens of a prompt behind ``past`` ones move over the link."""
@@ -159,21 +174,21 @@ class ReadSelector:
             return ()
         return self.offloaded.chunk_work(past, new, prompt, self.reads.prefill_budget)
 
-    def _clustering(self, tokens: int, clusters: int, calls: float) -> Kernel:
+    def _clustering(self, tokens: Any, clusters: int, calls: float) -> Kernel:
         """Every key to the nearest of ``clusters`` vectors, by KV head."""
         shape = self.shape
         sizes = {"tokens": tokens, "clusters": clusters, "num_bytes": tokens * shape.bytes_per_token // 2}
         sizes["flops"] = 2 * shape.num_layers * shape.width * tokens * clusters
         return Kernel("cluster_keys", sizes, calls=calls)
 
-    def new_tokens(self, batch: Batch) -> tuple[Kernel, ...]:
+    def new_tokens(self, batch: Batch) -> tuple[Formed, ...]:
         """Look. What a decode step adds to a copy."""
         index = self.reads.index
         if index.kind != "copy":
             return ()
-        return (self._quantising(len(batch)),)
+        return (self._writing.at(len(batch)),)
 
-    def _quantising(self, tokens: int) -> Kernel:
+    def _quantising(self, tokens: Any) -> Kernel:
         sizes = {"bits": self.reads.index.bits, "tokens": tokens}
         sizes["num_bytes"] = tokens * self.shape.bytes_per_token
         return Kernel("quantise_kv", sizes, calls=self._layer_share)
@@ -202,39 +217,56 @@ class ReadSelector:
             return int(part * first)
         return (part * Ramp(first, num).array(steps)).astype(np.int64)
 
-    def select_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def select_work(self, batch: Batch, steps: int) -> list[Kernel | Formed]:
         """Look. Comparing the queries with the index, choosing, and bringing what is chosen together."""
-        reads, shape, num = self.reads, self.shape, len(batch)
+        reads, index, num = self.reads, self.reads.index, len(batch)
         budget = reads.budget
         beyond = num if budget is None else batch.capped(budget).num_beyond(steps)
-        often = _flag(beyond) * (self._layer_share / reads.refresh)
-        found: list[Kernel] = []
-        index = reads.index
+        found: list[Kernel | Formed] = []
         if index.kind != "none":
-            entries = self._entries(batch, steps)
-            found.append(self._scores(num, entries, often))
-            if index.place == "disk":
-                assert self.offloaded is not None
-                found.append(self.offloaded.index_from_disk(batch.total(self._index_on_disk), often))
             # of a share the mean of the prompts', as what a choice takes hardly depends on it
             chosen = batch.total(self._chosen_tokens) // num if budget is None else budget
             k = max(1, chosen // index.entry_tokens)
-            rows = num * shape.num_kv_heads
-            sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
-            found.append(Kernel("top_k_select", sizes, calls=often * shape.num_layers))
+            tokens = self._compared(batch, steps)
+            if type(beyond) is int:
+                form = self._forms.get((num, k, beyond > 0))
+                if form is None:
+                    form = Form(self._choosing(num, Size() // num, k, (beyond > 0) * 1))
+                    self._forms[num, k, beyond > 0] = form
+                found.append(form.at(tokens))
+            else:
+                found += self._choosing(num, (Size() // num).of(tokens, steps), k, (beyond > 0) * 1)
+            if index.place == "disk":
+                assert self.offloaded is not None
+                often = _flag(beyond) * (self._layer_share / reads.refresh)
+                found.append(self.offloaded.index_from_disk(batch.total(self._index_on_disk), often))
         if reads.gathered:
-            tokens: Any = self._read(batch, steps) if budget is None else beyond * budget
-            moved = tokens * (2 * self._selecting * shape.num_kv_heads)
-            found.append(Kernel("gather_kv", {"row_bytes": 2 * shape.head_dim, "rows": moved}))
-            if reads.rotated:
-                sizes = {
-                    "tokens": tokens,
-                    "num_bytes": tokens * shape.bytes_per_token,
-                }  # keys, read and written
-                found.append(Kernel("rotate_keys", sizes, calls=self._layer_share))
+            found.append(self._gathering.at(self._read(batch, steps) if budget is None else beyond * budget))
         if self.offloaded is not None:
             found += self.offloaded.fetch(batch.total(self.tier_tokens), num)
-        return tuple(found)
+        return found
+
+    def _choosing(self, num: int, entries: Any, k: int, often: Any) -> list[Kernel]:
+        """Scores of ``entries`` for each of ``num`` queries, and the ``k`` best of them; ``often``: 0 or 1."""
+        often = often * (self._layer_share / self.reads.refresh)
+        rows = num * self.shape.num_kv_heads
+        sizes = {"rows": rows, "entries": entries, "k": k, "num_bytes": entries * (4 * rows)}
+        best = Kernel("top_k_select", sizes, calls=often * self.shape.num_layers)
+        return [self._scores(num, entries, often), best]
+
+    @cached_property
+    def _gathering(self) -> Form:
+        """Bringing so many tokens together."""
+        shape, tokens = self.shape, Size()
+        sizes: dict[str, Any] = {
+            "row_bytes": 2 * shape.head_dim,
+            "rows": tokens * (2 * self._selecting * shape.num_kv_heads),
+        }
+        found = [Kernel("gather_kv", sizes)]
+        if self.reads.rotated:  # keys, read and written
+            sizes = {"tokens": tokens, "num_bytes": tokens * shape.bytes_per_token}
+            found.append(Kernel("rotate_keys", sizes, calls=self._layer_share))
+        return Form(found)
 
     def tier_tokens(self, request: Request) -> int:
         """Of a decoding request: tokens that each step reads of what is in the tier, or was fetched from there."""
@@ -252,15 +284,16 @@ class ReadSelector:
             return 0
         return self.offloaded.on_disk(self.index_bytes(prompt))
 
-    def _entries(self, batch: Batch, steps: int) -> Column:
-        """Of one sequence on average."""
-        num, each = len(batch), self.reads.index.entry_tokens
+    def _compared(self, batch: Batch, steps: int) -> Any:
+        """Entries of all sequences: a column, or a number for each step."""
+        each = self.reads.index.entry_tokens
         if each > 1:
-            return mean_context(batch.pages(each).sum_read(steps), num, steps)
+            return batch.pages(each).sums_read(steps)
+        num = len(batch)
         first = batch.sum_context + num
-        return mean_context(Ramp(first, num) if steps > 1 else first, num, steps)
+        return Ramp(first, num) if steps > 1 else first
 
-    def _scores(self, num: int, entries: Column, often: Any) -> Kernel:
+    def _scores(self, num: int, entries: Any, often: Any) -> Kernel:
         """Of ``num`` queries against as many ``entries`` each."""
         index, shape = self.reads.index, self.shape
         if not self._in_hbm:

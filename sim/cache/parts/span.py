@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Column, Kernel, Ramp, column
 
 
@@ -51,7 +53,17 @@ def mean_context(tokens: Column, num_seqs: int, steps: int) -> Column:
     return tokens // num_seqs
 
 
-def plain_read(num_seqs: int, span: Span) -> Kernel:
+@lru_cache(1 << 14)
+def _reading(num_seqs: int, share: float) -> Form:
+    return Form([attention(num_seqs, share, Size())])
+
+
+def plain_read(num_seqs: int, span: Span) -> Formed:
     """Decode attention at 16 bits."""
-    calls: float = 1 if span.share == 1 else span.share
-    return Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": span.tokens}, calls=calls)
+    return Formed(_reading(num_seqs, span.share), span.tokens)
+
+
+def attention(num_seqs: int, share: float, tokens: Any) -> Kernel:
+    """The kernel of :func:`plain_read`; ``tokens``: a column, or a size of a form."""
+    calls: float = 1 if share == 1 else share
+    return Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": tokens}, calls=calls)

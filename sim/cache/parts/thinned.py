@@ -9,7 +9,8 @@ from math import ceil
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.span import KvShape, Span, plain_read
 from kvsim.cache.parts.tokens import TokenPolicy
-from kvsim.cost.work import Column, Kernel
+from kvsim.cost.form import Formed
+from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
 
 
@@ -42,17 +43,17 @@ class ThinnedKv:
     def prompt_work(self, past: int, new: int, prompt: int) -> tuple[Kernel, ...]:
         return self.policy.prompt_work(past, new, prompt)
 
-    def write_work(self, tokens: int, calls: Column = 1) -> tuple[Kernel, ...]:
-        return () if self.codec is None else self.codec.write_work(tokens, calls)
+    def write_work(self, tokens: int) -> tuple[Formed, ...]:
+        return () if self.codec is None else self.codec.write_work(tokens)
 
-    def new_tokens(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def new_tokens(self, batch: Batch, steps: int) -> tuple[Formed, ...]:
         return () if self.codec is None else self.codec.new_tokens(batch, steps)
 
-    def read_work(self, num_seqs: int, span: Span, steps: int) -> tuple[Kernel, ...]:
+    def read_work(self, num_seqs: int, span: Span) -> tuple[Formed, ...]:
         kept = Span(span.share * self._ratio, span.tokens)
         if self.codec is None:
             return (plain_read(num_seqs, kept),)
-        return self.codec.read_work(num_seqs, kept, steps)
+        return self.codec.read_work(num_seqs, kept)
 
     @property
     def _ratio(self) -> float:

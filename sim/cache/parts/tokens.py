@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from kvsim.cache.parts.held import HeldTokens
 from kvsim.cache.parts.slices import SliceClass
-from kvsim.cache.parts.span import mean_context
+from kvsim.cache.parts.span import Span, mean_context
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
 from kvsim.scenario.tokens import Folded, Lowered
@@ -137,16 +140,41 @@ class TokenPolicy(HeldTokens):
             found.append(Kernel("dequantise_attention", sizes, calls=calls))
         return found
 
-    def step_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    @cached_property
+    def _forms(self) -> dict[tuple[int, float, int], Form]:
+        return {}
+
+    def scored_read(self, num_seqs: int, span: Span) -> Formed:
+        """Look. Decode attention that gives its probabilities."""
+        form = self._forms.get((num_seqs, span.share, -1))
+        if form is None:
+            tokens: Any = Size()
+            sizes = {
+                "batch": num_seqs,
+                "context": tokens // num_seqs,
+                "num_bytes": tokens * self.shape.bytes_per_token,
+            }
+            calls: float = 1 if span.share == 1 else span.share
+            form = self._forms[num_seqs, span.share, -1] = Form([Kernel("decode_with_scores", sizes, calls)])
+        return form.at(span.tokens)
+
+    @cached_property
+    def score_writing(self) -> Form:
+        """The probabilities of so many tokens, in all heads and float32."""
+        tokens: Any = Size()
+        num_bytes = 4 * self.shape.num_heads * self.shape.num_layers
+        return Form([Kernel("write_scores", {"num_bytes": tokens * num_bytes})])
+
+    def step_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         """Look. What decode steps bring back and evict."""
-        found = self._recalling(batch)
+        found: list[Kernel | Formed] = [*self._recalling(batch)]
         if self.state_bytes:
             found.append(Kernel("read_state", {"num_bytes": len(batch) * self.state_bytes}))
         if self.tokens.generated == "append" or self.tokens.score == "position":
             return tuple(found)
-        for each, cap in zip(self.classes, self.caps, strict=True):
+        for place, (each, cap) in enumerate(zip(self.classes, self.caps, strict=True)):
             if each.kind not in ("everything", "append"):
-                found += self._evicting(each, cap, batch, steps)
+                found += self._evicting(place, each, cap, batch, steps)
         return tuple(found)
 
     def _recalling(self, batch: Batch) -> list[Kernel]:
@@ -160,18 +188,20 @@ class TokenPolicy(HeldTokens):
         rows = {"row_bytes": 2 * self.shape.head_dim, "rows": 2 * back * self.dropping_slices}
         return [Kernel("host_gather", rows, group="fetch", lane="h2d")]
 
-    def _evicting(self, each: SliceClass, cap: int, batch: Batch, steps: int) -> list[Kernel]:
+    def _evicting(
+        self, place: int, each: SliceClass, cap: int, batch: Batch, steps: int
+    ) -> Sequence[Kernel | Formed]:
         """Of one class: of how many tokens one is chosen, by how many sequences, how often."""
-        tokens, shape, num = self.tokens, self.shape, len(batch)
+        tokens, num = self.tokens, len(batch)
         often: Any = 1
         evicting = num
         kept: Any
         if each.kind == "capped":
-            kept, often = cap, (batch.capped(cap).num_beyond(steps) > 0) * 1
+            kept, often = cap, _flag(batch.capped(cap).num_beyond(steps))
         elif each.kind == "apart":
             assert tokens.generated_budget is not None
             kept = tokens.generated_budget
-            often = (batch.capped(kept, self.prompt_of).num_beyond(steps) > 0) * 1
+            often = _flag(batch.capped(kept, self.prompt_of).num_beyond(steps))
         elif each.kind == "constant":
             kept = max(1, batch.total(self.constant) // num)
         else:  # so many of the batch evict in a step, on average
@@ -179,12 +209,29 @@ class TokenPolicy(HeldTokens):
             evicting = max(1, round(num * (1 - each.part / each.whole)))
         if tokens.every > 1:  # one sequence, and several tokens of it
             evicting, often = 1, batch.pages(tokens.every).num_filled(steps)
-        layers = each.slices // shape.num_kv_heads
-        rows, entries = shape.num_kv_heads * evicting, kept // tokens.granularity
         best = 32
         if each.kind != "share":  # which grows, as a column
+            best = min(best, max(1, kept // tokens.granularity))
+        apart = each.slices < self.shape.num_slices and tokens.dropped != "discard"
+        sized = each.kind in ("capped", "apart")
+        if apart or not (sized or tokens.every == tokens.granularity == 1):
+            return self._evictions(each, kept, evicting, often, best)
+        form = self._forms.get((evicting, best, place))
+        if form is None:
+            if sized:
+                form = Form(self._evictions(each, kept, evicting, Size(), best))
+            else:
+                form = Form(self._evictions(each, Size(), evicting, 1, best))
+            self._forms[evicting, best, place] = form
+        return (form.at(often if sized else kept),)
+
+    def _evictions(self, each: SliceClass, kept: Any, evicting: int, often: Any, best: int) -> list[Kernel]:
+        """Choosing ``best`` of ``kept`` tokens ``often``, for each of ``evicting`` sequences."""
+        tokens, shape = self.tokens, self.shape
+        layers = each.slices // shape.num_kv_heads
+        rows, entries = shape.num_kv_heads * evicting, kept // tokens.granularity
+        if each.kind != "share" and type(entries) is int:
             entries = max(1, entries)
-            best = min(best, entries)
         found = []
         if tokens.score == "hash":
             read = entries * (evicting * self.beside_bytes)
@@ -194,12 +241,12 @@ class TokenPolicy(HeldTokens):
             read = kept * (evicting * shape.bytes_per_token // 2)
             found.append(Kernel("weigh_values", {"num_bytes": read}, calls=often))
         found.append(Kernel("top_k_select", _choosing(rows, entries, best), calls=often * layers))
+        share = each.slices / shape.num_slices
         if tokens.dropped == "merge":
             # each sequence's token against its own kept keys: as many products as one token against all of them
-            share, read = each.slices / shape.num_slices, kept * (evicting * shape.bytes_per_token // 2)
+            read = kept * (evicting * shape.bytes_per_token // 2)
             sizes = {"dropped": 1, "kept": kept * evicting, "num_bytes": read}
             found.append(Kernel("merge_tokens", sizes, calls=share * often if share < 1 else often))
-        share = each.slices / shape.num_slices
         goes = evicting * tokens.every
         for kernel in (*self._lowering(goes), *self._folding(goes)):
             found.append(kernel._replace(calls=share * often if share < 1 else often))
@@ -228,3 +275,8 @@ class TokenPolicy(HeldTokens):
 def _choosing(rows: int, entries: Any, k: int) -> dict[str, Any]:
     """Sizes of choosing the ``k`` best of each row's scores, which are of 4 bytes."""
     return {"rows": rows, "entries": entries, "k": k, "num_bytes": 4 * rows * entries}
+
+
+def _flag(count: Any) -> Any:
+    """1 where there is something, else 0."""
+    return int(count > 0) if type(count) is int else (count > 0) * 1

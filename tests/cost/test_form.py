@@ -1,0 +1,125 @@
+"""Forms are priced and counted as the kernels that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvsim.cost import lines, step
+from kvsim.cost.form import Form, Formed, Size, written_out
+from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.profile import load_profile
+from kvsim.cost.terms import EngineTerms
+from kvsim.cost.work import Kernel, Ramp, StepWork
+from kvsim.errors import CalibrationError
+from kvsim.hardware.load import load_gpu
+from kvsim.model.load import load_model
+
+TERMS = EngineTerms(
+    step_ns=480_000.3, prefill_factor=1.013, sustained_factor=1.07, mixed_attention_factor=1.2
+)
+PROMPT = Kernel("prefill_attention", {"new": 700, "past": 300})
+
+
+def model(**options: Any) -> KernelCostModel:
+    gpu = load_gpu("h100-sxm")
+    return KernelCostModel(
+        load_profile("h100-sxm-measured"), load_model("llama-3.1-8b"), gpu, 1, TERMS, **options
+    )
+
+
+FORMED, KERNELS = model(), model()  # one prices forms, the other one the kernels that they stand for
+X: Any = Size()
+FORMS: dict[str, Callable[[int], Form]] = {
+    "scores": lambda num: Form(
+        [
+            Kernel("page_scores", {"page": 16, "batch": num, "pages": X // num, "num_bytes": X * 64}, 0.9),
+            Kernel("top_k_select", {"rows": 8 * num, "entries": X // num, "k": 128}, 30.5),
+        ]
+    ),
+    "attention": lambda num: Form([Kernel("decode_attention", {"num_seqs": num, "sum_context": X}, 0.25)]),
+    "plain": lambda num: Form([Kernel("decode_attention", {"num_seqs": num, "sum_context": X})]),
+    "two sums": lambda num: Form(
+        [
+            Kernel("dequantise_attention", {"bits": 2, "batch": num, "context": X // num + 70}),
+            Kernel("method", {"num_bytes": 3 * X + 5}, 2),
+            Kernel("quantise_kv", {"bits": 2, "tokens": num}),
+        ]
+    ),
+    "calls": lambda num: Form([Kernel("quantise_kv", {"bits": 2, "tokens": 32 * num}, X)]),
+    "computes": lambda num: Form([Kernel("method", {"num_bytes": X * 4, "flops": X * 4_000 * num})]),
+    "side by side": lambda num: Form(
+        [
+            Kernel("low_rank_reconstruct", {"rank": 160, "tokens": X}, 0.9, group="fetch"),
+            Kernel("host_gather", {"row_bytes": 2048, "rows": X * 4}, group="fetch", lane="h2d"),
+        ]
+    ),
+    "on no line": lambda num: Form([Kernel("method", {"num_bytes": X * 4, "flops": 900_000})]),
+}
+
+
+@st.composite
+def works(draw: st.DrawFn) -> StepWork:
+    num, steps = draw(st.integers(1, 300)), draw(st.integers(1, 70))
+    items: list[Kernel | Formed] = []
+    for name in draw(st.lists(st.sampled_from(sorted(FORMS)), min_size=1, max_size=3, unique=True)):
+        first, grows = draw(st.integers(0, 1 << draw(st.integers(1, 22)))), draw(st.integers(0, 2 * num))
+        x: Any = Ramp(first, draw(st.sampled_from([num, grows])))
+        if name == "calls" or draw(st.booleans()):
+            x = draw(st.lists(st.integers(0, 9), min_size=steps, max_size=steps))
+            x = x if name == "calls" else [first + sum(x[:i]) for i in range(steps)]
+            x = draw(st.sampled_from([x, np.array(x)]))
+        if steps == 1:
+            x = int(x[0])
+        items.append(FORMS[name](num).at(x))
+    if steps == 1 and draw(st.booleans()):
+        return StepWork(1, num + 700, num, (*items, PROMPT), draw(st.booleans()))
+    return StepWork(steps, num, num, tuple(items))
+
+
+def by_kernel(work: StepWork) -> StepWork:
+    return work._replace(kernels=written_out(work.kernels, work.steps))
+
+
+@given(works(), st.integers(0, 69), st.sampled_from([{}, {"h2d": 0.5}]))
+@settings(deadline=None, max_examples=400)
+def test_a_form_costs_what_its_kernels_cost(work: StepWork, cut: int, share: dict[str, float]) -> None:
+    formed, kernels = FORMED.price(work, share), KERNELS.price(by_kernel(work), share)
+    assert list(formed.step_ns) == list(kernels.step_ns)
+    cut = min(cut, work.steps)
+    assert FORMED.account(formed, 0, cut) == KERNELS.account(kernels, 0, cut)
+    assert FORMED.account(formed, cut, work.steps) == KERNELS.account(kernels, cut, work.steps)
+    counted, expected = FORMED.used_ns(), KERNELS.used_ns()
+    for key in counted.keys() | expected.keys():  # whole nanoseconds, what is left over goes to the engine
+        assert counted.get(key, 0) == pytest.approx(expected.get(key, 0), abs=3), key
+
+
+def test_where_rounding_is_in_doubt_a_step_is_priced_kernel_by_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step, "LATTICE", 0.02)
+    monkeypatch.setattr(lines, "LATTICE", 0.02)
+    for name, form in FORMS.items():
+        for x in range(40_001, 40_031):
+            work = StepWork(1, 9, 9, (form(9).at(x),))
+            assert FORMED.price(work).step_ns == KERNELS.price(by_kernel(work)).step_ns, name
+
+
+def test_what_the_profile_lacks_is_refused_by_name() -> None:
+    work = StepWork(1, 9, 9, (FORMS["two sums"](9).at(40_000),))
+    with pytest.raises(CalibrationError, match="kernel method with num_bytes=120005 would be extrapolated"):
+        model(strict=True).price(work)
+
+
+def test_a_size_is_what_it_says() -> None:
+    assert (X * 6 // 2).of(7, 1) == 21
+    assert (X // 4 * 3 + 1).of(Ramp(9, 4), 5) == Ramp(7, 3)
+    assert (X // 4).of(Ramp(9, 3), 3).tolist() == [2, 3, 3]
+    assert (X // 4 // 2).of([7, 8, 16], 3).tolist() == [0, 1, 2]
+    with pytest.raises(AssertionError, match="is no size"):
+        (X + 1) // 2
