@@ -14,7 +14,7 @@ Row = TypeVar("Row", bound=NamedTuple)
 
 Integers = npt.NDArray[Any]  # of any signed or unsigned width
 
-ROWS_PER_CHUNK = 16_384
+ROWS_PER_CHUNK = 4_096
 
 
 class Rows(Sequence[Row], Generic[Row]):
