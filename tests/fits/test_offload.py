@@ -111,6 +111,17 @@ def test_what_the_tier_packs_is_unpacked_on_arrival_or_before_the_link() -> None
     assert on_host["host_unpack"].args == {"num_bytes": 16 * 256 + 16 * 64}
 
 
+def test_the_host_attends_to_what_left_and_no_more() -> None:
+    """16 tokens: V alone, of three of four layers, once; unpacking has the same bytes."""
+    offload = {**FETCHING["offload"], "attention": "cpu", "leaves": "values", "stored": "values"}
+    reads = Reads.model_validate({**FETCHING, "dense_layers": 1, "offload": offload})
+    found = by_name(ReadSelector(SHAPE, reads, ratio=0.5).select_work(batch_of(10, 20), 1))
+    attention = found["cpu_attention"]
+    read = 16 * 256 // 2 * 3 // 4
+    assert attention.args["num_bytes"] * attention.calls == read  # type: ignore[operator]
+    assert found["host_unpack"].args == {"num_bytes": read + read // 2}
+
+
 def test_what_a_prompt_leaves_in_hbm() -> None:
     offload = {"tier": "ddr", "resident": 3, "buffer": 0.5}
     part = selector(index={"kind": "codes", "parts": 2}, budget=8, dense_layers=1, offload=offload)

@@ -170,6 +170,19 @@ def test_what_a_policy_keeps_is_copied_and_read() -> None:
     assert times(found)[0] == (1082, 1082 + 131 + 132)
 
 
+def test_what_fills_a_prompt_up_is_no_generated_token() -> None:
+    """Prompts of 20 and 12, padded by 8, that keep 8 and 4 of what they generate: both have 8 + 3 in the third step."""
+    tokens = {"score": "window", "window": 3, "budget": 8, "generated": "evict", "generated_budget": 4}
+    manager, batch = make(cache_of(30, {"tokens": tokens}, tiers=0)), Batch(1)
+    for index, own in enumerate((20, 12)):
+        request = Request(index, 0, own, 9, [], [], order=index, pad_input=20 - own, to_compute=own)
+        assert manager.admit(request, manager.match(request))
+        batch.add(request, 20, 9)
+    assert isinstance(manager, Concatenated) and manager.policy is not None
+    (span,) = manager.policy.spans(batch, 3)
+    assert column(span.tokens, 3).tolist() == [2 * 9, 2 * 10, 2 * 11]
+
+
 def test_a_step_copies_everything_and_reads_the_budget() -> None:
     trace = trace_of([(0, 20, 2)])
     reads = {"index": {"kind": "none"}, "budget": 6}

@@ -11,7 +11,7 @@ from harness import SHAPE, cache_of, simulate, times, trace_of, with_parts
 
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.tokens import TokenPolicy
-from kvsim.entities import Request
+from kvsim.entities import Batch, Request
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.tokens import Tokens
 
@@ -130,6 +130,18 @@ def test_what_goes_lies_in_a_tier_and_some_of_it_comes_back() -> None:
     # 594: B has 3 blocks: 100 + 90 + 9 + 0.64 + 48 -> 842; of its tokens 6 go out
     assert times(simulation) == {0: (263, 842), 1: (842, 842)}
     assert simulation.replicas[0].links.written_bytes == [0, 288]
+
+
+def test_no_more_comes_back_than_went() -> None:
+    """Of 16 tokens a quarter stays, so 12 can come back; of 4 tokens 3. What was not dropped does not."""
+    keys = {"score": "position", "ratio": 0.25, "dropped": {"tier": "ddr", "tokens": 10.5}}
+    policy, batch = TokenPolicy(SHAPE, Tokens.model_validate(keys)), Batch(4)
+    found = []
+    for index, prompt in enumerate((16, 4, 1)):
+        request = Request(index, 0, prompt, 9, [], [], order=index, to_compute=prompt)
+        batch.add(request, prompt, 9)
+        found.append(policy.num_recalled(batch))
+    assert found == [11, 14, 14]  # 10.5, 13.5 and 13.5, rounded up
 
 
 def test_a_budget_for_what_is_generated() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from kvsim.cache.parts.slices import Kind, SliceClass
 from kvsim.cache.parts.span import Span
 from kvsim.cost.work import Column, Ramp
 from kvsim.entities import Batch, Request
+
+PARTS = 1_000_000  # of a token: what is recalled is a mean
 
 
 class HeldTokens(TokenCounts):
@@ -46,15 +47,17 @@ class HeldTokens(TokenCounts):
         return tuple(found)
 
     def num_recalled(self, batch: Batch) -> int:
-        """Tokens that a step brings back, of all requests whose prompts had to drop some; in whole (rounded up)."""
+        """Tokens that a step brings back, of all requests; in whole (rounded up)."""
         if self.recalled is None or not self.recalled.tokens:
             return 0
-        return ceil(round(self.recalled.tokens * batch.total(self.has_dropped), 6))
+        return -(-batch.total(self.recalled_of) // PARTS)
 
-    def has_dropped(self, request: Request) -> int:
-        """1 if its prompt was longer than what stays."""
-        prompt = request.to_compute
-        return int(self._kept_slices(prompt, self.ratio_of(request)) < prompt * self.shape.num_slices)
+    def recalled_of(self, request: Request) -> int:
+        """Of one request, in parts of a token: no more than its prompt had to drop, on average over the slices that do."""
+        assert self.recalled is not None
+        prompt = self.prompt_of(request)
+        dropped = prompt * self.shape.num_slices - self._kept_slices(prompt, self.ratio_of(request))
+        return min(round(PARTS * self.recalled.tokens), PARTS * dropped // max(1, self.dropping_slices))
 
     def low_spans(self, batch: Batch, steps: int) -> list[Span]:
         """What it reads in fewer bits."""
@@ -94,12 +97,12 @@ class HeldTokens(TokenCounts):
 
     def dropped(self, request: Request) -> int:
         """Prompt tokens that an ``append`` slice does not hold, on average, whole."""
-        return request.pad_input + request.to_compute - self._mean(request, "append")
+        return self.prompt_of(request) - self._mean(request, "append")
 
     @staticmethod
     def prompt_of(request: Request) -> int:
-        """Tokens that were prefilled."""
-        return request.to_compute
+        """Tokens that were prefilled, padding included."""
+        return request.pad_input + request.to_compute
 
     def apart(self, request: Request) -> int:
         """Prompt tokens that an ``apart`` slice holds, on average, whole."""
@@ -111,7 +114,7 @@ class HeldTokens(TokenCounts):
 
     def _mean(self, request: Request, kind: Kind) -> int:
         total = num = 0
-        prompt = request.pad_input + request.to_compute
+        prompt = self.prompt_of(request)
         of_class = self.kept(prompt, self.ratio_of(request))
         for (slices, of_kind), kept in zip(self.kinds, of_class, strict=True):
             if of_kind == kind:

@@ -201,7 +201,9 @@ class Offloaded:
     def _on_the_host(self, chosen: int, num: int) -> list[Kernel | Formed]:
         """The host's cores attend to what lies there, at 16 bits."""
         plain = chosen * self._plain_bytes
-        sizes = {"batch": num, "context": chosen // num, "num_bytes": plain}
+        # calls: what of K and V of all layers it attends to
+        whole = chosen * 4 * self.shape.num_layers * self.shape.width
+        sizes = {"batch": num, "context": chosen // num, "num_bytes": whole}
         calls = self.share * self._tensors / 2
         attention = Kernel("cpu_attention", sizes, lane="cpu", group="host", calls=calls)
         found: list[Kernel | Formed] = [attention]

@@ -274,8 +274,8 @@ class ReadSelector:
         return self.reads.chosen(prompt) if self.freed_bytes(prompt) else 0
 
     def _chosen_tokens(self, request: Request) -> int:
-        """Of a decoding request's prompt."""
-        return self.reads.chosen(request.cached + request.to_compute)
+        """Of a decoding request's prompt, padding included."""
+        return self.reads.chosen(request.pad_input + request.cached + request.to_compute)
 
     def _index_on_disk(self, request: Request) -> int:
         """Bytes of a decoding request."""
