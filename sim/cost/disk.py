@@ -34,15 +34,17 @@ class DiskGather(Pricer):
         if rows <= 0:
             return 0.0, "extrapolated"
         if self._link.times is None:
-            base, slope = self._terms(row_bytes, waits, share)
+            base, slope = self._terms(row_bytes, rows, waits, share)
             return quantise(base + slope * rows), "extrapolated"
         each = max(1, round(rows / waits))
         time_ns, provenance = self._link.times[0](round(each * row_bytes), each)
         return quantise(time_ns * min(rows, waits) / share), provenance
 
-    def _terms(self, row_bytes: float, waits: float, share: float) -> tuple[float, float]:
+    def _terms(self, row_bytes: float, rows: float, waits: float, share: float) -> tuple[float, float]:
+        """What does not depend on rows, and what each takes: fewer rows than waits are each waited for."""
         link = self._link
-        return waits * link.latency_ns, (link.operation_ns + 1e9 * row_bytes / link.read_bytes_per_s) / share
+        each = (link.operation_ns + 1e9 * row_bytes / link.read_bytes_per_s) / share
+        return (0.0, each + link.latency_ns) if rows < waits else (waits * link.latency_ns, each)
 
     def line(
         self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
@@ -53,12 +55,10 @@ class DiskGather(Pricer):
             return None
         found = self._pieces.get((row_bytes, waits, share))
         if found is None:
-            base, slope = self._terms(row_bytes, waits, share)
 
             def make(first: float, last: float) -> Line:
-                reads = last > 0
-                key = "disk_gather", "extrapolated"
-                return Line(self.lines, key, base if reads else 0.0, slope if reads else 0.0, first, last)
+                base, slope = self._terms(row_bytes, last, waits, share) if last > 0 else (0.0, 0.0)
+                return Line(self.lines, ("disk_gather", "extrapolated"), base, slope, first, last)
 
-            found = self._pieces[row_bytes, waits, share] = Pieces([after(0.0)], make)
+            found = self._pieces[row_bytes, waits, share] = Pieces([after(0.0), float(waits)], make)
         return found.at(first_of(rows)), rows

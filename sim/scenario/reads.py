@@ -119,6 +119,16 @@ class Offload(ReadsPart):
             )
         if self.fetch == "beside_keys" and self.key_rank is None:
             raise ValueError("fetch: beside_keys hides behind keys that are rebuilt; give key_rank")
+        if self.staging is not None and self.trigger == "prefill":
+            raise ValueError(
+                "staging is what layers pass through with trigger: chunk; set it, or leave staging out"
+            )
+        if self.attention != "gpu" and (
+            self.hit_rate or self.fetch != "in_turn" or self.key_rank is not None
+        ):
+            raise ValueError(
+                f"attention: {self.attention} brings nothing to HBM; leave hit_rate, fetch and key_rank out"
+            )
         return self
 
 

@@ -33,8 +33,11 @@ def test_rows_take_their_bytes_an_operation_each_and_the_latency_of_each_wait() 
     assert disk.price(sizes) == (32 * 50_000 + 1000 * (100 + 2048), "extrapolated")
     assert disk.price(sizes, share=0.5)[0] == 32 * 50_000 + 2 * 1000 * (100 + 2048)
     assert disk.price({**sizes, "rows": 0})[0] == 0
-    found = disk.line(sizes)
-    assert found is not None and found[0].base + found[0].slope * 1000 == disk.price(sizes)[0]
+    assert disk.price({**sizes, "rows": 3})[0] == 3 * (50_000 + 100 + 2048)  # nobody waits for nothing
+    for rows in (1, 31, 32, 1000):
+        found = disk.line({**sizes, "rows": rows})
+        assert found is not None and found[0].first <= rows <= found[0].last
+        assert found[0].base + found[0].slope * rows == disk.price({**sizes, "rows": rows})[0]
     nothing = disk.line({**sizes, "rows": 0})
     assert nothing is not None and nothing[0].base == 0
 

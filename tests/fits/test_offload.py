@@ -26,7 +26,7 @@ from kvsim.errors import ScenarioError
 from kvsim.scenario.build import build_model, build_parts
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.load import parse_scenario
-from kvsim.scenario.reads import Reads
+from kvsim.scenario.reads import Offload, Reads
 
 
 def test_a_computational_drive_attends_to_what_it_holds() -> None:
@@ -252,7 +252,7 @@ def test_some_of_what_a_step_fetches_comes_from_the_disk() -> None:
     assert (one.lane, one.group) == ("disk", "fetch")  # streams into the link's copies
     assert disk(ratio=0.5).args["row_bytes"] == 32
     assert (disk(fetch="ahead").args["waits"], disk(fetch="ahead").group) == (1, "main")
-    assert disk(attention="cpu").args["rows"] == 16  # nothing that the GPU has fetched is of use
+    assert disk(attention="cpu", hit_rate=0.0).args["rows"] == 16
     assert disk(disk={"tier": "disk", "share": 0.75}).args["rows"] == 24  # as much as lies there
     index = {**ON_DISK, "index": {"kind": "bounds", "tokens": 4, "place": "disk"}, "refresh": 2.0}
     reads = ReadSelector(SHAPE, Reads.model_validate(index))
@@ -387,3 +387,17 @@ def test_packed_kv_that_no_row_can_be_fetched_of_is_refused(
     with pytest.raises(ScenarioError, match=says) as error:
         build_parts(scenario, build_model(scenario))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"staging": 8192}, "with trigger: chunk; set it, or leave staging out"),
+        ({"attention": "cpu", "hit_rate": 0.5}, "attention: cpu brings nothing to HBM; leave hit_rate"),
+        ({"attention": "cpu", "fetch": "ahead"}, "leave hit_rate, fetch and key_rank out"),
+        ({"attention": "cpu", "stored": "values", "key_rank": 8}, "leave hit_rate, fetch and key_rank out"),
+    ],
+)
+def test_keys_that_would_do_nothing_are_refused(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Offload.model_validate({"tier": "ddr", **keys})
