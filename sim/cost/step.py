@@ -68,7 +68,8 @@ def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, 
         ratio = 1.0
         if prefills and lane == "gpu":
             ratio = decode_factor if name == "decode_attention" else factor
-        found: Any = pricer.line(args, lane, share) if name != "prefill_attention" else None
+        # a step with prefill is never one of a run, and its sizes hardly come again: a line would be made in vain
+        found: Any = None if prefills else pricer.line(args, lane, share)
         part: Part
         if found is not None:
             line, x = found
