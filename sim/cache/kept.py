@@ -58,7 +58,12 @@ class KeptTokens(Paged):
             - config.reserved_blocks * self.pages_per_block
         )
         classes = self.policy.classes
-        self._slacks = [(each, self._slack(each)) for each in classes]
+        # slices, slack, and the class where its pages are not those of the tokens that it holds
+        slacks = [(each, self._slack(each)) for each in classes]
+        self._slacks = [
+            (each.slices, each if slack or each.kind in ("apart", "capped") else None, slack)
+            for each, slack in slacks
+        ]
         self._capped = [  # slices, and the most that each of them holds
             (each.slices, self.policy.cap(each) + self._slack(each))
             for each in classes
@@ -136,12 +141,16 @@ class KeptTokens(Paged):
         """Pages of a request after its prompt."""
         if not self._frees:
             return blocks_for(context, self.block_tokens)
-        pages = 0
+        pages, size, apart = 0, self.block_tokens, self._apart
         of_class = self.policy.held(prompt, context, ratio)
-        for (each, slack), tokens in zip(self._slacks, of_class, strict=True):
-            held = self._class_pages(each, slack, tokens, prompt, context)
-            if self._apart:
-                pages += each.slices * held
+        for (slices, each, slack), tokens in zip(self._slacks, of_class, strict=True):
+            held = (
+                -(-tokens // size)
+                if each is None
+                else self._class_pages(each, slack, tokens, prompt, context)
+            )
+            if apart:
+                pages += slices * held
             elif held > pages:
                 pages = held
         return pages + self._low.pages(prompt, context, ratio)

@@ -103,14 +103,16 @@ class TokenCounts:
     def held(self, prompt: int, context: int, ratio: float | None = None) -> tuple[int, ...]:
         """Tokens, by class, of a request with ``context`` tokens of which ``prompt`` were prefilled."""
         found = []
-        for each, kept, cap in zip(self.classes, self.kept(prompt, ratio), self.caps, strict=True):
-            kind = each.kind
-            if kind == "everything":
+        grown = context - prompt
+        for each, (_, kind), kept, cap in zip(
+            self.classes, self.kinds, self.kept(prompt, ratio), self.caps, strict=True
+        ):
+            if kind == "append":
+                found.append(kept + grown)
+            elif kind == "everything":
                 found.append(context)
             elif kind == "share":
                 found.append(-(-each.part * context // each.whole))
-            elif kind == "append":
-                found.append(kept + context - prompt)
             elif kind == "apart":
                 found.append(kept + min(context - prompt, self.tokens.generated_budget or 0))
             elif kind == "capped":

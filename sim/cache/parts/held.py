@@ -112,10 +112,20 @@ class HeldTokens(TokenCounts):
         """Tokens that a ``constant`` slice holds, on average, whole."""
         return self._mean(request, "constant")
 
+    @cached_property
+    def _means(self) -> dict[tuple[Kind, int, float | None], int]:
+        return {}
+
     def _mean(self, request: Request, kind: Kind) -> int:
+        prompt, ratio = self.prompt_of(request), self.ratio_of(request)
+        found = self._means.get((kind, prompt, ratio))
+        if found is None:
+            found = self._means[kind, prompt, ratio] = self._found_mean(kind, prompt, ratio)
+        return found
+
+    def _found_mean(self, kind: Kind, prompt: int, ratio: float | None) -> int:
         total = num = 0
-        prompt = self.prompt_of(request)
-        of_class = self.kept(prompt, self.ratio_of(request))
+        of_class = self.kept(prompt, ratio)
         for (slices, of_kind), kept in zip(self.kinds, of_class, strict=True):
             if of_kind == kind:
                 total += slices * kept
