@@ -11,6 +11,7 @@ from harness import SHAPE, cache_of, simulate, times, trace_of, with_parts
 
 from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.tokens import TokenPolicy
+from kvsim.cost.form import written_out
 from kvsim.entities import Batch, Request
 from kvsim.scenario.codec import Codec
 from kvsim.scenario.tokens import Tokens
@@ -37,11 +38,11 @@ def test_factors_are_found_once_for_a_prompt_and_what_is_generated_is_projected_
         {"trigger": "prefill", "joint_layers": 2, "factors": "request", "keys": {"rank": 4}}
     )
     packed = PackedKv(SHAPE, codec)
-    (svd,) = packed.write_work(20)
+    (svd,) = written_out(packed.write_work(20), 1)
     assert (svd.name, svd.calls) == ("joint_svd", 2)
     sizes = {key: svd.args[key] for key in ("width", "rank", "tokens")}
     assert sizes == {"width": 2 * SHAPE.width, "rank": 4, "tokens": 20}
-    (projected,) = packed.write_work(3, generated=True)
+    (projected,) = written_out(packed.write_work(3, generated=True), 1)
     assert (
         projected.name == "low_rank_project" and projected.args["rank"] == 2 and projected.args["tokens"] == 3
     )

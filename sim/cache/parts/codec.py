@@ -199,13 +199,12 @@ class PackedKv:
     def _forms(self) -> dict[tuple[str, float, float], Form]:
         return {}
 
-    def write_work(self, tokens: int) -> tuple[Formed, ...]:
-        """Look. Packing ``tokens`` tokens of a prompt."""
-        return self._write("prompt", Size(), 1, tokens)
+    def write_work(self, tokens: int, generated: bool = False) -> tuple[Formed, ...]:
+        """Look. Packing ``tokens`` new tokens; ``generated``: they are projected to the factors of their prompt, where these
+        are the request's."""
+        return self._write("generated" if generated else "prompt", Size(), 1, tokens, generated)
 
-    def _write(
-        self, key: str, tokens: Any, calls: Any, x: Any, generated: bool = False
-    ) -> tuple[Formed, ...]:
+    def _write(self, key: str, tokens: Any, calls: Any, x: Any, generated: bool) -> tuple[Formed, ...]:
         num = tokens if type(tokens) is int else 0
         form = self._forms.get((key, num, 0))
         if form is None:
@@ -262,7 +261,7 @@ class PackedKv:
         as many as fill a group in the same step on average."""
         group, num = self.group_tokens, len(batch)
         if group == 1:
-            return self._write("each", Size(), 1, num, generated=True)
+            return self.write_work(num, generated=True)
         together = -(-num // group)
         filled = batch.pages(group).num_filled(steps)
         x = filled if together == 1 else -(-filled // together)
