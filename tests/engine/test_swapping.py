@@ -119,6 +119,18 @@ def test_the_gaps_between_tokens_hold_the_wait() -> None:
     assert simulation.recorder.inter_token.mean_ns() == pytest.approx((e2e[0] - 261 + e2e[1] - 261) / 10)
 
 
+def test_who_is_given_up_while_away_leaves_the_tier() -> None:
+    """At 500 neither has its last token; the second one is in the tier, until then with 8 bytes."""
+
+    def prepare(simulation: Simulation) -> None:
+        simulation.cluster.wait(Patience(Clients.model_construct(timeout=500), 2, 0))
+
+    simulation = play(5, SwapSetting(), prepare=prepare)
+    assert len(simulation.recorder.cancelled) == 2
+    assert counts(simulation) == SwapCounts(num_out=1, out_bytes=8)
+    assert simulation.replicas[0].manager.used_bytes == (0, 0)
+
+
 # ---- copies that are kept
 
 
@@ -242,7 +254,7 @@ QUEUES = [
     keeps=st.booleans(),
     room=st.sampled_from([1000, 40, 4, 0]),
     deep=st.booleans(),
-    timeout=st.sampled_from([None, 3000]),
+    timeout=st.sampled_from([None, 700, 3000]),
     launch=st.sampled_from([0, 30]),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -257,7 +269,7 @@ def test_nothing_is_lost_and_fusing_changes_nothing(
     def prepare(simulation: Simulation) -> None:
         simulation.cluster.priorities = {0: 1, 1: -1}
         if timeout is not None:
-            simulation.cluster.patience = Patience(Clients.model_construct(timeout=timeout), len(rows), 0)
+            simulation.cluster.wait(Patience(Clients.model_construct(timeout=timeout), len(rows), 0))
 
     def run() -> Simulation:
         return play(
