@@ -28,6 +28,7 @@ class Reserving(CacheManager):
     """What all have in common that set a request's room aside before it starts: nothing is reused, and nothing grows."""
 
     api_version = API_VERSION
+    in_one_piece = True
     takes_options = True
     num_tiers: int
 

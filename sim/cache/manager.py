@@ -154,9 +154,9 @@ class CacheManager(ABC):
     may be laid over it ("codec", "tokens" or only "proportional tokens", "reads", "offload"), ``hands_over``: a prompt's KV
     can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
     ``swaps``: :meth:`swap_out` and what belongs to it are there, and the engine calls them; of ``parts`` "swap" says
-    that they can be. ``watches_decodes``: begin_decode and end_decode are called on every GPU, not only where an engine
-    spares reads. ``takes_options``: it reads ``config.options`` and refuses those that it does not know; else any is
-    refused for it.
+    that they can be. ``in_one_piece``: the KV of a request has one range of addresses. ``watches_decodes``: begin_decode and
+    end_decode are called on every GPU, not only where an engine spares reads. ``takes_options``: it reads ``config.options``
+    and refuses those that it does not know; else any is refused for it.
     """
 
     services: Services
@@ -171,6 +171,7 @@ class CacheManager(ABC):
     watches_decodes: bool = False
     takes_options: bool = False
     hands_over: bool = False
+    in_one_piece: bool = False
     swaps: bool = False
     swap_counts: SwapCounts  # of one that swaps
 

@@ -44,6 +44,7 @@ class Virtual(Paged):
 
     steady_work = True
     takes_options = True
+    in_one_piece = True
 
     def __init__(self, config: CacheConfig) -> None:
         self.options = read_options(VirtualOptions, config.options)

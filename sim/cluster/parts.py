@@ -93,6 +93,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
     parallel = build_parallel(scenario)
     kv = build_parts(scenario, model)
     _check_manager(scenario.cache.manager, model, parallel, kv.changes_bytes)
+    _check_layout(scenario)
     engine, terms = load_engine(
         scenario.profile_path(scenario.engine.profile),
         max_num_seqs=scenario.engine.max_num_seqs,
@@ -167,6 +168,18 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
         profile,
         scenario.engine.max_model_len is None and memory.max_model_len < model.max_model_len,
     )
+
+
+def _check_layout(scenario: Scenario) -> None:
+    """Raise ScenarioError unless attention finds KV as the manager lays it out."""
+    name = scenario.cache.manager
+    if scenario.engine.kv_layout == "paged":
+        return
+    if not named("cache.manager", cache_managers.get, name).in_one_piece:
+        raise ScenarioError(
+            f"engine.kv_layout: contiguous, and manager '{name}' keeps KV in blocks that lie apart; take manager virtual, "
+            "contiguous or predicted, or set kv_layout to paged"
+        )
 
 
 def _check_manager(name: str, model: ModelSpec, parallel: Parallel, changes_bytes: bool) -> None:

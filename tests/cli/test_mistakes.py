@@ -69,6 +69,11 @@ Cli = Callable[..., tuple[int, str, str]]
             "the roles prefill and decode",
         ),
         (
+            ["run", "small.yaml", "--set", "engine.kv_layout=contiguous"],
+            "engine.kv_layout: contiguous, and manager 'prefix_tree' keeps KV in blocks that lie apart; take manager "
+            "virtual, contiguous or predicted, or set kv_layout to paged",
+        ),
+        (
             ["run", "small.yaml", "--set", "engine.preemption={overlap: true}"],
             "--set engine.preemption: tier, overlap and keep_copies are of mode swap; leave them out, or set mode to swap",
         ),
