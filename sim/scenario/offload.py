@@ -6,7 +6,7 @@ from kvsim.cache.parts.codec import PackedKv
 from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.errors import ScenarioError
 from kvsim.model.spec import ModelSpec
-from kvsim.scenario.cache_schema import Tier
+from kvsim.scenario.cache_schema import Holds, Tier
 from kvsim.scenario.reads import Disk, Offload
 from kvsim.scenario.schema import Scenario
 
@@ -41,6 +41,10 @@ def fetched_from(scenario: Scenario, name: str, where: str) -> list[Tier]:
         raise ScenarioError(
             f"{where}.tier: steps fetch over the GPU's link to host memory, and '{name}' has another; leave its link out"
         )
+    if any(tier.holds != Holds() for tier in named):
+        raise ScenarioError(
+            f"{where}.tier: what a request leaves is there whole; leave holds of '{name}' out"
+        )
     if any(tier.scope == "cluster" for tier in named):
         raise ScenarioError(
             f"{where}.tier: what a request leaves is its replica's; give '{name}' scope: replica"
@@ -52,9 +56,12 @@ def check_dropped(scenario: Scenario, policy: TokenPolicy, model: ModelSpec, pac
     """Raise ScenarioError unless what ``cache.tokens`` does not keep can be held in its form, or fetched."""
     where = "cache.tokens.dropped"
     if policy.recalled is not None and policy.recalled.tier is not None:
-        fetched_from(scenario, policy.recalled.tier, where)
-        if packed is not None:
-            raise ScenarioError(f"{where}.tier: what is fetched has 16 bits; leave cache.codec out")
+        named, codec = fetched_from(scenario, policy.recalled.tier, where), scenario.cache.codec
+        on_the_way = codec is not None and codec.place == "tiers"
+        if packed is not None or on_the_way or any(tier.stored_ratio < 1 for tier in named):
+            raise ScenarioError(
+                f"{where}.tier: what is fetched has 16 bits; leave cache.codec, and stored_ratio of the tier, out"
+            )
     if policy.low_bits is None:
         return
     if packed is not None:

@@ -143,6 +143,27 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
             [f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}", f"cache.codec={EIGHT}"],
             "what is fetched has 16 bits",
         ),
+        (
+            [
+                f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}",
+                "cache.codec={place: tiers, keys: {bits: 4}}",
+            ],
+            "what is fetched has 16 bits",
+        ),
+        (
+            [
+                f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}",
+                "cache.tiers=[{name: ddr, capacity: 1 GB, stored_ratio: 0.5}]",
+            ],
+            "leave cache.codec, and stored_ratio of the tier, out",
+        ),
+        (
+            [
+                "cache.reads={index: {kind: bounds}, budget: 64, offload: {tier: ddr}}",
+                "cache.tiers=[{name: ddr, capacity: 1 GB, holds: {keys: false}}]",
+            ],
+            "leave holds of 'ddr' out",
+        ),
         ([f"cache.tokens={{score: norm, ratio: 0.5, {BELOW}}}"], "set cache.manager to paged"),
         (
             ["cache.tokens={score: norm, ratio: 0.5, generated_budget: 9}"],
