@@ -10,6 +10,7 @@ from kvsim.cache.manager import CacheManager
 from kvsim.engine.queue import QueueOrder, Ranked, queue_orders
 from kvsim.entities import Batch, Request
 from kvsim.registry import number_option
+from kvsim.splitmix import GOLDEN, MASK, finalised
 
 
 @queue_orders.register("vtc")
@@ -180,11 +181,8 @@ class Shuffled(Ranked):
 
 
 def mixed(*numbers: int) -> int:
-    """64 bits that look random, of some integers (the finaliser of splitmix64, Steele, Lea and Flood 2014)."""
-    state, mask = 0, (1 << 64) - 1
+    """64 bits that look random, of some integers."""
+    state = 0
     for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
+        state = finalised((state + number + GOLDEN) & MASK)
     return state

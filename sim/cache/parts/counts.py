@@ -12,8 +12,7 @@ from kvsim.cache.parts.slices import Kind, SliceClass, classes_of
 from kvsim.cache.parts.span import KvShape
 from kvsim.entities import Request
 from kvsim.scenario.tokens import Folded, Lowered, Recalled, Tokens
-
-MASK = (1 << 64) - 1
+from kvsim.splitmix import GOLDEN, MASK, finalised
 
 
 @dataclass(frozen=True)
@@ -256,11 +255,9 @@ def _on_curve(points: Sequence[tuple[int, int]], prompt: int) -> int:
 
 
 def _drawn(seed: int, index: int) -> float:
-    """Uniform in [0, 1), the same whenever ``index`` is asked for: SplitMix64 (Steele, Lea and Flood, 2014)."""
-    z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & MASK
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
-    return ((z ^ (z >> 31)) >> 11) / (1 << 53)
+    """Uniform in [0, 1), the same whenever ``index`` is asked for."""
+    z = (seed * 0xD1342543DE82EF95 + (index + 1) * GOLDEN) & MASK
+    return (finalised(z) >> 11) / (1 << 53)
 
 
 def _up(ratio: float, tokens: int) -> int:
