@@ -93,7 +93,7 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
     parallel = build_parallel(scenario)
     kv = build_parts(scenario, model)
     _check_manager(scenario.cache.manager, model, parallel, kv.changes_bytes)
-    _check_layout(scenario)
+    _check_kv(scenario, model)
     engine, terms = load_engine(
         scenario.profile_path(scenario.engine.profile),
         max_num_seqs=scenario.engine.max_num_seqs,
@@ -170,15 +170,23 @@ def _build_pool(name: str, role: str, scenario: Scenario, step_factor: float) ->
     )
 
 
-def _check_layout(scenario: Scenario) -> None:
-    """Raise ScenarioError unless attention finds KV as the manager lays it out."""
+def _check_kv(scenario: Scenario, model: ModelSpec) -> None:
+    """Raise ScenarioError unless attention finds KV as the manager lays it out, and preemption takes all of it."""
     name = scenario.cache.manager
-    if scenario.engine.kv_layout == "paged":
-        return
-    if not named("cache.manager", cache_managers.get, name).in_one_piece:
+    manager = named("cache.manager", cache_managers.get, name)
+    if scenario.engine.kv_layout == "contiguous" and not manager.in_one_piece:
         raise ScenarioError(
             f"engine.kv_layout: contiguous, and manager '{name}' keeps KV in blocks that lie apart; take manager virtual, "
             "contiguous or predicted, or set kv_layout to paged"
+        )
+    if name == "virtual" and model.latent:
+        raise ScenarioError(
+            f"cache.manager: virtual maps keys and values of a layer apart, and {model.name} caches one latent for both; "
+            "take paged"
+        )
+    if scenario.engine.preemption.mode == "swap" and model.state:
+        raise ScenarioError(
+            f"engine.preemption: KV is swapped, and {model.name} has a recurrent state beside it; set preemption to recompute"
         )
 
 

@@ -113,6 +113,16 @@ def test_a_pipeline_serves_a_lone_prompt_no_faster_and_many_better() -> None:
             "paged or none, which reuse nothing",
         ),
         (
+            ["model=nemotron-h-8b", "method=fastswitch"],
+            "engine.preemption: KV is swapped, and nemotron-h-8b has a recurrent state beside it; set preemption to "
+            "recompute",
+        ),
+        (
+            ["model=deepseek-v3", "cluster.gpu=h200-sxm", "cluster.tensor_parallel=8", "method=vattention"],
+            "cache.manager: virtual maps keys and values of a layer apart, and deepseek-v3 caches one latent for both; "
+            "take paged",
+        ),
+        (
             ["cluster.pipeline_parallel=2", "cache.manager=snapshots", "cache.options.snapshot=1 MB"],
             "cache.manager: snapshots has kernels of its own, which pipeline_parallel and data_parallel cannot divide; "
             "set both to 1, or take prefix_tree, paged or none",
