@@ -19,6 +19,7 @@ from kvsim.cluster.cluster import Cluster
 from kvsim.cluster.router import Router
 from kvsim.cost.model import CostModel
 from kvsim.engine.link import connect, reachable
+from kvsim.engine.queue import make_queue
 from kvsim.engine.replica import Replica
 from kvsim.engine.spec import EngineSpec
 from kvsim.entities import Batch, Request
@@ -291,6 +292,11 @@ def _check_batching(engine: EngineSpec, manager: CacheManager) -> None:
     if engine.static_batch and "static" not in manager.batching:
         raise ScenarioError(
             "engine.batching: cache.manager has no room for what a static batch pads; take contiguous or concatenated"
+        )
+    if engine.static_batch and make_queue(engine.queue).preempts:
+        raise ScenarioError(
+            "engine.queue: a static batch stays together until its end, and this order pushes out running requests; leave "
+            "its preempts out, or set batching: continuous"
         )
     if not engine.static_batch and "continuous" not in manager.batching:
         raise ScenarioError(

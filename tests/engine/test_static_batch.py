@@ -62,6 +62,11 @@ def test_a_cache_that_grows_by_copies_reads_a_tensor() -> None:
     [
         ("paged", STATIC, "no room for what a static batch pads"),
         ("concatenated", toy_engine(), "static batches only"),
+        (
+            "contiguous",
+            toy_engine(static_batch=True, queue={"policy": "shuffled"}),
+            "engine.queue: a static batch stays together until its end",
+        ),
     ],
 )
 def test_who_cannot_hold_them_says_so(manager: str, engine: object, words: str) -> None:
