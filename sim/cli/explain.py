@@ -172,7 +172,8 @@ def _print_table(facts: dict[str, Any]) -> None:
         )
     if (swap := facts["swap"]) is not None:
         console.print(
-            f"preempted requests are swapped to {swap['tier']}: room for {swap['requests']:,.2f} of {swap['tokens']:,} tokens",
+            f"preempted requests are swapped to {swap['tier']}: "
+            f"room for {swap['requests']:,.2f} requests of {swap['tokens']:,} tokens",
             highlight=False,
             soft_wrap=True,
         )

@@ -321,5 +321,10 @@ def build_manager(name: str, config: CacheConfig, hands_over: bool = False) -> C
     if config.tiers and not manager.uses_tiers:
         raise ScenarioError(
             f"cache.tiers: manager '{name}' keeps nothing outside HBM; take manager prefix_tree or chunks, or set tiers to []"
+            + (
+                ", or let preempted requests go there: engine.preemption: swap"
+                if "swap" in manager.parts
+                else ""
+            )
         )
     return manager

@@ -291,7 +291,7 @@ def _play_and_tell(env: Clock, tell: Callable[[], None]) -> None:
 def _check_batching(engine: EngineSpec, manager: CacheManager) -> None:
     if engine.static_batch and "static" not in manager.batching:
         raise ScenarioError(
-            "engine.batching: cache.manager has no room for what a static batch pads; take contiguous or concatenated"
+            "engine.batching: cache.manager has no room for what a static batch pads; set it to contiguous or concatenated"
         )
     if engine.static_batch and make_queue(engine.queue).preempts:
         raise ScenarioError(

@@ -157,10 +157,12 @@ def require_fit(budget: MemoryBudget) -> MemoryBudget:
             "raise gpu_memory_utilization or tensor_parallel, or take a bigger GPU"
         )
     if budget.request_tokens < max(1, budget.max_model_len):
+        more = "gpu_memory_utilization or tensor_parallel, or take a bigger GPU"
+        if budget.num_blocks < budget.kv_bytes // budget.block_bytes * budget.data_parallel:
+            more = "num_gpu_blocks"  # it is what leaves memory unused
         raise CapacityError(
             f"{where}: one request of max_model_len {budget.max_model_len:,} tokens does not fit the "
-            f"{budget.request_tokens:,} of KV; lower max_model_len, raise gpu_memory_utilization or "
-            "tensor_parallel, or take a bigger GPU"
+            f"{budget.request_tokens:,} of KV; lower max_model_len, raise {more}"
         )
     return budget
 

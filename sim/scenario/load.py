@@ -149,7 +149,7 @@ def _index(place: Any, step: str, steps: list[str], depth: int, key: str) -> int
     if isinstance(place, dict):
         return step
     if not isinstance(place, list):
-        raise ScenarioError(f"--set {key}: '{parent}' is {place!r} and has no keys")
+        raise ScenarioError(f"--set {key}: '{parent}' is {place!r} and has no keys; set '{parent}' itself")
     if step.isdigit() and int(step) < len(place):
         return int(step)
     names = [entry.get("name") for entry in place if isinstance(entry, dict)]

@@ -158,6 +158,10 @@ class Tokens(TokensPart):
         given = [self.budget is not None, self.ratio is not None, self.heads is not None]
         if sum([*given, bool(self.ratios), bool(self.curve)]) != 1:
             raise ValueError("give one of budget, curve, ratio, ratios and heads: how many tokens stay")
+        if self.score == "window" and self.budget is not None and self.window > self.budget:
+            raise ValueError(
+                f"the {self.window} tokens of window are kept, and budget is {self.budget}; set window to {self.budget} at most"
+            )
         if any(low[0] >= high[0] for low, high in pairwise(self.curve)):
             raise ValueError("curve: its prompts have to grow from point to point")
         if self.ratios and (len(self.ratios) < 2 or list(self.ratios) != sorted(self.ratios)):

@@ -111,7 +111,9 @@ def test_explain_memory_has_the_swap_space(cli: Cli, small: Path) -> None:
         "engine.max_model_len=8192",
     ]
     swap += ["--set", "cache.tiers=[{name: ddr, capacity: 8 GB}]"]
-    assert "swapped to ddr: room for 7.45 of 8,192 tokens" in cli("explain", "memory", small, *swap)[1]
+    assert (
+        "swapped to ddr: room for 7.45 requests of 8,192 tokens" in cli("explain", "memory", small, *swap)[1]
+    )
     swap += ["--set", "cache.codec={keys: {bits: 8}, values: {bits: 8}}"]
     facts = json.loads(cli("explain", "memory", small, "--json", *swap)[1])["swap"]
     assert facts == {"tier": "ddr", "tokens": 8192, "requests": pytest.approx(2 * 8e9 / (8192 * 131_072))}

@@ -79,9 +79,10 @@ def test_request_that_does_not_fit() -> None:
         memory_budget(LLAMA_8B, H100, num_gpu_blocks=1001, max_model_len=32_000)
     assert str(error.value) == (
         "llama-3.1-8b on h100-sxm with tensor_parallel 1: one request of max_model_len 32,000 tokens does "
-        "not fit the 16,000 of KV; lower max_model_len, raise gpu_memory_utilization or tensor_parallel, "
-        "or take a bigger GPU"
+        "not fit the 16,000 of KV; lower max_model_len, raise num_gpu_blocks"
     )
+    with pytest.raises(CapacityError, match="raise gpu_memory_utilization or tensor_parallel, or take"):
+        memory_budget(LLAMA_8B, H100, gpu_memory_utilization=0.22, max_model_len=32_000)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,10 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
             ["method=quest", "cache.tokens={score: norm, ratio: 0.5, schedule: chunk}"],
             "cache.tokens drops what it would choose from",
         ),
+        (
+            ["cache.manager=paged", "cache.tiers=[{name: ddr, capacity: 1 GB}]"],
+            "or let preempted requests go there: engine.preemption: swap",
+        ),
         (["cache.manager=contiguous", f"cache.codec={EIGHT}"], "manager 'contiguous' holds KV at 16 bits"),
         (
             ["cache.manager=chunks", "cache.tokens={score: norm, budget: 100}"],
@@ -92,6 +96,10 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
         (["method=xquant", "cluster.tensor_parallel=2"], "set cluster.tensor_parallel to 1"),
         (["cache.codec={keys: {channels: 200}}"], "200 channels of a head that has 128"),
         (["cache.tokens={score: norm}"], "give one of budget, curve, ratio, ratios and heads"),
+        (
+            ["cache.tokens={score: window, window: 65, budget: 64}"],
+            "the 65 tokens of window are kept, and budget is 64; set window to 64 at most",
+        ),
         (
             ["cache.tokens={score: norm, budget: 9, ratio: 0.5}"],
             "give one of budget, curve, ratio, ratios and heads",

@@ -194,7 +194,7 @@ def test_mistakes_in_the_file(rag_mix: Path, old: str, new: str, line: str) -> N
             "cache.tiers.2.capacity=1 GB",
             "--set cache.tiers.2.capacity: 'cache.tiers' has no entry '2'; known: 0, 1, ddr, disk",
         ),
-        ("seed.x=1", "--set seed.x: 'seed' is 1 and has no keys"),
+        ("seed.x=1", "--set seed.x: 'seed' is 1 and has no keys; set 'seed' itself"),
         ("description=[", "--set description: cannot read '[' as YAML; quote it"),
         (
             "engine.max_model_len=1000000",
