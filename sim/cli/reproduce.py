@@ -36,8 +36,11 @@ def reproduce(
 ) -> None:
     """Simulate published claims over all that their abstracts leave open, and compute a verdict for each.
 
-    inside: some point of the sweep gives the published gain, within 10 % of it, or has room for as many tokens; direction:
-    none does, but the method is better than its baseline at most points; not reproducible: neither.
+    inside: some point of the sweep gives the published gain, within 10 % of it, or has room for as many tokens.
+
+    direction: none does, but the method is better than its baseline at most points.
+
+    not reproducible: neither.
     """
     from kvsim.study.claims import claim_files, find_claim, load_claim
     from kvsim.study.execute import default_jobs

@@ -157,7 +157,8 @@ def _names(data: Mapping[str, Any], where: str) -> list[str]:
         raise ScenarioError(f"{where}methods: expected a list, found {names!r}; 'method' takes one name")
     for name in names:
         if not isinstance(name, str):
-            raise ScenarioError(f"{where}{key}: expected text, found {name!r}")
+            hint = "; methods takes a list" if key == "method" else ""
+            raise ScenarioError(f"{where}{key}: expected text, found {name!r}{hint}")
         if list(names).count(name) > 1:
             raise ScenarioError(f"{where}{key}: '{name}' is named twice")
     return list(names)

@@ -52,7 +52,11 @@ def sweep_warnings(told: Sweep) -> list[str]:
     """What a reader of the points has to know first."""
     points = told["points"]
     failed = [point["error"] for point in points if point["error"] is not None]
-    lines = [f"{len(failed)} points cannot run, the first because: {failed[0]}"] if failed else []
+    lines = (
+        [f"{len(failed)} of {len(points)} points cannot run, the first because: {failed[0]}"]
+        if failed
+        else []
+    )
     short = [p for p in points if p["error"] is None and p["requests_completed"] < p["requests_submitted"]]
     if short:
         lines.append(

@@ -117,7 +117,7 @@ def test_an_unknown_kernel_is_told_the_kernels_alone(capsys: pytest.CaptureFixtu
             "method=triforce",
             "--set method: 'triforce' has no card: it needs speculative decoding",
         ),
-        ("method=[marconi]", "--set method: expected text, found ['marconi']"),
+        ("method=[marconi]", "--set method: expected text, found ['marconi']; methods takes a list"),
         ("methods=marconi", "--set methods: expected a list, found 'marconi'; 'method' takes one name"),
         ("methods=[marconi, marconi]", "--set methods: 'marconi' is named twice"),
     ],

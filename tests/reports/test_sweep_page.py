@@ -96,7 +96,9 @@ def test_points_that_cannot_run_are_named(tmp_path: Path) -> None:
     told = swept()
     told["points"][0] = {KEY: "0 GB", ROUTER: "a", "seed": 0, "error": "does not fit"}
     text, _ = page_of(told, tmp_path)
-    assert "1 points cannot run, the first because: does not fit" in text.replace("\u00a0", " ")
+    assert f"1 of {len(told['points'])} points cannot run, the first because: does not fit" in text.replace(
+        "\u00a0", " "
+    )
     assert "cannot run: does not fit" in text
 
 
