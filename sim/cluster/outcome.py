@@ -66,6 +66,7 @@ def outcome_of(
         small_model=None if cluster.front.small is None else cluster.front.small.use(),
         held_kv=held_kv(scenario, recorder),
         swaps=_swap_use(replicas),
+        num_pushed_out=sum(replica.num_pushed_out for replica in replicas),
         handovers=None if cluster.disaggregation is None else cluster.disaggregation.use,
     )
 

@@ -169,6 +169,7 @@ class Admission(Swaps):
             if victim is None:
                 return
             self._preempt(victim, now)
+            self.num_pushed_out += 1
             if self._to_free:
                 return  # its room comes at the next decision
 

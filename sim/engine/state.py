@@ -112,6 +112,7 @@ class ReplicaState(Services):
         self.swapped_ns = (
             0  # from their preemption until their KV is back, of all swapped requests that decode again
         )
+        self.num_pushed_out = 0  # preemptions for who ranks before and has no room or slot
         self._order = 0
         self._horizon = 64
         self._arrives = NEVER  # decisions are made up to then, when a request comes

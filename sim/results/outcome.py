@@ -172,6 +172,7 @@ class Outcome:
     handovers: HandoverUse | None = None
     held_kv: HeldKv | None = None
     swaps: SwapUse | None = None  # None: preempted requests are computed again
+    num_pushed_out: int = 0  # of the preemptions, those for a request that ranks before
 
     @property
     def num_replicas(self) -> int:

@@ -59,10 +59,9 @@ def warnings_of(summary: Summary) -> list[str]:
             found.append(
                 f"{share} of the time of {link} is extrapolated: its table has no pieces of that size."
             )
-    if done and summary["preemptions"] > 0.01 * done:
-        found.append(
-            f"{number(summary['preemptions'])} preemptions: KV memory runs out while requests decode."
-        )
+    by_memory = summary["preemptions"] - summary.get("pushed_out", 0)
+    if done and by_memory > 0.01 * done:
+        found.append(f"{number(by_memory)} preemptions: KV memory runs out while requests decode.")
     if done and not summary["cache"]["prompts_name_content"]:
         found.append("The workload gives lengths only: no prompt says what it contains, so no cache can hit.")
     for method in summary.get("methods", []):

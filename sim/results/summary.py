@@ -90,6 +90,7 @@ def summarise(outcome: Outcome, columns: RequestColumns | None = None) -> dict[s
         "responses": responses(outcome, done),
         "small_model": small_model(outcome, done),
         "preemptions": int(done.preemptions.sum()),
+        **({"pushed_out": outcome.num_pushed_out} if outcome.num_pushed_out else {}),
         **swaps(outcome),
         "utilisation": _utilisation(outcome),
         "cost": cost(outcome, all_output_tokens),

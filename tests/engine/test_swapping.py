@@ -78,7 +78,7 @@ def test_blocking_swaps_stop_every_step() -> None:
     assert counts(simulation) == SwapCounts(num_out=1, num_in=1, out_bytes=8, in_bytes=8)
     replica = simulation.replicas[0]
     assert (replica.stalled_ns, replica.swapped_ns) == (2 * COPY, first + COPY - 261)
-    assert replica.recomputed_tokens == 0
+    assert replica.recomputed_tokens == replica.num_pushed_out == 0
     assert [row.preemptions for row in sorted(simulation.recorder.requests)] == [0, 1]
 
 
@@ -221,7 +221,7 @@ def test_a_lower_number_pushes_out_a_running_request() -> None:
     simulation, _ = fused_and_unfused(run)
     out = 10 + 12  # 9 tokens, three blocks
     assert ends(simulation) == [last_token(181) + 2 * out + 181, 300 + out + 181 - 200]
-    assert counts(simulation).num_out == 1
+    assert counts(simulation).num_out == simulation.replicas[0].num_pushed_out == 1
     queue = "priority"  # type: ignore[assignment]
     patient = run()
     assert ends(patient) == [last_token(181), last_token(181) + 181 - 200]

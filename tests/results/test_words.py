@@ -70,6 +70,12 @@ def test_warnings(small_outcome):
     ]
 
 
+def test_who_is_pushed_out_is_no_sign_of_little_memory(small_outcome):
+    summary = summarise(replace(small_outcome(), num_pushed_out=2))
+    assert summary["pushed_out"] == 2
+    assert not [words for words in reading.warnings_of(summary) if "KV memory" in words]
+
+
 def test_overload_is_said(small_outcome):
     summary = summarise(replace(small_outcome(), busy_ns=(10**10, 10**10)))
     summary["ttft_parts_s"]["mean"]["queue_s"] = 100.0
