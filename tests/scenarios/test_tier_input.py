@@ -30,11 +30,11 @@ DDR = "{name: ddr, capacity: 1 GB}"
         ),
         (
             "[{name: ddr, capacity: 1 GB, prefetch: true}]",
-            "small.yaml.cache: tier 'ddr' is the nearest one, there is nowhere to prefetch to; set prefetch on a further tier",
+            "--set cache.tiers: tier 'ddr' is the nearest one, there is nowhere to prefetch to; set prefetch on a further tier",
         ),
         (
             f"[{DDR}, {{name: disk, capacity: 1 GB, behind: dd}}]",
-            "small.yaml.cache: tier 'disk' is behind 'dd', which is none of hbm, ddr",
+            "--set cache.tiers: tier 'disk' is behind 'dd', which is none of hbm, ddr",
         ),
         (
             "[{name: ddr, capacity: 1 GB, link: {table: hostcopy}}]",
@@ -54,7 +54,7 @@ DDR = "{name: ddr, capacity: 1 GB}"
         ),
         (
             f"[{DDR}, {{name: disk, capacity: 1 GB, holds: {{layers: 0.5}}}}]",
-            "small.yaml.cache: all tiers have to hold the same part of a block, as it goes from one to another; "
+            "--set cache.tiers: all tiers have to hold the same part of a block, as it goes from one to another; "
             "set holds alike",
         ),
         (
