@@ -96,6 +96,12 @@ class Offloading(Selective):
         tokens, freed = request.kv_tokens, self._freed(request.prompt_tokens) if self._chunks else 0
         decoding = blocks_for(tokens, self.block_tokens) + self._fixed - freed
         room = super().fits(request) and decoding <= self.capacity_blocks
+        if self._chunks and room:  # a prompt that is a little shorter may free a block less
+            shortest = max(request.prompt_tokens, tokens - self.block_tokens + 1)
+            room = all(
+                blocks_for(n, self.block_tokens) + self._beside(n) <= self.capacity_blocks
+                for n in range(shortest, tokens)
+            )
         return room and self._has_room(self._stored(tokens))
 
     # ---- the life of a request

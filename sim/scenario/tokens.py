@@ -182,8 +182,10 @@ class Tokens(TokensPart):
             )
         if self.layer_shares and not any(self.layer_shares):
             raise ValueError("layer_shares: all are 0; give one of them a budget")
-        if self.generated == "share" and self.ratio is None:
-            raise ValueError("generated: share keeps a share of the growing context; give ratio")
+        if self.generated == "share" and (self.ratio is None or self.ratio < 0.001):
+            raise ValueError(
+                "generated: share keeps thousandths of the growing context; give ratio, 0.001 or more"
+            )
         if self.generated == "share" and (
             self.pyramid is not None or self.granularity > 1 or not self.compact
         ):
@@ -193,6 +195,10 @@ class Tokens(TokensPart):
         if self.generated_budget is not None and (self.generated != "evict" or self.pages == "shared"):
             raise ValueError(
                 "generated_budget is of generated: evict and pages: own; set both, or leave it out"
+            )
+        if self.weighs_values and self.score == "position":
+            raise ValueError(
+                "weighs_values: a place has no score that values could weigh; take another score"
             )
         if self.lookahead and self.score != "window":
             raise ValueError("lookahead drafts the queries of score window; set score to it")

@@ -401,3 +401,18 @@ def test_packed_kv_that_no_row_can_be_fetched_of_is_refused(
 def test_keys_that_would_do_nothing_are_refused(keys: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Offload.model_validate({"tier": "ddr", **keys})
+
+
+@pytest.mark.parametrize("prompt", range(45, 60))
+def test_a_prompt_that_fits_gets_in(prompt: int) -> None:
+    """Whole blocks leave, so that one token less may need a block more."""
+    offload = {"tier": "ddr", "resident": 3, "trigger": "chunk"}
+    reads = {"index": {"kind": "codes", "parts": 2}, "budget": 12, "offload": offload}
+    for blocks in range(9, 18):
+        manager = with_parts("paged")(cache_of(blocks, {"reads": reads}))
+        request = Request(0, 0, prompt, 5, [], [])
+        if manager.fits(request):
+            for generated in range(5):  # after a preemption, too
+                request.generated = generated
+                assert manager.admit(request, manager.match(request))
+                manager.preempt(request, 0)

@@ -178,6 +178,8 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
             "generated_budget is of generated: evict",
         ),
         (["cache.tokens={score: norm, ratio: 0.5, lookahead: 9}"], "set score to it"),
+        (["cache.tokens={score: position, ratio: 0.5, weighs_values: true}"], "a place has no score"),
+        (["cache.tokens={score: norm, ratio: 0.0004, generated: share}"], "give ratio, 0.001 or more"),
         (["cache.tokens={score: window, heads: {full: 0.5, prefill: windowed}}"], "is known after it"),
         (["cache.codec={keys: {rank: 4, channels: 3}}"], "exclude each other"),
         (["cache.codec={joint_layers: 2}"], "give keys or values a rank"),
