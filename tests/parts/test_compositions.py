@@ -112,7 +112,7 @@ def test_a_query_free_share_of_every_block_is_reused() -> None:
         (["cache.tokens={score: norm, ratios: [0.5]}"], "the least and the most"),
         (
             ["cache.tokens={score: norm, budget: 9, generated: share}"],
-            "a share of the growing context; give ratio",
+            "thousandths of the growing context; give ratio",
         ),
         (["cache.tokens={score: norm, ratio: 0.5, generated: share, granularity: 4}"], "by single tokens"),
         (["cache.tokens={score: norm, ratio: 0.5, layer_shares: [0, 0]}"], "layer_shares: all are 0"),
