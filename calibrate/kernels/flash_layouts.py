@@ -27,6 +27,13 @@ POOL_BYTES = 4e9
 LARGEST = 12e9  # bytes of KV of a point
 
 
+def source(layout: str) -> str:
+    """What ran, for the profile's header."""
+    if vllm_flash.why_not():  # a CPU, where the suite only checks
+        return "torch.nn.functional.scaled_dot_product_attention"
+    return vllm_flash.described(layout == "paged")
+
+
 def layout_launch(bench: Bench, layout: str, heads: Heads, batch: int, new: int, context: int) -> Launch:
     """``new`` queries of each of ``batch`` sequences, the last of ``context`` tokens; what is not new is cold in L2."""
     num_heads, kv_heads, head_dim = heads

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvsim.calibrate.bench import Bench
-from kvsim.calibrate.kernels import vllm_flash
-from kvsim.calibrate.kernels.flash_layouts import LAYOUTS, layout_launch
+from kvsim.calibrate.kernels.flash_layouts import LAYOUTS, layout_launch, source
 from kvsim.calibrate.kernels.kernel import Draw, Kernel, Launch, Plan, Point
 from kvsim.calibrate.kernels.paged import Axes, Heads, first_heads
 
@@ -50,7 +49,7 @@ class FlashPrefill(Kernel):
         return found
 
     def source(self, point: Point) -> str:
-        return vllm_flash.described(point["layout"] == "paged")
+        return source(str(point["layout"]))
 
 
 def _point(layout: str, heads: Heads, new: int, past: int) -> Point:

@@ -55,3 +55,11 @@ def test_result_equals_its_reference_at_every_tiny_point(name: str) -> None:
         for i in range(launch.sets):
             launch.run(i)
         assert launch.error() <= launch.tolerance, point
+
+
+@pytest.mark.parametrize("name", kernel_names())
+def test_it_says_what_ran(name: str) -> None:
+    kernel = KERNELS[name]
+    if reason := lacks(kernel, CPU):
+        pytest.skip(reason)
+    assert all(kernel.source(point) for point in kernel.points(TINY))
