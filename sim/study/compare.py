@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kvsim.results.reading import WAITS
 from kvsim.scenario.load import load_scenario
 from kvsim.scenario.schema import Scenario
 from kvsim.study.differences import key_differences
-from kvsim.study.execute import Execute
+from kvsim.study.execute import Execute, Progress
 from kvsim.study.folder import SweepFolder
 from kvsim.study.pairs import CONFIDENCE, Difference, holm, paired
 from kvsim.study.points import Point, point_of
@@ -24,8 +24,6 @@ from kvsim.study.requests import finished_requests, request_differences
 from kvsim.study.simulate import Row
 from kvsim.study.slo import Slos
 from kvsim.version import __version__
-
-Progress = Callable[[int, int], None]
 
 METRICS = {
     "ttft_s_mean": -1, "ttft_s_p50": -1, "ttft_s_p95": -1, "ttft_s_p99": -1, "tpot_s_mean": -1, "tpot_s_p95": -1,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 
 from kvsim.errors import KvsimError, ScenarioError, did_you_mean
+from kvsim.study.folder import SweepFolder
 from kvsim.study.points import Point
 from kvsim.study.simulate import Row, simulate
 from kvsim.study.slo import Slos
@@ -22,6 +23,33 @@ EXECUTORS = ("processes", "ray")
 Finished = Callable[[Point, Row], None]
 Execute = Callable[[Sequence[Point], Slos, Finished], None]
 """Simulates points with SLOs and calls :data:`Finished` in this process with each, in any order."""
+Progress = Callable[[int, int], None]
+"""Points done, of all."""
+
+
+def complete(
+    points: Sequence[Point], folder: SweepFolder, slos: Slos, execute: Execute, progress: Progress | None
+) -> list[Row]:
+    """A row for each point, its values first: simulated and kept where ``folder`` does not hold it yet.
+
+    Raises:
+        ScenarioError: the disk says no.
+        KvsimError: a worker process was killed.
+    """
+    rows = {point.name: row for point in points if (row := folder.load(point.name)) is not None}
+    todo = list({point.name: point for point in points if point.name not in rows}.values())
+    total = len(todo) + len(rows)
+
+    def finished(point: Point, row: Row) -> None:
+        folder.keep(point.name, row)
+        rows[point.name] = row
+        if progress is not None:
+            progress(len(rows), total)
+
+    if progress is not None:
+        progress(len(rows), total)
+    execute(todo, slos, finished)
+    return [{**point.values, **rows[point.name]} for point in points]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,12 @@ from kvsim.methods.load import card_names, load_card
 from kvsim.scenario.load import parse_scenario
 from kvsim.scenario.read import read_yaml
 from kvsim.scenario.schema import Scenario, is_card_file
-from kvsim.study.execute import Execute
+from kvsim.study.execute import Execute, Progress, complete
 from kvsim.study.folder import SweepFolder
 from kvsim.study.points import Point, point_of
 from kvsim.study.simulate import Row
 from kvsim.study.slo import Slos
 from kvsim.version import __version__
-
-Progress = Callable[[int, int], None]
 
 NONE = "none"
 """The scenario without any card."""
@@ -102,23 +100,9 @@ def run_methods(
         ScenarioError: the scenario cannot run without a card, or the disk says no.
         KvsimError: a worker process was killed.
     """
-    rows = {point.name: row for point in those.points if (row := folder.load(point.name)) is not None}
-    todo = list({point.name: point for point in those.points if point.name not in rows}.values())
-    total = len(todo) + len(rows)
-    if progress is not None:
-        progress(len(rows), total)
-
-    def finished(point: Point, row: Row) -> None:
-        folder.keep(point.name, row)
-        rows[point.name] = row
-        if progress is not None:
-            progress(len(rows), total)
-
-    execute(todo, slos, finished)
-    baseline = rows[those.points[0].name]
-    if baseline["error"] is not None:
-        raise ScenarioError(f"the scenario without a card cannot run: {baseline['error']}")
-    table = [{**point.values, **rows[point.name]} for point in those.points]
+    table = complete(those.points, folder, slos, execute, progress)
+    if table[0]["error"] is not None:
+        raise ScenarioError(f"the scenario without a card cannot run: {table[0]['error']}")
     told = _told(those, slos, table)
     folder.write_tables(told, table)
     return told

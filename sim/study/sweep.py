@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,7 +14,7 @@ from kvsim.scenario.build import build_tiers, medium_of
 from kvsim.scenario.schema import Scenario
 from kvsim.study.axes import Axis
 from kvsim.study.capacity import capacity_curves, tier_of_axis
-from kvsim.study.execute import Execute
+from kvsim.study.execute import Execute, Progress, complete
 from kvsim.study.folder import SweepFolder
 from kvsim.study.lines import is_seed, line_charts
 from kvsim.study.points import Point
@@ -22,8 +22,6 @@ from kvsim.study.sample import Sample
 from kvsim.study.simulate import Row
 from kvsim.study.slo import Slos
 from kvsim.version import __version__
-
-Progress = Callable[[int, int], None]
 
 KNEE = (
     "The knee is the point farthest above the chord of hits over log capacity (Kneedle, Satopaa et al. 2011), "
@@ -47,23 +45,7 @@ def run_sweep(
         ScenarioError: no point could run (the first one's reason), or the disk says no.
         KvsimError: a worker process was killed.
     """
-    rows: dict[str, Row] = {}
-    for point in points:
-        if (kept := folder.load(point.name)) is not None:
-            rows[point.name] = kept
-    todo = list({point.name: point for point in points if point.name not in rows}.values())
-    total, num_kept = len(todo) + len(rows), len(rows)
-    if progress is not None:
-        progress(num_kept, total)
-
-    def finished(point: Point, row: Row) -> None:
-        folder.keep(point.name, row)
-        rows[point.name] = row
-        if progress is not None:
-            progress(len(rows), total)
-
-    execute(todo, slos, finished)
-    table = [{**point.values, **rows[point.name]} for point in points]
+    table = complete(points, folder, slos, execute, progress)
     if all(row["error"] is not None for row in table):
         raise ScenarioError(f"no point of the grid can run; the first: {table[0]['error']}")
     told = _told(points, axes, slos, table, sample)
