@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,9 @@ def test_at_its_neutral_setting_nothing_changes(name: str) -> None:
         assert np.array_equal(getattr(with_card, column), getattr(without, column)), column
 
 
-def plain(found: list[Any] = []) -> Any:  # noqa: B006  (run once)
-    if not found:
-        found.append(run(STATIC))
-    return found[0]
+@cache
+def plain() -> Any:
+    return run(STATIC)
 
 
 @pytest.mark.parametrize("name", [name for name in THAT_RUN if card_of(name).knob is not None])
