@@ -16,6 +16,7 @@ class H2O(Paged):
     """``request.kv``: slots the request may fill; until its prompt is through, those of the prompt."""
 
     steady_work = True
+    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

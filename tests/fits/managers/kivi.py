@@ -18,6 +18,7 @@ from kvsim.entities import Batch, Request
 
 class Kivi(PrefixTreeManager):
     steady_work = True
+    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         options = dict(config.options or {})

@@ -16,6 +16,7 @@ from kvsim.entities import Batch
 
 class Quest(PrefixTreeManager):
     steady_work = True
+    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

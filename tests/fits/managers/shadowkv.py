@@ -26,6 +26,7 @@ class Values:
 
 class ShadowKV(Paged):
     steady_work = True
+    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)

@@ -16,6 +16,7 @@ class SnapKV(Paged):
     """``request.kv``: tokens whose room has been given back."""
 
     steady_work = True
+    takes_options = True
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
