@@ -22,6 +22,7 @@ from kvsim.cost.roofline import Roofline
 from kvsim.cost.scaled import SCALED, scale_factors
 from kvsim.errors import CalibrationError, did_you_mean
 from kvsim.hardware.load import gpu_presets, load_gpu
+from kvsim.parquet_files import read_file
 from kvsim.yaml_text import parse_yaml
 
 FORMAT = 1
@@ -157,13 +158,12 @@ def _read_parquet(path: Path, where: str) -> Mapping[str, Array]:
 @lru_cache(maxsize=256)
 def _columns(path: Path, mtime_ns: int, size: int) -> Mapping[str, Array]:
     """Columns of a file as it was then: read once for all runs of a process, and not to be written to."""
-    import pyarrow.parquet as parquet  # 0.1 s to import; a run needs it anyway to write its results
-
-    # not read_table, which imports pyarrow.dataset and with it pandas; text comes as dictionaries
-    schema = parquet.read_schema(path)
-    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) == "string"]
-    arrow = parquet.ParquetFile(path, read_dictionary=texts).read(use_threads=False)
+    arrow = read_file(path, _texts)
     return {name: _numpy(arrow.column(name)) for name in arrow.column_names}
+
+
+def _texts(schema: Any) -> list[str]:
+    return [name for name, kind in zip(schema.names, schema.types, strict=True) if str(kind) == "string"]
 
 
 def _numpy(column: Any) -> Array:

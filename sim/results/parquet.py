@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kvsim.parquet_files import open_writer
 from kvsim.results.columns import Ints, RequestColumns
 from kvsim.results.outcome import MODELS, VERDICTS, Outcome
 
@@ -141,12 +142,11 @@ def _names(index: Ints, names: tuple[str, ...]) -> pyarrow.DictionaryArray:
 def _write(parts: Iterable[dict[str, Any]], path: Path) -> None:
     """``parts``: at least one table, all with the same columns; each becomes a row group."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     writer = None
     for part in parts:
         table = pa.table(part)
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer = writer or open_writer(path, table.schema)
         writer.write_table(table)
     assert writer is not None
     writer.close()
