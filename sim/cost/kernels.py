@@ -1,8 +1,9 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-Four ways to the same price, bit for bit: a run of plain decode steps (one cached line per batch), a plain step with
-prefill, a single step of any kernels and a run of them (sums of lines, :mod:`kvsim.cost.lines`). They agree because
-components lie on a lattice on which sums are exact (:mod:`kvsim.cost.lattice`).
+The same price, bit for bit, for plain steps (one cached line per batch), for forms that come one after another (decode-only:
+:mod:`kvsim.cost.joint`, with prefill: :mod:`kvsim.cost.mixed`), and for any kernels, step by step (:mod:`kvsim.cost.step`) or a
+run at once (sums of lines, :mod:`kvsim.cost.lines`). They agree because components lie on a lattice on which sums are exact
+(:mod:`kvsim.cost.lattice`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from kvsim.cost.disk import DiskGather
 from kvsim.cost.form import Form, Formed, written_out
 from kvsim.cost.forward import ForwardPass
 from kvsim.cost.generic import RooflinePricer, TablePricer
+from kvsim.cost.joint import Joint, joint_of
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.line import first_of
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
 from kvsim.cost.merged import Plan, plan_of
-from kvsim.cost.mixed import MixedStep
+from kvsim.cost.mixed import MixedStep, price_prefill
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
@@ -44,6 +46,9 @@ register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
 register_kernel("disk_gather")(DiskGather)
 register_kernel("forward_pass")(ForwardPass)
+
+
+UNKNOWN: Any = object()
 
 
 class KernelCostModel(CostModel):
@@ -91,10 +96,10 @@ class KernelCostModel(CostModel):
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
         self._step_linear: dict[tuple[int, int], StepLinear] = {}
-        self._prefill = PrefillAttention(self.setting)
+        self.prefill_attention = PrefillAttention(self.setting)
         self.pricers: dict[str, Pricer] = {  # those that were asked for
             "decode_attention": self._decode,
-            "prefill_attention": self._prefill,
+            "prefill_attention": self.prefill_attention,
         }
         # by factor, then by number of tokens or sampled rows
         self._blocks: defaultdict[float, dict[int, Block]] = defaultdict(dict)
@@ -112,6 +117,8 @@ class KernelCostModel(CostModel):
         # of steps without prefill, with prefill, and with prefill that is sustained
         self._form_ratios = [(1.0, 1.0), self._mixed[False][:2], self._mixed[True][:2]]
         self.form_plans: list[dict[Any, Plan]] = [{}, {}, {}]
+        # of decode-only steps: by tokens, sampled rows and forms
+        self._joints: dict[tuple[Any, ...], Joint | None] = {}
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         steps, tokens, sampled, kernels, _ = work
@@ -140,9 +147,26 @@ class KernelCostModel(CostModel):
                     return self._decode_run(plan, num_seqs, sums, 0, steps)
         if self.strict:  # what is refused is told kernel by kernel
             work = work._replace(kernels=written_out(kernels, steps))
+        else:
+            priced: Priced | None
+            if tokens == sampled:
+                joint = self._joint(tokens, sampled, kernels)
+                priced = None if joint is None else joint.price(kernels, steps)
+            else:  # prompts, mostly
+                priced = price_prefill(self, work) if steps == 1 else None
+            if priced is not None:
+                return priced
         if steps == 1:
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
+
+    def _joint(self, tokens: int, sampled: int, items: tuple[Any, ...]) -> Joint | None:
+        """Of decode-only steps; None: they have something that is no form."""
+        together = tokens, sampled, *[item[0] for item in items]
+        found = self._joints.get(together, UNKNOWN)
+        if found is UNKNOWN:
+            found = self._joints[together] = joint_of(self, tokens, sampled, items)
+        return found  # type: ignore[no-any-return]
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
         return int(read_again * (1 - self.terms.shared_factor(num_seqs, self.setting.kv_heads)))
@@ -157,7 +181,7 @@ class KernelCostModel(CostModel):
         ):  # most runs: all on the first line
             base, slope = plan.base[0], plan.slope[0]
             sums = range(sum_context, last + 1, num_seqs)
-            return DecodeRun([int(base + slope * x) for x in sums], plan, sum_context, num_seqs)
+            return DecodeRun([floor(base + slope * x) for x in sums], plan, sum_context, num_seqs)
         return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
     def price_mixed(
@@ -185,11 +209,11 @@ class KernelCostModel(CostModel):
                 time_ns = floor(time_ns * decode_factor * SCALE + 0.5) / SCALE
             total += time_ns
             parts.append((("decode_attention", provenance), time_ns))
-            shared_ns = self._prefill.launch_ns  # the kernels of a step share one launch
+            shared_ns = self.prefill_attention.launch_ns  # the kernels of a step share one launch
         for new, past in chunks:
-            time_ns, provenance = self._prefill.at(new, past)
+            time_ns, provenance = self.prefill_attention.at(new, past)
             time_ns -= shared_ns
-            shared_ns = self._prefill.launch_ns
+            shared_ns = self.prefill_attention.launch_ns
             if factor != 1.0:
                 time_ns = floor(time_ns * factor * SCALE + 0.5) / SCALE
             total += time_ns
@@ -220,7 +244,7 @@ class KernelCostModel(CostModel):
             step_ns = [int(base + slope * start)] * steps
         elif step > 0 and last < knots[i + 1]:  # all of it on one line
             if steps < VECTOR_STEPS:
-                step_ns = [int(base + slope * x) for x in range(start, last + 1, step)]
+                step_ns = [floor(base + slope * x) for x in range(start, last + 1, step)]
             else:
                 step_ns = (base + slope * np.arange(start, last + 1, step)).astype(np.int64)
         elif steps < VECTOR_STEPS:
@@ -339,7 +363,7 @@ class KernelCostModel(CostModel):
 
     @property
     def prefill_launch_ns(self) -> float:
-        return self._prefill.launch_ns
+        return self.prefill_attention.launch_ns
 
     def refuse(self, name: str, sizes: Mapping[str, Any]) -> None:
         """Raise because ``strict`` forbids what the profile ``extrapolated``."""

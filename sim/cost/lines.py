@@ -9,6 +9,7 @@ ten thousand or so), at the end of a line, and where another lane becomes the lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ VECTOR_STEPS = 32  # from here on numpy beats a Python loop
 Lane = tuple[float, float, list[tuple[float, Numbers]]]
 """base + slope * i + sum of factor * numbers[i] nanoseconds in step i."""
 NOTHING: Lane = (0.0, 0.0, [])
+ROUNDING = 4.0  # lattice steps: what the sum of a run's lines is uncertain by beside its kernels' own
 
 
 def price_run(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> Priced:
@@ -93,7 +95,7 @@ def _on_lines(
     """The price; or how many leading steps are to be priced apart from the others, 0 = the first one on its own."""
     steps, tokens, sampled, items, _ = work
     linear = model.step_linear(tokens, sampled)
-    base, slope, slack = linear.total_ns, 0.0, 4.0  # of the main lane; in lattice steps
+    base, slope, slack = linear.total_ns, 0.0, ROUNDING  # of the main lane; in lattice steps
     columns: list[tuple[float, Numbers]] = []
     lanes: dict[Place, Lane] | None = None  # all others
     uses: list[Use] = []
@@ -158,8 +160,8 @@ def _on_lines(
         if hidden:
             hides_linear = MAIN in hidden
             uses = [use for use in uses if use[3:] not in hidden]
-    rounded = _rounded((base + linear.rest_ns, slope, columns), steps, slack)
-    return rounded if isinstance(rounded, int) else LineRun(rounded, linear, uses, hides_linear)
+    found = rounded((base + linear.rest_ns, slope, columns), steps, slack)
+    return found if isinstance(found, int) else LineRun(found, linear, uses, hides_linear)
 
 
 def _use_plan(plan: Plan, x: Any, steps: int, uses: list[Use]) -> bool:
@@ -277,7 +279,7 @@ def _summed(lane: Lane, steps: int) -> list[float]:
     return found
 
 
-def _rounded(lane: Lane, steps: int, slack: float) -> Any:
+def rounded(lane: Lane, steps: int, slack: float) -> Any:
     """Whole nanoseconds of each step; or, where ``slack`` could change one, the number of steps before it."""
     base, slope, columns = lane
     if steps >= VECTOR_STEPS:
@@ -289,18 +291,18 @@ def _rounded(lane: Lane, steps: int, slack: float) -> Any:
         if differs.any() or array[-1] > MOST_NS:
             return int(differs.argmax())
         return array
-    low, high = base - slack, base + slack
+    low, twice = base - slack, 2 * slack
     if not columns:
-        steps_ns = [int(low + slope * i) for i in range(steps)]
-        above_ns = [int(high + slope * i) for i in range(steps)]
+        times_ns = [low + slope * i for i in range(steps)]
     elif len(columns) == 1:
         ((factor, numbers),) = columns
-        steps_ns = [int(low + slope * i + factor * x) for i, x in enumerate(numbers)]
-        above_ns = [int(high + slope * i + factor * x) for i, x in enumerate(numbers)]
+        if slope:
+            times_ns = [low + slope * i + factor * x for i, x in enumerate(numbers)]
+        else:
+            times_ns = [low + factor * x for x in numbers]
     else:
-        times_ns = _summed(lane, steps)
-        steps_ns = [int(time_ns - slack) for time_ns in times_ns]
-        above_ns = [int(time_ns + slack) for time_ns in times_ns]
+        times_ns = _summed((low, slope, columns), steps)
+    steps_ns, above_ns = [*map(floor, times_ns)], [*map(floor, [time_ns + twice for time_ns in times_ns])]
     if steps_ns != above_ns or steps_ns[-1] > MOST_NS:
         return next((i for i in range(steps) if steps_ns[i] != above_ns[i]), 0)
     return steps_ns

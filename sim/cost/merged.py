@@ -157,14 +157,15 @@ def _most(x: float, size: Size) -> float:
 class Plan(NamedTuple):
     """How a form is priced: pieces over u = x // over, group, lane; ``slack`` lattice steps are what rounding amounts to.
 
-    Without entries: kernel by kernel.
+    Without entries: kernel by kernel. ``in_turn``: it has some, all of kernels that run one after another on the GPU.
     """
 
     entries: tuple[tuple[Pieces, int, str, str], ...]
     slack: float
+    in_turn: bool
 
 
-KERNEL_BY_KERNEL = Plan((), 0.0)
+KERNEL_BY_KERNEL = Plan((), 0.0, False)
 
 
 def _sizes(kernel: Kernel) -> tuple[Mapping[str, Any], Any]:
@@ -210,4 +211,4 @@ def plan_of(model: KernelCostModel, form: Form, x: int, ratios: tuple[float, flo
         place[over].add(kernel, pricer, line_of, ratio)
         slack += 1.0 + (1.0 + (abs(calls) if type(calls) is int else 1.0)) * ratio
     entries = [(pieces, over, *at) for at, place in kept.items() for over, pieces in place.items()]
-    return Plan(tuple(entries), slack)
+    return Plan(tuple(entries), slack, all(at == ("main", "gpu") for at in kept))

@@ -1,15 +1,24 @@
-"""A plain step with prefill: its price, and how that is counted."""
+"""Steps with prefill all of whose kernels run one after another on the GPU: their price, and how that is counted."""
 
 from __future__ import annotations
 
-from kvsim.cost.linear import Key
+from math import floor
+from typing import TYPE_CHECKING, Any
+
+from kvsim.cost.form import Formed
+from kvsim.cost.lattice import LATTICE, MOST_NS, SCALE
 from kvsim.cost.linear import Priced as LinearPriced
+from kvsim.cost.merged import Merged
 from kvsim.cost.model import Priced
-from kvsim.cost.usage import Usage
+from kvsim.cost.usage import Parts, Usage
+from kvsim.cost.work import StepWork
+
+if TYPE_CHECKING:
+    from kvsim.cost.kernels import KernelCostModel
 
 
 class MixedStep(Priced):
-    """A single step of decodes and prompts; no lane but the main one, no kernel on a line."""
+    """A single step of decodes and prompts; no kernel is on a line."""
 
     __slots__ = ("engine_ns", "head", "layers", "parts", "step_ns")
 
@@ -18,7 +27,7 @@ class MixedStep(Priced):
         step_ns: list[int],
         layers: LinearPriced,
         head: LinearPriced,
-        parts: list[tuple[Key, float]],
+        parts: Parts,
         engine_ns: float,
     ) -> None:
         """``parts``: attention, nanoseconds on the lattice."""
@@ -39,3 +48,89 @@ class MixedStep(Priced):
         if self.engine_ns:
             parts_ns[usage.engine] += self.engine_ns
         return time_ns
+
+
+class FormedStep(MixedStep):
+    """One with forms, too."""
+
+    __slots__ = ("uses",)
+
+    uses: list[tuple[Merged, int]]
+    """Lines and their x."""
+
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        for line, x in self.uses:
+            line.rows += 1
+            line.units += x
+        return super().count(usage, start, stop)
+
+
+def price_prefill(model: KernelCostModel, work: StepWork) -> FormedStep | None:
+    """A step with prefill attention, and forms or other kernels of plain numbers; None: it has something else, or its
+    rounding is in doubt (:func:`kvsim.cost.step.price_step` prices any step)."""
+    _, tokens, sampled, items, sustained = work
+    factor, decode_factor = model.mixed(sustained)
+    plans, pricers = model.form_plans[2 if sustained else 1], model.pricers
+    prefill, launch_ns = model.prefill_attention, model.prefill_launch_ns
+    total_ns, slack, shared_ns, prefills = 0.0, 0.0, 0.0, False
+    uses: list[tuple[Merged, int]] = []
+    parts: Parts = []
+    for item in items:
+        if type(item) is Formed:
+            form, u = item
+            plan = plans.get(form) or model.form_plan(form, u, 2 if sustained else 1, None)
+            if not plan.in_turn or type(u) is not int:
+                return None
+            if form.decodes:
+                if prefills:
+                    return None  # launches are shared in another order
+                shared_ns = launch_ns
+            slack += plan.slack
+            for pieces, over, _, _ in plan.entries:
+                x = u if over == 1 else u // over
+                line: Any = pieces.last
+                if not line.first <= x <= line.last:
+                    line = pieces.at(x)
+                    if line is None:
+                        return None
+                total_ns += line.base + line.slope * x
+                uses.append((line, x))
+            continue
+        name, args, calls, group, lane = item
+        if lane != "gpu" or group != "main" or (type(calls) is not int and type(calls) is not float):
+            return None
+        for value in args.values():
+            if type(value) is not int:
+                return None
+        ratio = factor
+        if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
+            time_ns, provenance = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
+            prefills = True
+            if calls == 1:
+                time_ns -= shared_ns
+                shared_ns = launch_ns
+        else:
+            time_ns, provenance = (pricers.get(name) or model.pricer(name)).price(args)  # type: ignore[arg-type]
+            if name == "decode_attention":
+                ratio = decode_factor
+                if calls == 1:
+                    if prefills:
+                        return None
+                    shared_ns = launch_ns
+        if calls != 1:
+            time_ns = floor(time_ns * calls * SCALE + 0.5) / SCALE
+        if ratio != 1.0:
+            time_ns = floor(time_ns * ratio * SCALE + 0.5) / SCALE
+        total_ns += time_ns
+        parts.append(((name, provenance), time_ns))
+    if not prefills:
+        return None
+    layers, head, engine_ns = model.linear(tokens, sampled, True, factor)
+    total_ns += layers.total_ns + head.total_ns + engine_ns + 0.5
+    slack *= LATTICE
+    step_ns = int(total_ns - slack)
+    if step_ns != int(total_ns + slack) or total_ns > MOST_NS:
+        return None
+    priced = FormedStep([step_ns], layers, head, parts, engine_ns)
+    priced.uses = uses
+    return priced

@@ -17,7 +17,9 @@ from kvsim.cost.model import Priced
 from kvsim.cost.pricer import Pricer
 
 Array = np.ndarray[Any, Any]
-Part = Key | tuple[Line | Merged, float, int]  # of a kernel on no line; of others: the line, its x, calls
+Use = tuple[Line | Merged, float, int]  # a line, its x, calls
+Uses = list[Use]
+Parts = list[tuple[Key, float]]  # kernels on no line: nanoseconds on the lattice
 
 
 class Usage:
@@ -163,18 +165,20 @@ class DecodeRun(Priced):
 class OneStep(Priced):
     """A single step: cached linear prices, the other kernels one by one, the engine."""
 
-    __slots__ = ("engine_ns", "linear", "parts", "step_ns")
+    __slots__ = ("engine_ns", "linear", "parts", "step_ns", "uses")
 
     def __init__(
         self,
         step_ns: list[int],
         linear: tuple[LinearPriced, ...],
-        parts: list[tuple[Part, float]],
+        uses: Uses,
+        parts: Parts,
         engine_ns: float,
     ) -> None:
-        """``parts``, nanoseconds: without what hides behind a longer lane."""
+        """``uses`` and ``parts``: without what hides behind a longer lane."""
         self.step_ns = step_ns
         self.linear = linear
+        self.uses = uses
         self.parts = parts
         self.engine_ns = engine_ns
 
@@ -183,14 +187,12 @@ class OneStep(Priced):
         usage.steps_ns += time_ns
         for priced in self.linear:
             priced.uses += 1
+        for line, x, calls in self.uses:
+            line.rows += calls
+            line.units += calls * x
         parts_ns = usage.parts_ns
-        for part, part_ns in self.parts:
-            if len(part) == 3:
-                line, x, calls = part
-                line.rows += calls
-                line.units += calls * x
-            else:
-                parts_ns[part] += part_ns
+        for key, part_ns in self.parts:
+            parts_ns[key] += part_ns
         if self.engine_ns:
             parts_ns[usage.engine] += self.engine_ns
         return time_ns

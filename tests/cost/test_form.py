@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvsim.cost import lines, step
+from kvsim.cost import joint, lines, mixed, step
 from kvsim.cost.form import Form, Formed, Size, written_out
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile
@@ -86,11 +86,25 @@ def by_kernel(work: StepWork) -> StepWork:
     return work._replace(kernels=written_out(work.kernels, work.steps))
 
 
+def each_step(work: StepWork) -> list[StepWork]:
+    """The steps on their own, kernel by kernel."""
+
+    def at(item: Kernel | Formed, i: int) -> Kernel | Formed:
+        return (
+            item.form.at(item.x[0] + item.x[1] * i) if type(item) is Formed and type(item.x) is Ramp else item
+        )
+
+    rows = [tuple(at(item, i) for item in work.kernels) for i in range(work.steps)]
+    return [by_kernel(work._replace(steps=1, kernels=row)) for row in rows]
+
+
 @given(works(), st.integers(0, 69), st.sampled_from([{}, {"h2d": 0.5}]))
 @settings(deadline=None, max_examples=400)
 def test_a_form_costs_what_its_kernels_cost(work: StepWork, cut: int, share: dict[str, float]) -> None:
     formed, kernels = FORMED.price(work, share), KERNELS.price(by_kernel(work), share)
     assert list(formed.step_ns) == list(kernels.step_ns)
+    if work.steps == 1:
+        assert step.price_step(KERNELS, by_kernel(work), share).step_ns == kernels.step_ns
     cut = min(cut, work.steps)
     assert FORMED.account(formed, 0, cut) == KERNELS.account(kernels, 0, cut)
     assert FORMED.account(formed, cut, work.steps) == KERNELS.account(kernels, cut, work.steps)
@@ -102,12 +116,18 @@ def test_a_form_costs_what_its_kernels_cost(work: StepWork, cut: int, share: dic
 def test_where_rounding_is_in_doubt_a_step_is_priced_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step, "LATTICE", 0.02)
-    monkeypatch.setattr(lines, "LATTICE", 0.02)
+    for module in (step, lines, joint, mixed):
+        monkeypatch.setattr(module, "LATTICE", 0.02)
+    priced = model()
     for name, form in FORMS.items():
         for x in range(40_001, 40_031):
-            work = StepWork(1, 9, 9, (form(9).at(x),))
-            assert FORMED.price(work).step_ns == KERNELS.price(by_kernel(work)).step_ns, name
+            for work in (
+                StepWork(1, 9, 9, (form(9).at(x),)),
+                StepWork(1, 709, 9, (form(9).at(x), PROMPT)),
+                StepWork(5, 9, 9, (form(9).at(Ramp(x, 9)),)),
+            ):
+                steps = [step.price_step(KERNELS, one, None).step_ns[0] for one in each_step(work)]
+                assert list(priced.price(work).step_ns) == steps, name
 
 
 def test_what_the_profile_lacks_is_refused_by_name() -> None:
