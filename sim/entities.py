@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,7 +93,7 @@ class Batch:
     """
 
     __slots__ = (
-        "_array", "_capped", "_finish", "_grown", "_pages", "_phase", "_shares", "_sums", "_totals", "block_tokens",
+        "_array", "_capped", "_finish", "_grown", "_pages", "_shares", "_sums", "_totals", "block_tokens", "by_phase",
         "next_finish", "requests", "round", "sum_base",
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ class Batch:
         self.sum_base = 0
         self.block_tokens = block_tokens
         self.next_finish = NEVER  # round after which some request has generated its last token
-        self._phase = [0] * block_tokens  # requests by base modulo block size
+        self.by_phase = [0] * block_tokens  # requests by base modulo block size
         self._finish: list[
             tuple[int, int, Request]
         ] = []  # (round of the last token, order, request), lazily cleaned
@@ -140,10 +140,10 @@ class Batch:
         request.last_round = last = self.round + remaining
         self.requests[request] = None
         self.sum_base += base
-        self._phase[base % self.block_tokens] += 1
+        self.by_phase[base % self.block_tokens] += 1
         if last < self.next_finish:
             self.next_finish = last
-        heapq.heappush(self._finish, (last, request.order, request))
+        heappush(self._finish, (last, request.order, request))
         self._array = None
         for sums in self._sums:
             sums.add(request)
@@ -153,7 +153,7 @@ class Batch:
         del self.requests[request]
         last, request.last_round = request.last_round, -1
         self.sum_base -= request.base
-        self._phase[request.base % self.block_tokens] -= 1
+        self.by_phase[request.base % self.block_tokens] -= 1
         self._array = None
         if last == self.next_finish:
             self._look_for_next()
@@ -163,21 +163,32 @@ class Batch:
     def _look_for_next(self) -> None:
         finish = self._finish
         while finish and finish[0][2].last_round != finish[0][0]:
-            heapq.heappop(finish)
+            heappop(finish)
         self.next_finish = finish[0][0] if finish else NEVER
 
     def finished(self) -> list[Request]:
         """Requests that have generated their last token; they are removed."""
         done: list[Request] = []
+        requests, finish, phase, size = self.requests, self._finish, self.by_phase, self.block_tokens
         while self.next_finish <= self.round:
-            request = self._finish[0][2]
+            request = heappop(finish)[2]
             done.append(request)
-            self.remove(request)
+            del requests[request]
+            request.last_round = -1
+            base = request.base
+            self.sum_base -= base
+            phase[base % size] -= 1
+            for sums in self._sums:
+                sums.remove(request)
+            while finish and finish[0][2].last_round != finish[0][0]:
+                heappop(finish)
+            self.next_finish = finish[0][0] if finish else NEVER
+        self._array = None
         return done
 
     def new_blocks(self, steps: int) -> int:
         """Blocks that the next ``steps`` steps begin: one whenever a context is a multiple of the block size."""
-        phase = self._phase
+        phase = self.by_phase
         if steps == 1:
             return phase[-self.round % self.block_tokens]
         return blocks_begun(phase, self.round, steps, len(self.requests))

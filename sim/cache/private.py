@@ -14,11 +14,15 @@ from collections.abc import Callable
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.node import Changed
 from kvsim.cache.paged import Paged, blocks_for
+from kvsim.contexts import blocks_begun
 from kvsim.entities import Batch, Request
 
 
 class Freed:
-    """Blocks with content that nobody holds; of a run the leading ones, as it is evicted from its tail."""
+    """Blocks with content that nobody holds; of a run the leading ones, as it is evicted from its tail.
+
+    As long as no preempted request wants any, there is no need for them: :attr:`PrivatePrefixes.num_evictable` says it all.
+    """
 
     __slots__ = ("blocks", "wanted")
 
@@ -37,7 +41,9 @@ class PrivatePrefixes(Paged):
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         self.num_evictable = self.num_evicted = 0  # blocks
-        self._freed: deque[Freed] = deque()  # the least recently used first
+        # the least recently used first; empty = nobody wants any of them
+        self._freed: deque[Freed] = deque()
+        self._num_wanted = 0  # of those
         self._no_hit: dict[int, Plan] = {}  # by tokens of the prompt
 
     def watch_prefixes(self, changed: Callable[[str], Changed]) -> bool:
@@ -65,7 +71,9 @@ class PrivatePrefixes(Paged):
         if found:
             request.kv.blocks -= found
             self.num_evictable -= found
-        request.kv = None
+        if request.kv is not None:
+            self._wants_no_more(request.kv)
+            request.kv = None
         return True
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
@@ -75,53 +83,82 @@ class PrivatePrefixes(Paged):
         return super().decode_steps(batch, steps)
 
     def commit(self, batch: Batch, steps: int) -> None:
-        blocks = batch.new_blocks(steps)
-        if blocks <= self.free_blocks:
-            self.free_blocks -= blocks
+        # batch.new_blocks(steps) and _take, on the spot for one step
+        if steps == 1:
+            blocks = batch.by_phase[-batch.round % self.block_tokens]
         else:
-            self._take(blocks)
+            blocks = blocks_begun(batch.by_phase, batch.round, steps, len(batch.requests))
+        left = self.free_blocks - blocks
+        if left >= 0:
+            self.free_blocks = left
+            return
+        self.free_blocks = 0
+        self.num_evictable += left
+        self.num_evicted -= left
+        if self._freed:
+            self._evict(-left)
 
     def _take(self, blocks: int) -> None:
         """Empty blocks first, then evicted ones."""
-        short = blocks - self.free_blocks
-        if short <= 0:
-            self.free_blocks -= blocks
+        left = self.free_blocks - blocks
+        if left >= 0:
+            self.free_blocks = left
             return
         self.free_blocks = 0
-        self.num_evictable -= short
-        self.num_evicted += short
-        while short:
-            oldest = self._freed[0]
+        self.num_evictable += left
+        self.num_evicted -= left
+        if self._freed:
+            self._evict(-left)
+
+    def _evict(self, short: int) -> None:
+        """Change. The oldest of those that were let go are gone."""
+        freed = self._freed
+        while short and freed:
+            oldest = freed[0]
             if oldest.blocks > short:
                 oldest.blocks -= short
                 return
             short -= oldest.blocks
             oldest.blocks = 0
-            self._freed.popleft()
+            freed.popleft()
+            self._wants_no_more(oldest)
+
+    def _wants_no_more(self, run: Freed) -> None:
+        if run.wanted:
+            run.wanted = False
+            self._num_wanted -= 1
+            if not self._num_wanted:
+                self._freed.clear()
 
     def preempt(self, request: Request, context: int) -> None:
+        if not self._freed:
+            self._freed.append(Freed(self.num_evictable, wanted=False))
         run = request.kv = Freed(self._let_go(context), wanted=True)
         self._freed.append(run)
+        self._num_wanted += 1
 
     def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
         full = self._let_go(context)
-        if self._freed and not self._freed[-1].wanted:
-            self._freed[-1].blocks += full
-        else:
-            self._freed.append(Freed(full, wanted=False))
+        if self._freed:
+            if not self._freed[-1].wanted:
+                self._freed[-1].blocks += full
+            else:
+                self._freed.append(Freed(full, wanted=False))
         return ()
 
     def _let_go(self, context: int) -> int:
         """A request has stopped with ``context`` tokens: full blocks stay evictable, the last part of one is freed."""
-        full, rest = divmod(context, self.block_tokens)
-        if rest:
+        size = self.block_tokens
+        full = context // size
+        if full * size != context:
             self.free_blocks += 1
         self.num_evictable += full
         return full
 
     def check_integrity(self) -> None:
         super().check_integrity()
-        counted = sum(run.blocks for run in self._freed)
+        counted = sum(run.blocks for run in self._freed) if self._freed else self.num_evictable
+        assert self._num_wanted == sum(run.wanted for run in self._freed), "runs that preempted requests want"
         assert counted == self.num_evictable, f"{counted} blocks were let go, {self.num_evictable} counted"
         assert 0 <= self.num_free_blocks <= self.capacity_blocks
 

@@ -28,7 +28,7 @@ from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, 
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
 from kvsim.cost.merged import Plan, plan_of
-from kvsim.cost.mixed import MixedStep, price_prefill
+from kvsim.cost.mixed import price_prefill
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
@@ -36,11 +36,13 @@ from kvsim.cost.profile import Profile
 from kvsim.cost.setting import Setting
 from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
-from kvsim.cost.usage import DecodePlan, DecodeRun, Usage
+from kvsim.cost.usage import DecodePlan, DecodeRun, EvenRun, Usage
 from kvsim.cost.work import Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
+
+EVEN_STEPS = 64  # up to which a plain loop over a run beats numpy
 
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
@@ -108,6 +110,7 @@ class KernelCostModel(CostModel):
         self._plans: dict[tuple[int, int, int], DecodePlan] = {}
         self._plain_plans: dict[int, DecodePlan] = {}  # of plain decodes, by number of sequences
         self._engine_ns = quantise(self.terms.step_ns)
+        self._engine_half_ns = self._engine_ns + 0.5  # int() then rounds
         factors = [self.terms.kernel_factor(True, sustained) for sustained in (False, True)]
         mixed = self.terms.mixed_attention_factor
         # of steps with prefill, not sustained and sustained: factor, the same on decode attention, layers, heads
@@ -175,57 +178,78 @@ class KernelCostModel(CostModel):
         plan = self._plain_plans.get(num_seqs)
         if plan is None:
             plan = self._plain_plans[num_seqs] = self._plan(num_seqs, num_seqs, num_seqs)
-        last = sum_context + num_seqs * (steps - 1)
         if (
-            steps < VECTOR_STEPS and last < plan.knots[1] and not self.strict
-        ):  # most runs: all on the first line
-            base, slope = plan.base[0], plan.slope[0]
-            sums = range(sum_context, last + 1, num_seqs)
-            return DecodeRun([floor(base + slope * x) for x in sums], plan, sum_context, num_seqs)
+            steps < EVEN_STEPS and sum_context + num_seqs * (steps - 1) <= plan.even_until and not self.strict
+        ):  # most runs
+            slope = plan.lattice_slope
+            first, rise = plan.lattice_base + slope * sum_context, slope * num_seqs
+            return EvenRun(range(first, first + rise * steps, rise), plan, sum_context, num_seqs)
         return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
-    def price_mixed(
+    def mixed_ns(
         self,
+        tokens: int,
         num_seqs: int,
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
         sustained: bool = False,
-    ) -> Priced:
-        if self.strict:
-            return super().price_mixed(num_seqs, sum_context, chunks, sampled, sustained)
+        counts: bool = True,
+    ) -> int:
+        if self.strict or not chunks:
+            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, sustained, counts)
         factor, decode_factor, layers_of, head_of = self._mixed[sustained]
-        tokens = num_seqs
-        for new, _ in chunks:
-            tokens += new
         layers = layers_of.get(tokens) or self.layers(tokens, factor)
         head = head_of.get(sampled) or self.head(sampled, factor)
-        total = layers.total_ns + head.total_ns + self._engine_ns
-        parts: list[tuple[Key, float]] = []
+        total = layers.total_ns + head.total_ns + self._engine_half_ns
+        usage = self._usage
+        parts_ns = usage.parts_ns
         shared_ns = 0.0
+        launch_ns = self.prefill_attention.launch_ns
         if num_seqs:
-            time_ns, provenance = self._decode.at(num_seqs, sum_context)
+            time_ns, key = self._decode.at(num_seqs, sum_context)
             if decode_factor != 1.0:
                 time_ns = floor(time_ns * decode_factor * SCALE + 0.5) / SCALE
             total += time_ns
-            parts.append((("decode_attention", provenance), time_ns))
-            shared_ns = self.prefill_attention.launch_ns  # the kernels of a step share one launch
+            if counts:
+                parts_ns[key] += time_ns
+            shared_ns = launch_ns  # the kernels of a step share one launch
+        prefill = self.prefill_attention.at
         for new, past in chunks:
-            time_ns, provenance = self.prefill_attention.at(new, past)
+            time_ns, key = prefill(new, past)
             time_ns -= shared_ns
-            shared_ns = self.prefill_attention.launch_ns
+            shared_ns = launch_ns
             if factor != 1.0:
                 time_ns = floor(time_ns * factor * SCALE + 0.5) / SCALE
             total += time_ns
-            parts.append((("prefill_attention", provenance), time_ns))
-        return MixedStep([int(total + 0.5)], layers, head, parts, self._engine_ns)
+            if counts:
+                parts_ns[key] += time_ns
+        step_ns = floor(total)
+        if counts:
+            layers.uses += 1
+            head.uses += 1
+            usage.steps_ns += step_ns
+            if self._engine_ns:
+                parts_ns[usage.engine] += self._engine_ns
+        return step_ns
 
     def account(self, priced: Priced, start: int, stop: int) -> int:
         return priced.count(self._usage, start, stop) if stop > start else 0  # type: ignore[attr-defined]
 
-    def account_each(self, priced: Sequence[Priced], stops: Sequence[int]) -> int:
+    def account_each(
+        self, priced: Sequence[Priced | None], stops: Sequence[int], times_ns: Sequence[int]
+    ) -> None:
         usage = self._usage
-        return sum([one.count(usage, 0, stop) for one, stop in zip(priced, stops, strict=True)])  # type: ignore[attr-defined]
+        for one, stop, time_ns in zip(priced, stops, times_ns, strict=True):
+            if one is None:
+                continue
+            if type(one) is EvenRun:
+                plan = one.plan
+                if one.start + one.step * (stop - 1) <= plan.in_table_until:
+                    plan.in_table[0] += stop
+                    plan.in_table[1] += time_ns
+                    continue
+            one.count(usage, 0, stop)  # type: ignore[attr-defined]
 
     def used_ns(self) -> dict[Key, int]:
         return self._usage.total_ns()

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-SCALE = float(1 << 20)
+LATTICE_BITS = 20
+SCALE = float(1 << LATTICE_BITS)
 LATTICE = 1 / SCALE
+MOST_EXACT = float(1 << 53)  # lattice points of which a float holds each
 MOST_NS = float(
     1 << 30
 )  # beyond, floats are too coarse for sums of lines that are known to a few lattice points

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
 
 class MixedStep(Priced):
-    """A single step of decodes and prompts; no kernel is on a line."""
+    """A single step with prefill."""
 
-    __slots__ = ("engine_ns", "head", "layers", "parts", "step_ns")
+    __slots__ = ("engine_ns", "head", "layers", "parts", "step_ns", "uses")
 
     def __init__(
         self,
         step_ns: list[int],
         layers: LinearPriced,
         head: LinearPriced,
+        uses: list[tuple[Merged, int]],
         parts: Parts,
         engine_ns: float,
     ) -> None:
-        """``parts``: attention, nanoseconds on the lattice."""
+        """``uses``: lines and their x."""
         self.step_ns = step_ns
         self.layers, self.head = layers, head
+        self.uses = uses
         self.parts = parts
         self.engine_ns = engine_ns
 
@@ -42,6 +44,9 @@ class MixedStep(Priced):
         usage.steps_ns += time_ns
         self.layers.uses += 1
         self.head.uses += 1
+        for line, x in self.uses:
+            line.rows += 1
+            line.units += x
         parts_ns = usage.parts_ns
         for key, part_ns in self.parts:
             parts_ns[key] += part_ns
@@ -50,22 +55,7 @@ class MixedStep(Priced):
         return time_ns
 
 
-class FormedStep(MixedStep):
-    """One with forms, too."""
-
-    __slots__ = ("uses",)
-
-    uses: list[tuple[Merged, int]]
-    """Lines and their x."""
-
-    def count(self, usage: Usage, start: int, stop: int) -> int:
-        for line, x in self.uses:
-            line.rows += 1
-            line.units += x
-        return super().count(usage, start, stop)
-
-
-def price_prefill(model: KernelCostModel, work: StepWork) -> FormedStep | None:
+def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     """A step with prefill attention, and forms or other kernels of plain numbers; None: it has something else, or its
     rounding is in doubt (:func:`kvsim.cost.step.price_step` prices any step)."""
     _, tokens, sampled, items, sustained = work
@@ -104,13 +94,14 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> FormedStep | None:
                 return None
         ratio = factor
         if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
-            time_ns, provenance = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
+            time_ns, key = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
             prefills = True
             if calls == 1:
                 time_ns -= shared_ns
                 shared_ns = launch_ns
         else:
             time_ns, provenance = (pricers.get(name) or model.pricer(name)).price(args)  # type: ignore[arg-type]
+            key = name, provenance
             if name == "decode_attention":
                 ratio = decode_factor
                 if calls == 1:
@@ -122,7 +113,7 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> FormedStep | None:
         if ratio != 1.0:
             time_ns = floor(time_ns * ratio * SCALE + 0.5) / SCALE
         total_ns += time_ns
-        parts.append(((name, provenance), time_ns))
+        parts.append((key, time_ns))
     if not prefills:
         return None
     layers, head, engine_ns = model.linear(tokens, sampled, True, factor)
@@ -131,6 +122,4 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> FormedStep | None:
     step_ns = int(total_ns - slack)
     if step_ns != int(total_ns + slack) or total_ns > MOST_NS:
         return None
-    priced = FormedStep([step_ns], layers, head, parts, engine_ns)
-    priced.uses = uses
-    return priced
+    return MixedStep([step_ns], layers, head, uses, parts, engine_ns)

@@ -13,7 +13,15 @@ PROVENANCES = ("measured", "imported", "derived", "extrapolated")
 class Priced(ABC):
     """Prices of one run of steps."""
 
+    __slots__ = ()
+
     step_ns: Sequence[int]  # device time of each step, integer nanoseconds; of long runs an int64 array
+
+    @property
+    def lattice(self) -> range | None:
+        """The same on the lattice (:mod:`kvsim.cost.lattice`), cut to whole nanoseconds by ``>> LATTICE_BITS``, where it grows
+        evenly; None = somewhere it does not, or nobody knows."""
+        return None
 
 
 class CostModel(ABC):
@@ -39,21 +47,22 @@ class CostModel(ABC):
         kernel = Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sums})
         return self.price(StepWork(steps, num_seqs, num_seqs, (kernel,)))
 
-    def price_mixed(
+    def mixed_ns(
         self,
+        tokens: int,
         num_seqs: int,
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
         sustained: bool = False,
-    ) -> Priced:
-        """:meth:`price` of one plain step: a decode as in :meth:`price_decodes` (or none) and prefill chunks of (new,
-        past) tokens, at least one."""
-        kernels = [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks]
-        if num_seqs:
-            kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
-        tokens = num_seqs + sum(new for new, _ in chunks)
-        return self.price(StepWork(1, tokens, sampled, tuple(kernels), sustained))
+        counts: bool = True,
+    ) -> int:
+        """Device time of one plain step of ``tokens`` tokens, in nanoseconds: a decode as in :meth:`price_decodes` (or none)
+        and prefill chunks of (new, past) tokens. ``counts``: change; it is simulated time from now on."""
+        priced = self.price(mixed_work(tokens, num_seqs, sum_context, chunks, sampled, sustained))
+        if counts:
+            self.account(priced, 0, 1)
+        return int(priced.step_ns[0])
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
         """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing,
@@ -65,10 +74,30 @@ class CostModel(ABC):
         """Change. Count rows start..stop of ``priced`` as simulated time, by kernel and provenance; their sum in
         nanoseconds. ``priced`` is of this cost model."""
 
-    def account_each(self, priced: Sequence[Priced], stops: Sequence[int]) -> int:
-        """Change. :meth:`account` of the first ``stops[i]`` rows of each ``priced[i]``; the sum of all."""
-        return sum([self.account(one, 0, stop) for one, stop in zip(priced, stops, strict=True)])
+    def account_each(
+        self, priced: Sequence[Priced | None], stops: Sequence[int], times_ns: Sequence[int]
+    ) -> None:
+        """Change. :meth:`account` of the first ``stops[i]`` rows of each ``priced[i]`` (None = nothing to count), which
+        take ``times_ns[i]``."""
+        for one, stop in zip(priced, stops, strict=True):
+            if one is not None:
+                self.account(one, 0, stop)
 
     @abstractmethod
     def used_ns(self) -> dict[tuple[str, str], int]:
         """Simulated nanoseconds so far by (kernel, provenance); provenance is one of PROVENANCES."""
+
+
+def mixed_work(
+    tokens: int,
+    num_seqs: int,
+    sum_context: int,
+    chunks: Sequence[tuple[int, int]],
+    sampled: int,
+    sustained: bool,
+) -> StepWork:
+    """What :meth:`CostModel.mixed_ns` prices."""
+    kernels = [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks]
+    if num_seqs:
+        kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
+    return StepWork(1, tokens, sampled, tuple(kernels), sustained)

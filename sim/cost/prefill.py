@@ -17,6 +17,7 @@ from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.latent import latent_prefill, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.layout import contiguous_ratio
+from kvsim.cost.linear import Key
 from kvsim.cost.model import PROVENANCES
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -49,38 +50,56 @@ class PrefillAttention(Pricer):
         if ratio := contiguous_ratio("flash_prefill", ("new", "past"), setting):
             chunks = {(new, past): ns * ratio(new, past) for (new, past), ns in chunks.items()}
             self.provenance = worst(self.provenance, "derived")
-        if model.state:
+        self._has_state = model.state is not None
+        if self._has_state:
             self.provenance = "extrapolated"
         raised = {(new, past): max(ns, self._floor(new, past)) for (new, past), ns in chunks.items()}
         self._times: _Times = Chunks(raised) if over_past else Prompts(raised)
         self.launch_ns = quantise(self._layers * min(raised.values()))
-        self._found: dict[tuple[float, float], tuple[float, str]] = {}
-        self._worst = {kind: worst(self.provenance, kind) for kind in PROVENANCES}
+        self._alone: dict[float, tuple[float, Key]] = {}
+        # chunks over a past: of whole prompts they are quickly made, and hardly one comes again
+        self._over: dict[tuple[float, float], tuple[float, Key]] | None = {} if over_past else None
+        self._keys = {kind: ("prefill_attention", worst(self.provenance, kind)) for kind in PROVENANCES}
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         new, past = args["new"], max(0, args["past"])
         if new <= 0:
             return 0.0, self.provenance
-        return self.at(new, past)
+        time_ns, key = self.at(new, past)
+        return time_ns, key[1]
 
-    def at(self, new: float, past: float) -> tuple[float, str]:
-        """:meth:`price` of ``new`` > 0 tokens over ``past`` >= 0."""
-        found = self._found.get((new, past))
+    def at(self, new: float, past: float) -> tuple[float, Key]:
+        """:meth:`price` of ``new`` > 0 tokens over ``past`` >= 0, and under which key it is counted."""
+        if not past:
+            return self._alone.get(new) or self._look_up(new)
+        over = self._over
+        if over is None:
+            return self._made(new, past)
+        found = over.get((new, past))
         if found is None:
-            time_ns, kind = self._times.at(new, past)
-            if past:
-                least_ns = self._floor(new, past)
-                if least_ns > time_ns:
-                    time_ns = least_ns
-            if past and self._expand is not None:
-                time_ns += self._expand(past)
-            total_ns = self._layers * time_ns
-            if self._setting.model.state is not None:
-                total_ns += scan_ns(self._setting, new)
-            found = floor(total_ns * SCALE + 0.5) / SCALE, self._worst[kind]
-            if len(self._found) < REMEMBERED:
-                self._found[new, past] = found
+            found = self._made(new, past)
+            if len(over) < REMEMBERED:
+                over[new, past] = found
         return found
+
+    def _look_up(self, new: float) -> tuple[float, Key]:
+        found = self._made(new, 0)
+        if len(self._alone) < REMEMBERED:
+            self._alone[new] = found
+        return found
+
+    def _made(self, new: float, past: float) -> tuple[float, Key]:
+        time_ns, kind = self._times.at(new, past)
+        if past:
+            least_ns = self._floor(new, past)
+            if least_ns > time_ns:
+                time_ns = least_ns
+            if self._expand is not None:
+                time_ns += self._expand(past)
+        total_ns = self._layers * time_ns
+        if self._has_state:
+            total_ns += scan_ns(self._setting, new)
+        return floor(total_ns * SCALE + 0.5) / SCALE, self._keys[kind]
 
 
 def _expands(setting: Setting) -> Callable[[float], float]:

@@ -16,12 +16,14 @@ from math import ceil
 from typing import Any
 
 from kvsim.cost.form import written_out
-from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.model import CostModel, Priced, mixed_work
 from kvsim.cost.work import Ramp, StepWork, listed
 from kvsim.errors import CalibrationError
 from kvsim.model.parallel import Parallel
 
 Chunks = list[tuple[int, int]]
+Share = tuple[int, int, int, Sequence[tuple[int, int]], int]
+"""Tokens, decodes, the sum of their contexts, prefill chunks, sampled rows."""
 FINE = 4
 """Groups of a data-parallel replica get this many kinds of uneven for each group: how many tokens all of them have, over those of
 the largest, rounded up to a quarter."""
@@ -85,38 +87,56 @@ class SharedSteps(CostModel):
                 "with pipeline_parallel or data_parallel a run of steps has to be plain decodes"
             )
         decodes = (int(num_seqs), int(sums)) if num_seqs else (0, 0)
-        return self.price_mixed(*decodes, [(int(n), int(p)) for n, p in chunks], work.sampled, work.sustained)
+        some = [(int(n), int(p)) for n, p in chunks]
+        model, share = self._dearest(work.tokens, *decodes, some, work.sampled, work.sustained)
+        return SharedPriced(model, model.price(mixed_work(*share, work.sustained)))
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         most = -(-num_seqs // self._shares)
         model = self._model(num_seqs / self._parallel.pipeline / most)
         return SharedPriced(model, model.price_decodes(most, sum_context * most // num_seqs, steps))
 
-    def price_mixed(
+    def mixed_ns(
         self,
+        tokens: int,
         num_seqs: int,
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
         sustained: bool = False,
-    ) -> Priced:
+        counts: bool = True,
+    ) -> int:
+        if not chunks:
+            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, sustained, counts)
+        model, share = self._dearest(tokens, num_seqs, sum_context, chunks, sampled, sustained)
+        return model.mixed_ns(*share, sustained, counts)
+
+    def _dearest(
+        self,
+        tokens: int,
+        num_seqs: int,
+        sum_context: int,
+        chunks: Sequence[tuple[int, int]],
+        sampled: int,
+        sustained: bool,
+    ) -> tuple[CostModel, Share]:
+        """Which share of a step takes longest, and what prices it."""
         rest = sampled - num_seqs
-        total = (num_seqs + sum(new for new, _ in chunks)) / self._parallel.pipeline
+        total = tokens / self._parallel.pipeline
         shares = {(decodes, tuple(some)) for decodes, some in self._divide(num_seqs, chunks)}
-        dearest: SharedPriced | None = None
+        dearest: tuple[CostModel, Share] | None = None
+        longest_ns = -1
         for decodes, some in sorted(shares):
             tokens = decodes + sum(new for new, _ in some)
             if not tokens:
                 continue
             model = self._model(total / tokens)
             context = sum_context * decodes // num_seqs if num_seqs else 0
-            if some:
-                ends = min(len(some), max(0, rest))  # prompts that end in this step, at most
-                priced = model.price_mixed(decodes, context, some, decodes + ends, sustained)
-            else:
-                priced = model.price_decodes(decodes, context, 1)
-            if dearest is None or priced.step_ns[0] > dearest.step_ns[0]:
-                dearest = SharedPriced(model, priced)
+            ends = min(len(some), max(0, rest))  # prompts that end in this step, at most
+            share = tokens, decodes, context, some, decodes + ends
+            time_ns = model.mixed_ns(*share, sustained, counts=False)
+            if time_ns > longest_ns:
+                longest_ns, dearest = time_ns, (model, share)
         assert dearest is not None, "a step of no tokens"
         return dearest
 

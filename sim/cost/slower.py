@@ -10,6 +10,15 @@ from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.work import StepWork
 
 
+class Scaled(Priced):
+    """Other prices times a factor."""
+
+    __slots__ = ("step_ns",)
+
+    def __init__(self, step_ns: list[int]) -> None:
+        self.step_ns = step_ns
+
+
 class Slower(CostModel):
     """Another cost model with every step ``factor`` times as long."""
 
@@ -22,9 +31,7 @@ class Slower(CostModel):
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         priced = self.inner.price(work, link_share)
-        scaled = Priced()
-        scaled.step_ns = np.rint(np.asarray(priced.step_ns) * self.factor).astype(np.int64).tolist()
-        return scaled
+        return Scaled(np.rint(np.asarray(priced.step_ns) * self.factor).astype(np.int64).tolist())
 
     def account(self, priced: Priced, start: int, stop: int) -> int:
         """Only the sum: shares of time by kernel are not asked of a slowed run."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvsim.cost.decode import DecodeCurve
+from kvsim.cost.lattice import LATTICE_BITS, MOST_EXACT, SCALE
 from kvsim.cost.line import Line
 from kvsim.cost.linear import Key, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
@@ -91,12 +92,20 @@ class DecodePlan:
         self.knots = [*curve.knots, float("inf")]
         self.base = [self.fixed_ns + base + 0.5 for base in curve.base]  # + 0.5: int() then rounds
         self.slope = curve.slope
+        # of the first line, whole numbers; none if it does not rise
+        self.lattice_base = self.lattice_slope = 0
+        self.even_until = -1.0  # sum of contexts up to which a run of steps is on it, and floats are exact
+        base, slope = self.base[0] * SCALE, self.slope[0] * SCALE
+        if slope > 0 and base.is_integer() and slope.is_integer():
+            self.lattice_base, self.lattice_slope = int(base), int(slope)
+            self.even_until = min(self.knots[1] - 1, (MOST_EXACT - base) / slope)
         self.knots_array: Array = np.array(curve.knots)
         self.base_array: Array = np.array(self.base)
         self.slope_array: Array = np.array(self.slope)
         # by provenance of the attention: steps, their nanoseconds
         self.counted: dict[str, list[int]] = {curve.provenance: [0, 0]}
         self.in_table = self.counted[curve.provenance]
+        self.in_table_until = curve.table_until
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
@@ -160,6 +169,27 @@ class DecodeRun(Priced):
         if self.start + self.step * start > sum_context:
             return start
         return int((sum_context - self.start) // self.step) + 1
+
+
+class EvenRun(Priced):
+    """Plain decode steps on the first line of a plan."""
+
+    __slots__ = ("lattice", "plan", "start", "step")
+    lattice: range
+
+    def __init__(self, lattice: range, plan: DecodePlan, start: int, step: int) -> None:
+        """The sum of contexts of step i is ``start + step * i``."""
+        self.lattice = lattice
+        self.plan = plan
+        self.start = start
+        self.step = step
+
+    @property
+    def step_ns(self) -> list[int]:  # type: ignore[override]
+        return [price >> LATTICE_BITS for price in self.lattice]
+
+    def count(self, usage: Usage, start: int, stop: int) -> int:
+        return DecodeRun(self.step_ns, self.plan, self.start, self.step).count(usage, start, stop)
 
 
 class OneStep(Priced):

@@ -224,7 +224,7 @@ class Admission(Swaps):
         if request in self.running:
             self._to_free.append(self._stopped(request))
             if (effects := self._due) is not None:  # of the step in flight
-                for requests in (effects.first_tokens, effects.finished):
+                for requests in effects:
                     if request in requests:
                         requests.remove(request)
             return True

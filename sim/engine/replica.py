@@ -22,7 +22,7 @@ from bisect import bisect_left
 import simpy
 
 from kvsim.cache.manager import CacheManager
-from kvsim.engine.run import RUNS_AT_ONCE, Effects, Run
+from kvsim.engine.run import Effects, Run
 from kvsim.engine.steps import LONGEST_RUN, Steps
 from kvsim.entities import NEVER, Batch, Request
 
@@ -119,7 +119,7 @@ class Replica(Steps):
         self.sync()
         self.tally.settle()
         run = self._run
-        decided = 0 if run is None else sum(map(int, run.priced.step_ns[: run.decided_by(self.env.now)]))
+        decided = 0 if run is None else run.busy_ns(run.decided_by(int(self.env.now)))
         return self.tally.busy_ns + decided
 
     @property
@@ -157,7 +157,7 @@ class Replica(Steps):
         run, now = self._run, int(self.env.now)
         if run is None:
             return max(0, self._device_end - now)
-        return max(0, int(run.ends[min(run.steps, run.decided_by(now)) - 1]) - now)
+        return max(0, run.end_of(run.decided_by(now) - 1) - now)
 
     def end(self) -> None:
         """Change. Nothing comes any more: decide what is left, and count it all."""
@@ -179,12 +179,8 @@ class Replica(Steps):
             self._in_flight = True
             if run.fused:
                 self._commit_all(run)
-            closed = self._closed
-            closed.append(run)
-            if len(closed) >= RUNS_AT_ONCE:
-                self.tally.settle()
-            end = run.ends[run.steps - 1]
-            self._device_end = end if type(end) is int else int(end)  # a long run has arrays
+            self.tally.close(run)
+            self._device_end = run.end
             self._run = None
         self._decided = now
         effects = self._last
@@ -217,14 +213,15 @@ class Replica(Steps):
             batch.round += fresh
         if batch.next_finish <= batch.round:
             self._finish_later([], batch.finished())
-        if steps == len(run.boundaries):
+        if run.whole:
             longer = 2 * self._horizon
             self._horizon = longer if longer < LONGEST_RUN else LONGEST_RUN
 
     def _apply(self, effects: Effects, now: int) -> None:
         """A step's output is taken."""
         manager, running = self.manager, self.running
-        for request in effects.first_tokens:
+        first_tokens, finished = effects
+        for request in first_tokens:
             if request.first_token_ns < 0:
                 request.first_token_ns = now
             else:  # its first one since a preemption
@@ -232,7 +229,7 @@ class Replica(Steps):
             if request in running and (transfers := manager.prefilled(request)):
                 self._start(transfers)
         finishing = self.finishing
-        for request in effects.finished:
+        for request in finished:
             if request in finishing:
                 del finishing[request]
                 del running[request]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from kvsim.cost.model import CostModel, Priced
 from kvsim.engine.timing import Times
 from kvsim.entities import Request
@@ -12,44 +14,92 @@ from kvsim.entities import Request
 RUNS_AT_ONCE = 256  # are counted together
 
 
-class Effects:
-    """What becomes true when a step's output is taken."""
-
-    __slots__ = ("finished", "first_tokens")
-
-    def __init__(self, first_tokens: list[Request], finished: list[Request]) -> None:
-        self.first_tokens = first_tokens
-        self.finished = finished
+Effects = tuple[list[Request], list[Request]]
+"""What becomes true when a step's output is taken: whose first token it has, and who has finished."""
 
 
 class Run:
     """Steps that are priced and laid out. A cut makes ``steps`` smaller: what is left out was never decided.
 
-    Decision i + 1 is taken at ``boundaries[i]``, step i ends on the device at ``ends[i]``.
+    Decision i + 1 is taken at ``boundaries[i]``, step i ends on the device at ``ends[i]``; without ``ends`` the device is
+    the bottleneck, and it ends at ``boundaries[i + 1]``. The last one ends at ``end``. A replica has one object for all its
+    runs, one after the other.
     """
 
-    __slots__ = ("began", "boundaries", "decodes", "done", "ends", "fused", "output", "priced", "steps")
+    __slots__ = (
+        "began", "boundaries", "decodes", "done", "end", "ends", "fused", "output", "price_ns", "priced", "steps", "whole",
+    )  # fmt: skip
 
-    def __init__(
-        self, priced: Priced, began: int, boundaries: Times, ends: Times, decodes: int, fused: bool
+    priced: Priced  # of a fused run
+    price_ns: int  # of one step that is not fused
+    steps: int
+    whole: bool  # it was not cut
+    began: int  # when the first step was decided
+    boundaries: Times
+    ends: Times | None
+    end: int
+    decodes: int  # output tokens of each step, without first tokens
+    fused: bool  # decode steps, committed when somebody looks; else one step, committed when it was decided
+    done: int  # steps that are committed
+    output: Effects | None  # of the step before the run, where it does not end the run: due at boundaries[0]
+
+    def single(self, began: int, boundary: int, end: int, decodes: int, price_ns: int) -> None:
+        """Change. One step, committed when it was decided."""
+        self.fused = False
+        self.steps = 1
+        self.began = began
+        self.boundaries = (boundary,)
+        self.end = end
+        self.decodes = decodes
+        self.price_ns = price_ns
+        self.output = None
+
+    def fuse(
+        self, priced: Priced, began: int, boundaries: Times, ends: Times | None, end: int, decodes: int
     ) -> None:
-        self.priced = priced
+        """Change. Decode steps."""
+        self.fused = self.whole = True
         self.steps = len(boundaries)
-        self.began = began  # when the first step was decided
+        self.priced = priced
+        self.began = began
         self.boundaries = boundaries
         self.ends = ends
-        self.decodes = decodes  # output tokens of each step, without first tokens
-        self.fused = (
-            fused  # decode steps, committed when somebody looks; else one step, committed when it was decided
-        )
-        self.done = 0  # steps that are committed
-        self.output: Effects | None = (
-            None  # of the step before the run, where it does not end the run: due at boundaries[0]
-        )
+        self.end = end
+        self.decodes = decodes
+        self.done = 0
+        self.output = None
 
     def decided_by(self, now: int) -> int:
         """Steps that are decided before ``now``; the first one always is."""
         return min(self.steps, 1 + bisect_left(self.boundaries, now))
+
+    def end_of(self, step: int) -> int:
+        """When it ends on the device."""
+        if step == self.steps - 1:
+            return self.end
+        return int(self.boundaries[step + 1] if self.ends is None else self.ends[step])
+
+    def cut(self, steps: int) -> None:
+        """Change. Only so many steps, fewer than there were, are decided."""
+        self.end = self.end_of(steps - 1)
+        self.steps, self.whole = steps, False
+        self.boundaries = self.boundaries[:steps]
+
+    def busy_ns(self, steps: int) -> int:
+        """How long the first ``steps`` of its steps take on the device."""
+        if not self.fused:
+            return self.price_ns
+        if self.ends is None:
+            return self.end_of(steps - 1) - int(self.boundaries[0])
+        rows = self.priced.step_ns
+        if len(rows) != steps:
+            rows = rows[:steps]
+        return sum(rows) if type(rows) is list else int(np.add.reduce(rows))
+
+
+Closed = tuple[Priced | None, int, int, int, int, Times | None]
+"""Of a run that is over: price (None = counted already), steps, nanoseconds of these, from its first decision to the one after
+it, output tokens of each step, and its boundaries if there are gaps between them that count."""
 
 
 class Tally:
@@ -67,27 +117,39 @@ class Tally:
         self._deep = deep
         self._record_each, self._record_gaps = record_each, record_gaps
         self._untaken = 0  # decodes of the step in flight, after the runs that are counted
-        self.closed: list[Run] = []  # over, and not counted: :meth:`settle` when there are RUNS_AT_ONCE
+        self._closed: list[Closed] = []  # over, and not counted
         self.busy_ns = self.num_steps = 0
+
+    def close(self, run: Run) -> None:
+        """Change. The run is over."""
+        closed, boundaries = self._closed, run.boundaries
+        first = boundaries[0]
+        if run.fused:
+            steps = run.steps
+            busy_ns = run.end - first if run.ends is None else run.busy_ns(steps)
+            times = boundaries if steps > 1 and run.decodes else None
+            closed.append((run.priced, steps, busy_ns, first - run.began, run.decodes, times))
+        else:
+            closed.append((None, 1, run.price_ns, first - run.began, run.decodes, None))
+        if len(closed) >= RUNS_AT_ONCE:
+            self.settle()
 
     def settle(self) -> None:
         """Change. Count the steps of the runs that are over."""
-        closed = self.closed
-        if not closed:
+        if not self._closed:
             return
-        num_steps = [run.steps for run in closed]
-        self.busy_ns += self._account_each([run.priced for run in closed], num_steps)
+        prices, num_steps, times_ns, gaps_ns, decodes, longer = zip(*self._closed, strict=True)
+        self._closed.clear()
+        self._account_each(prices, num_steps, times_ns)
+        self.busy_ns += sum(times_ns)
         self.num_steps += sum(num_steps)
         # output tokens of decodes come as far apart as the boundaries at which they are taken
-        decodes = [run.decodes for run in closed]
-        first = [self._untaken, *decodes[:-1]] if self._deep else decodes
+        self._record_each(gaps_ns, (self._untaken, *decodes[:-1]) if self._deep else decodes)
         self._untaken = decodes[-1]
-        self._record_each([run.boundaries[0] - run.began for run in closed], first)
-        longer = [run for run in closed if run.steps > 1 and run.decodes]
-        if longer:
-            times = [run.boundaries[: run.steps] for run in longer]
-            self._record_gaps(times, [run.decodes for run in longer])
-        closed.clear()
+        times = [one for one in longer if one is not None]
+        if times:
+            nums = [num for num, one in zip(decodes, longer, strict=True) if one is not None]
+            self._record_gaps(times, nums)
 
     def wait(self, gap_ns: int) -> None:
         """There was no step to decide; ``gap_ns`` later the output of the last one was taken."""

@@ -17,6 +17,7 @@ from kvsim.engine.link import Links
 from kvsim.engine.queue import make_queue
 from kvsim.engine.run import Effects, Run, Tally
 from kvsim.engine.spec import EngineSpec
+from kvsim.engine.static_batch import NO_BUDGET
 from kvsim.engine.timing import Times
 from kvsim.entities import NEVER, Batch, Request
 
@@ -82,8 +83,11 @@ class ReplicaState(Services):
         self.finishing: dict[Request, None] = {}
         self._gone: dict[Request, None] = {}  # cancelled, and not dropped yet
 
+        self._runs = Run()  # one after the other
         self._run: Run | None = None  # None = no step was decided
         self._deep = engine.async_scheduling  # two steps in flight
+        self._budget = NO_BUDGET if engine.static_batch else engine.max_num_batched_tokens
+        self._sustained_after = engine.sustained_after_ns
         self._due: Effects | None = None  # deep: of the step before the one scheduled last
         self._last: Effects | None = None  # of the step scheduled last
         self._device_end = 0  # of the step scheduled last
@@ -126,7 +130,6 @@ class ReplicaState(Services):
         self.on_idle: Callable[[ReplicaState], None] | None = None  # called whenever something has ended
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
-        self._closed = self.tally.closed
         self.num_events = self.recomputed_tokens = 0
         # of steps that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added to it
         self.joins: list[tuple[int, int, int, int]] = []
@@ -229,7 +232,7 @@ class ReplicaState(Services):
         if run is not None and run.fused:
             steps = run.decided_by(now)
             if steps < run.steps:
-                run.steps = steps
+                run.cut(steps)
                 self._horizon = max(8, 2 * steps)
                 self._turn_at(int(run.boundaries[steps - 1]), now)
 

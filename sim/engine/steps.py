@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from kvsim.cache.manager import Transfer
 from kvsim.cost.form import Formed
-from kvsim.cost.model import Priced
+from kvsim.cost.lattice import LATTICE_BITS
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.admission import Admission
 from kvsim.engine.channel import At
 from kvsim.engine.link import layerwise_end_ns
-from kvsim.engine.run import Effects, Run
-from kvsim.engine.static_batch import NO_BUDGET
-from kvsim.engine.timing import lay_out
+from kvsim.engine.timing import Times, even_steps, lay_out
 from kvsim.entities import NEVER, Request
 
 LONGEST_RUN = 4096
@@ -94,10 +92,11 @@ class Steps(Admission):
             self._next, self._alarm = NEVER, None
 
     def _decode_run(self, now: int, steps: int) -> None:
-        batch, engine = self.batch, self.engine
+        batch, launch = self.batch, self.engine.launch_ns
         num = len(batch.requests)
-        if self._loads_end > now + engine.launch_ns:
+        if self._loads_end > now + launch:
             steps = 1  # only this one waits for them
+            launch = self._loads_end - now
         if self._plain_decodes:
             self._shares = None
             reads = batch.sum_base + num * (batch.round + 1)
@@ -108,25 +107,34 @@ class Steps(Admission):
             kernels = self.manager.decode_work(batch, steps)
             share = self._note_links(kernels)
             priced = self.cost.price(StepWork(steps, num, num, kernels), share)
-        launch = engine.launch_ns
-        if self._loads_end > now + launch:
-            launch = self._loads_end - now
-        host = self._decode_host.get(num)
-        if host is None:
-            host = self._decode_host[num] = engine.thread_ns(num, num, False), engine.output_ns(num)
-        boundaries, ends = lay_out(now, self._device_end, priced.step_ns, launch, *host, self._deep)
+        cpu, tail = self._decode_host.get(num) or self._host_of_decodes(num)
+        lattice, before = priced.lattice, self._device_end
+        boundaries: Times
+        ends: Times | None = None
+        if (
+            lattice is not None
+            and self._deep
+            and launch <= cpu <= before - now
+            and cpu <= (first := lattice[0] >> LATTICE_BITS) >= tail
+        ):  # the device is the bottleneck throughout
+            boundaries, end = even_steps(before, lattice, NEVER if self.waiting else self._arrives)
+        else:
+            step_ns = priced.step_ns
+            boundaries, ends = lay_out(now, before, step_ns, launch, cpu, tail, self._deep)
+            first, end = int(step_ns[0]), int(ends[-1])
         self.step_tokens = num
-        run = self._run = Run(priced, now, boundaries, ends, num, True)
-        first, boundary = priced.step_ns[0], boundaries[-1]
-        if type(first) is not int or type(boundary) is not int:  # a long run has arrays
-            first, boundary = int(first), int(boundary)
+        run = self._run = self._runs
+        run.fuse(priced, now, boundaries, ends, end, num)
+        boundary = boundaries[-1]
+        if type(boundary) is not int:  # a long run has arrays
+            boundary = int(boundary)
         self._step_ns, self._next = first or 1, boundary
         if self._rings:
             self._turn_at(boundary, now)
         output = self._due
         if output is not None and steps > 1:
             run.output = output
-            if self._rings and (self.links.read or any(request.followed for request in output.finished)):
+            if self._rings and (self.links.read or any(request.followed for request in output[1])):
                 at = int(boundaries[0])
                 self._tap = At(self.env, at - now, self._priority, self._tapped)
 
@@ -136,7 +144,7 @@ class Steps(Admission):
         inputs = self._loads_end  # loads that this step starts come behind its inputs
         before = self._device_end
         decodes = len(batch.requests)
-        sum_context = batch.sum_context + decodes
+        sum_context = batch.sum_base + decodes * (batch.round + 1)
         if self._spares_reads and (again := manager.tokens_read_again):
             sum_context -= self.spared_tokens(decodes, again)
         kernels: list[Kernel | Formed] = []  # unless they are the plain ones
@@ -146,13 +154,15 @@ class Steps(Admission):
             manager.commit(batch, 1)
             batch.round += 1
         finished = batch.finished() if batch.next_finish <= batch.round else []
-        budget = NO_BUDGET if engine.static_batch else engine.max_num_batched_tokens - decodes
+        budget = self._budget - decodes
         prefills: list[tuple[Request, int]] = []
         loads: list[Transfer] = []
 
         request = self.partial
         if request is not None and budget > 0:
-            tokens = min(request.to_compute - request.computed, budget)
+            tokens = request.to_compute - request.computed
+            if tokens > budget:
+                tokens = budget
             while not (grown := manager.grow(request, tokens)):
                 preempted = True
                 victim = self._victim_for(request)
@@ -194,73 +204,67 @@ class Steps(Admission):
                 finished.append(request)
         if complete or finished:
             self._finish_later(complete, finished)
-        if chunks:
-            self._blocked = False  # the head of the queue may reuse what this step computes
         if not step_tokens:
             self._nothing(now, preempted)
             return
         self.step_tokens = step_tokens
         sampled = decodes + len(chunks)
+        launch_ns = engine.launch_ns
+        launch = launch_ns + attach
         if self._swaps:
-            inputs = max(inputs, self._await_copies(now, engine.launch_ns + attach, False))
-        launch = engine.launch_ns + attach
-        if launch < inputs - now:
-            launch = inputs - now
+            inputs = max(inputs, self._await_copies(now, launch, False))
+        start = now + launch
+        if start < inputs:
+            start = inputs
+        if start < before:
+            start = before
+        sustained = False
         if chunks:
+            self._blocked = False  # the head of the queue may reuse what this step computes
             host = self._mixed_host.get(sampled) or self._host_of(sampled)
-            cpu, tail = host[step_tokens > engine.graph_tokens] + hold, host[2]
-            sustained = engine.sustained_after_ns > 0 and self._clocks_are_down(now + launch)
+            free, tail = now + host[step_tokens > engine.graph_tokens] + hold, host[2]
+            if self._sustained_after:  # with prefill, step by step, for so long that the clocks are down
+                if self._prefill_end < before or start > before + launch_ns:
+                    self._prefill_began = start
+                sustained = start - self._prefill_began >= self._sustained_after
         else:
-            cpu, tail = engine.thread_ns(step_tokens, sampled, False) + hold, engine.output_ns(sampled)
-            sustained = False
+            free, tail = now + engine.thread_ns(step_tokens, sampled, False) + hold, engine.output_ns(sampled)
         self._shares = None
-        if not plain:
+        if plain:
+            price = self.cost.mixed_ns(step_tokens, decodes, sum_context, chunks, sampled, sustained)
+        else:
             share = self._note_links(kernels)
             priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels), sustained), share)
-        elif chunks:
-            priced = self.cost.price_mixed(decodes, sum_context, chunks, sampled, sustained)
-        else:
-            priced = self.cost.price_decodes(decodes, sum_context, 1)
-        end = self._one_step(now, priced, decodes - len(joined), launch, cpu, tail, loads)
+            self.cost.account(priced, 0, 1)
+            price = int(priced.step_ns[0])
+        end = self._join_loads(start, price, loads) if loads else start + price
+        if end < free + tail:
+            end = free + tail
         if chunks:
             self._prefill_end = end
+        boundary = before if self._deep else end
+        if boundary < free:
+            boundary = free
+        run = self._run = self._runs
+        run.single(now, boundary, end, decodes - len(joined), price)
+        self._next = boundary
+        if self._rings:
+            self._turn_at(boundary, now)
         if self.streams:
-            start = max(before, now + launch)
             for request, _ in prefills:
                 if request.handover is not None:
                     request.handover.computed(request.cached + request.computed, start, end)
 
     # ---- time of a step
 
-    def _one_step(
-        self, now: int, priced: Priced, decodes: int, launch: int, cpu: int, tail: int, loads: list[Transfer]
-    ) -> int:
-        """Lay out a step that is committed already; when it ends on the device."""
-        before = self._device_end
-        price, free = priced.step_ns[0], now + cpu
-        if type(price) is not int:
-            price = int(price)
-        start = now + launch
-        if start < before:
-            start = before
-        if loads:
-            first_layer = max(t.first_layer_ns for t in loads)
-            load_end = max(t.end_ns for t in loads)
-            loaded = max(t.num_layers or self.links.num_layers for t in loads)
-            end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers, loaded)
-            load_ns = load_end - min(t.start_ns for t in loads)
-            self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
-        else:
-            end = start + price
-        if end < free + tail:
-            end = free + tail
-        boundary = before if self._deep else end
-        if boundary < free:
-            boundary = free
-        self._run = Run(priced, now, (boundary,), (end,), decodes, False)
-        self._next = boundary
-        if self._rings:
-            self._turn_at(boundary, now)
+    def _join_loads(self, start: int, price: int, loads: list[Transfer]) -> int:
+        """Change. When a step ends on the device that waits for its loads layer by layer."""
+        first_layer = max(t.first_layer_ns for t in loads)
+        load_end = max(t.end_ns for t in loads)
+        loaded = max(t.num_layers or self.links.num_layers for t in loads)
+        end = layerwise_end_ns(start, price, first_layer, load_end, self.links.num_layers, loaded)
+        load_ns = load_end - min(t.start_ns for t in loads)
+        self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
         return end
 
     def _host_of(self, sampled: int) -> tuple[int, int, int]:
@@ -270,14 +274,12 @@ class Steps(Admission):
         found = self._mixed_host[sampled] = *cpu, engine.output_ns(sampled)
         return found
 
-    def _clocks_are_down(self, launched: int) -> bool:
-        """Change. Whether the GPU has carried prefill, step by step, for so long that the next such step is slower."""
-        start = launched if launched > self._device_end else self._device_end
-        if self._prefill_end < self._device_end or start > self._device_end + self.engine.launch_ns:
-            self._prefill_began = start
-        return start - self._prefill_began >= self.engine.sustained_after_ns
+    def _host_of_decodes(self, num: int) -> tuple[int, int]:
+        """What ``_decode_host`` has for steps of so many requests."""
+        found = self._decode_host[num] = self.engine.thread_ns(num, num, False), self.engine.output_ns(num)
+        return found
 
     def _finish_later(self, first_tokens: list[Request], finished: list[Request]) -> None:
         for request in finished:
             self.finishing[request] = None
-        self._last = Effects(first_tokens, finished)
+        self._last = first_tokens, finished

@@ -8,6 +8,8 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from kvsim.cost.lattice import LATTICE_BITS
+
 Array = npt.NDArray[np.int64]
 Times = Sequence[int] | Array
 
@@ -44,3 +46,17 @@ def lay_out(
         boundaries.append(at)
         ends.append(end)
     return boundaries, ends
+
+
+def even_steps(device_end: int, lattice: range, until: int) -> tuple[list[int], int]:
+    """:func:`lay_out` where the device is the bottleneck throughout: the boundaries, up to the first one from ``until`` on,
+    and when the last of these steps ends; each ends at the next boundary."""
+    boundaries: list[int] = []
+    append = boundaries.append
+    at = device_end
+    for price in lattice:
+        append(at)
+        if at >= until:
+            return boundaries, at + (price >> LATTICE_BITS)
+        at += price >> LATTICE_BITS
+    return boundaries, at

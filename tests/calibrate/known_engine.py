@@ -73,7 +73,7 @@ class Logged(Replica):
         self._decoded.append(self._run.decodes if self._run is not None else 0)
         tokens = self._decoded.popleft()
         super()._turn(now)
-        first = effects.first_tokens if effects else []
+        first = effects[0] if effects else []
         prompt_tokens = sum(request.input_tokens for request in first)
         self.log.append(Output(now, self.num_running, prompt_tokens, tokens + len(first)))
 

@@ -113,12 +113,14 @@ def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
 ) -> None:
     num_seqs, sum_context = decodes[0], decodes[0] * decodes[1]
     some = [(max(1, new), past) for new, past in found]
-    arguments = num_seqs, sum_context, some, num_seqs + len(some), sustained
+    tokens = num_seqs + sum(new for new, _ in some)
+    arguments = tokens, num_seqs, sum_context, some, num_seqs + len(some), sustained
     models = pair()
-    prices = [models[0].price_mixed(*arguments), CostModel.price_mixed(models[1], *arguments)]
-    assert prices[0].step_ns == prices[1].step_ns
-    counted = [costs.account(priced, 0, 1) for costs, priced in zip(models, prices, strict=True)]
-    assert counted == [prices[0].step_ns[0]] * 2
+    before = models[0].used_ns()
+    looked = models[0].mixed_ns(*arguments, counts=False)
+    assert models[0].used_ns() == before
+    assert looked == models[0].mixed_ns(*arguments) == CostModel.mixed_ns(models[1], *arguments)
+    assert sum(models[0].used_ns().values()) == sum(before.values()) + looked
     assert models[0].used_ns() == models[1].used_ns()
 
 

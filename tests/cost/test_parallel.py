@@ -90,14 +90,14 @@ def test_a_round_of_a_pipeline_takes_what_its_largest_micro_batch_takes() -> Non
     # 65 decodes: micro-batches of 33 and 32
     assert list(rounds.price_decodes(65, 65_000, 3).step_ns) == list(one.price_decodes(33, 33_000, 3).step_ns)
     # the chunk falls into one of them
-    mixed = rounds.price_mixed(65, 65_000, [(2048, 0)], 66).step_ns[0]
-    either = [one.price_mixed(n, n * 1000, [(2048, 0)], n + 1).step_ns[0] for n in (32, 33)]
+    mixed = rounds.mixed_ns(65 + 2048, 65, 65_000, [(2048, 0)], 66)
+    either = [one.mixed_ns(n + 2048, n, n * 1000, [(2048, 0)], n + 1) for n in (32, 33)]
     assert mixed in either
     # a prompt alone takes as long as without a pipeline, but for the send
-    assert rounds.price_mixed(0, 0, [(2048, 0)], 1).step_ns == one.price_mixed(0, 0, [(2048, 0)], 1).step_ns
+    assert rounds.mixed_ns(2048, 0, 0, [(2048, 0)], 1) == one.mixed_ns(2048, 0, 0, [(2048, 0)], 1)
     # a chunk beyond a micro-batch's budget goes on in the next one
-    long = rounds.price_mixed(0, 0, [(12_000, 0)], 1).step_ns[0]
-    assert long == one.price_mixed(0, 0, [(8192, 0)], 1).step_ns[0]
+    long = rounds.mixed_ns(12_000, 0, 0, [(12_000, 0)], 1)
+    assert long == one.mixed_ns(8192, 0, 0, [(8192, 0)], 1)
 
 
 def test_rows_of_a_run_are_the_run_of_the_rows() -> None:
