@@ -79,6 +79,7 @@ class Cluster:
         self._followers: dict[int, list[int]] = {}
         for row in (trace.after >= 0).nonzero()[0].tolist():
             self._followers.setdefault(int(trace.after[row]), []).append(row)
+        self._awaits = self.awaits_answers
 
     @property
     def num_entrances(self) -> int:
@@ -143,7 +144,7 @@ class Cluster:
         else:
             ids, ends = self.trace.content(row)
         kinds = self.trace.kinds(row) if self.with_kinds else []
-        followed = row in self._followers or self.front.responses is not None
+        followed = self._awaits and (row in self._followers or self.front.responses is not None)
         request = Request(
             row, arrival_ns, input_tokens, output_tokens, ids, ends, kinds, session, tenant, followed
         )
@@ -253,18 +254,20 @@ class Cluster:
         if self.waiting is not None and not self.waiting.ends_in_time(request, now):
             self.dropped(replica, request)
             return
-        held_until_ns = 0
+        front_out = self.engine.front_out_ns
+        end, held_ns = now + front_out, 0
         if (retrieval := self.front.retrieval) is not None:
             if retrieval.is_guess(request):
                 retrieval.ended(request)
                 self.dropped(replica, request)
                 return
             held_until_ns = retrieval.held_until_ns(request.index)
+            end = max(end, held_until_ns)
+            held_ns = max(0, held_until_ns - request.first_token_ns - front_out)
         admitted_ns, arrival_ns, entered_ns = request.admitted_ns, request.arrival_ns, request.entered_ns
-        queue_end = request.load_started_ns if request.load_started_ns >= 0 else admitted_ns
-        front_out = self.engine.front_out_ns
-        end = max(now + front_out, held_until_ns)
-        held_ns = max(0, held_until_ns - request.first_token_ns - front_out)
+        queue_end = request.load_started_ns
+        if queue_end < 0:
+            queue_end = admitted_ns
         prefilled_by = None
         if self.disaggregation is not None:
             prefilled_by = self.disaggregation.ended(request, replica)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from kvsim.cost.latent import latent_decode, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.layout import contiguous_ratio
 from kvsim.cost.line import Line, Pieces, after, first_of
-from kvsim.cost.linear import Key
+from kvsim.cost.linear import Spent, spent_by_provenance
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
 from kvsim.cost.terms import EngineTerms
@@ -88,9 +88,9 @@ class DecodeAttention(Pricer):
         self._batches = sorted(self._grid)
         self._most_read = max(b * contexts[-1] for b, (contexts, _) in self._grid.items()) / self._fold
         self._curves: dict[float, DecodeCurve] = {}
-        self._first: dict[float, tuple[float, float, float, Key]] = {}  # of each curve its first line
         self._pieces: dict[int, Pieces] = {}
         self.lines: list[Line] = []
+        self.spent = spent_by_provenance("decode_attention")
         self._terms, self._kv_heads, bytes_per_s = terms, setting.kv_heads, terms.kv_read_bytes_per_s
         if model.latent or model.state:
             bytes_per_s = 0.0
@@ -108,26 +108,16 @@ class DecodeAttention(Pricer):
         num_seqs, sum_context = args["num_seqs"], args["sum_context"]
         if num_seqs <= 0:
             return 0.0, self._provenance
-        time_ns, key = self.at(num_seqs, sum_context)
-        return time_ns, key[1]
+        time_ns, spent = self.at(num_seqs, sum_context)
+        return time_ns, spent.key[1]
 
-    def at(self, num_seqs: float, sum_context: float) -> tuple[float, Key]:
-        """:meth:`price` of ``num_seqs`` > 0 sequences, and under which key it is counted."""
-        base, slope, until, key = self._first.get(num_seqs) or self._first_line(num_seqs)
-        if sum_context <= until:
-            return base + slope * sum_context, key
-        curve = self._curves[num_seqs]
-        i = bisect_right(curve.knots, sum_context) - 1
-        key = "decode_attention", curve.provenance_at(sum_context)
-        return curve.base[i] + curve.slope[i] * sum_context, key
-
-    def _first_line(self, num_seqs: float) -> tuple[float, float, float, Key]:
-        """Base, slope, how far both and the provenance hold, the latter's key; cached."""
-        curve = self.curve(num_seqs)
-        until = min([curve.table_until, *(knot - 1 for knot in curve.knots[1:2])])
-        key = "decode_attention", curve.provenance
-        found = self._first[num_seqs] = curve.base[0], curve.slope[0], until, key
-        return found
+    def at(self, num_seqs: float, sum_context: float) -> tuple[float, Spent]:
+        """:meth:`price` of ``num_seqs`` > 0 sequences, and where it is counted."""
+        knots, base, slope, provenance, table_until, _ = self._curves.get(num_seqs) or self.curve(num_seqs)
+        i = bisect_right(knots, sum_context) - 1
+        if sum_context > table_until:
+            provenance = self._curves[num_seqs].provenance_at(sum_context)
+        return base[i] + slope[i] * sum_context, self.spent[provenance]
 
     def line(
         self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1

@@ -24,7 +24,7 @@ from kvsim.cost.generic import RooflinePricer, TablePricer
 from kvsim.cost.joint import Joint, joint_of
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.line import first_of
-from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, StepLinear, scaled
+from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, Spent, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
 from kvsim.cost.merged import Plan, plan_of
@@ -117,6 +117,12 @@ class KernelCostModel(CostModel):
         self._mixed = [(f, f * mixed, self._layers[f], self._heads[f]) for f in factors]
         self._usage = Usage(("engine", self.terms.provenance), self.pricers)
         self.merged = self._usage.merged
+        self._engine_spent = Spent(self._usage.engine)
+        self._usage.spent += (
+            self._engine_spent,
+            *self._decode.spent.values(),
+            *self.prefill_attention.spent.values(),
+        )
         # of steps without prefill, with prefill, and with prefill that is sustained
         self._form_ratios = [(1.0, 1.0), self._mixed[False][:2], self._mixed[True][:2]]
         self.form_plans: list[dict[Any, Plan]] = [{}, {}, {}]
@@ -178,12 +184,11 @@ class KernelCostModel(CostModel):
         plan = self._plain_plans.get(num_seqs)
         if plan is None:
             plan = self._plain_plans[num_seqs] = self._plan(num_seqs, num_seqs, num_seqs)
-        if (
-            steps < EVEN_STEPS and sum_context + num_seqs * (steps - 1) <= plan.even_until and not self.strict
-        ):  # most runs
-            slope = plan.lattice_slope
-            first, rise = plan.lattice_base + slope * sum_context, slope * num_seqs
-            return EvenRun(range(first, first + rise * steps, rise), plan, sum_context, num_seqs)
+        if steps < EVEN_STEPS and not self.strict:
+            until, base, slope = plan.even[bisect_right(plan.knots, sum_context) - 1]
+            if sum_context + num_seqs * (steps - 1) <= until:  # most runs
+                first, rise = base + slope * sum_context, slope * num_seqs
+                return EvenRun(range(first, first + rise * steps, rise), plan, sum_context, num_seqs)
         return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
     def mixed_ns(
@@ -202,35 +207,32 @@ class KernelCostModel(CostModel):
         layers = layers_of.get(tokens) or self.layers(tokens, factor)
         head = head_of.get(sampled) or self.head(sampled, factor)
         total = layers.total_ns + head.total_ns + self._engine_half_ns
-        usage = self._usage
-        parts_ns = usage.parts_ns
         shared_ns = 0.0
         launch_ns = self.prefill_attention.launch_ns
         if num_seqs:
-            time_ns, key = self._decode.at(num_seqs, sum_context)
+            time_ns, spent = self._decode.at(num_seqs, sum_context)
             if decode_factor != 1.0:
                 time_ns = floor(time_ns * decode_factor * SCALE + 0.5) / SCALE
             total += time_ns
             if counts:
-                parts_ns[key] += time_ns
+                spent.ns += time_ns
             shared_ns = launch_ns  # the kernels of a step share one launch
         prefill = self.prefill_attention.at
         for new, past in chunks:
-            time_ns, key = prefill(new, past)
+            time_ns, spent = prefill(new, past)
             time_ns -= shared_ns
             shared_ns = launch_ns
             if factor != 1.0:
                 time_ns = floor(time_ns * factor * SCALE + 0.5) / SCALE
             total += time_ns
             if counts:
-                parts_ns[key] += time_ns
+                spent.ns += time_ns
         step_ns = floor(total)
         if counts:
             layers.uses += 1
             head.uses += 1
-            usage.steps_ns += step_ns
-            if self._engine_ns:
-                parts_ns[usage.engine] += self._engine_ns
+            self._usage.steps_ns += step_ns
+            self._engine_spent.ns += self._engine_ns
         return step_ns
 
     def account(self, priced: Priced, start: int, stop: int) -> int:

@@ -13,6 +13,7 @@ from kvsim.cost.curve import Array
 from kvsim.cost.elementwise import Elementwise
 from kvsim.cost.gemm import GemmPrices
 from kvsim.cost.lattice import quantise, quantise_array
+from kvsim.cost.model import PROVENANCES
 from kvsim.cost.moe import MoePrices
 from kvsim.cost.setting import Setting
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
@@ -23,6 +24,20 @@ Key = tuple[str, str]  # kernel, provenance
 Parts = tuple[tuple[Key, float], ...]
 
 BLOCK_TOKENS = 512  # numbers of tokens that are priced together
+
+
+class Spent:
+    """Time of kernels on no line that are counted under one key, lattice nanoseconds."""
+
+    __slots__ = ("key", "ns")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.ns = 0.0
+
+
+def spent_by_provenance(kernel: str) -> dict[str, Spent]:
+    return {provenance: Spent((kernel, provenance)) for provenance in PROVENANCES}
 
 
 class Priced:

@@ -94,7 +94,8 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
                 return None
         ratio = factor
         if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
-            time_ns, key = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
+            time_ns, spent = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
+            key = spent.key
             prefills = True
             if calls == 1:
                 time_ns -= shared_ns

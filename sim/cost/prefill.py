@@ -17,7 +17,7 @@ from kvsim.cost.heads import attention_table, head_rows
 from kvsim.cost.latent import latent_prefill, latent_roofline
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.layout import contiguous_ratio
-from kvsim.cost.linear import Key
+from kvsim.cost.linear import Spent, spent_by_provenance
 from kvsim.cost.model import PROVENANCES
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.setting import Setting, worst
@@ -56,20 +56,21 @@ class PrefillAttention(Pricer):
         raised = {(new, past): max(ns, self._floor(new, past)) for (new, past), ns in chunks.items()}
         self._times: _Times = Chunks(raised) if over_past else Prompts(raised)
         self.launch_ns = quantise(self._layers * min(raised.values()))
-        self._alone: dict[float, tuple[float, Key]] = {}
+        self._alone: dict[float, tuple[float, Spent]] = {}
         # chunks over a past: of whole prompts they are quickly made, and hardly one comes again
-        self._over: dict[tuple[float, float], tuple[float, Key]] | None = {} if over_past else None
-        self._keys = {kind: ("prefill_attention", worst(self.provenance, kind)) for kind in PROVENANCES}
+        self._over: dict[tuple[float, float], tuple[float, Spent]] | None = {} if over_past else None
+        self.spent = spent_by_provenance("prefill_attention")
+        self._spent_of = {kind: self.spent[worst(self.provenance, kind)] for kind in PROVENANCES}
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         new, past = args["new"], max(0, args["past"])
         if new <= 0:
             return 0.0, self.provenance
-        time_ns, key = self.at(new, past)
-        return time_ns, key[1]
+        time_ns, spent = self.at(new, past)
+        return time_ns, spent.key[1]
 
-    def at(self, new: float, past: float) -> tuple[float, Key]:
-        """:meth:`price` of ``new`` > 0 tokens over ``past`` >= 0, and under which key it is counted."""
+    def at(self, new: float, past: float) -> tuple[float, Spent]:
+        """:meth:`price` of ``new`` > 0 tokens over ``past`` >= 0, and where it is counted."""
         if not past:
             return self._alone.get(new) or self._look_up(new)
         over = self._over
@@ -82,13 +83,13 @@ class PrefillAttention(Pricer):
                 over[new, past] = found
         return found
 
-    def _look_up(self, new: float) -> tuple[float, Key]:
+    def _look_up(self, new: float) -> tuple[float, Spent]:
         found = self._made(new, 0)
         if len(self._alone) < REMEMBERED:
             self._alone[new] = found
         return found
 
-    def _made(self, new: float, past: float) -> tuple[float, Key]:
+    def _made(self, new: float, past: float) -> tuple[float, Spent]:
         time_ns, kind = self._times.at(new, past)
         if past:
             least_ns = self._floor(new, past)
@@ -99,7 +100,7 @@ class PrefillAttention(Pricer):
         total_ns = self._layers * time_ns
         if self._has_state:
             total_ns += scan_ns(self._setting, new)
-        return floor(total_ns * SCALE + 0.5) / SCALE, self._keys[kind]
+        return floor(total_ns * SCALE + 0.5) / SCALE, self._spent_of[kind]
 
 
 def _expands(setting: Setting) -> Callable[[float], float]:

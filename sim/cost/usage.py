@@ -11,7 +11,7 @@ import numpy as np
 from kvsim.cost.decode import DecodeCurve
 from kvsim.cost.lattice import LATTICE_BITS, MOST_EXACT, SCALE
 from kvsim.cost.line import Line
-from kvsim.cost.linear import Key, StepLinear
+from kvsim.cost.linear import Key, Spent, StepLinear
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.merged import Merged
 from kvsim.cost.model import Priced
@@ -35,6 +35,7 @@ class Usage:
         self.linear: list[LinearPriced] = []  # they count their uses themselves
         self.step_linear: list[StepLinear] = []  # so do these
         self.plans: list[DecodePlan] = []  # and these
+        self.spent: list[Spent] = []  # so do these
         self.merged: list[Merged] = []  # these count for several lines
 
     def add(self, key: Key, time_ns: float) -> None:
@@ -51,6 +52,10 @@ class Usage:
 
         def add(key: Key, time_ns: float) -> None:
             exact[key] = exact.get(key, 0.0) + time_ns
+
+        for spent in self.spent:
+            if spent.ns:
+                add(spent.key, spent.ns)
 
         total = self.steps_ns
         for priced in self.linear:
@@ -92,13 +97,7 @@ class DecodePlan:
         self.knots = [*curve.knots, float("inf")]
         self.base = [self.fixed_ns + base + 0.5 for base in curve.base]  # + 0.5: int() then rounds
         self.slope = curve.slope
-        # of the first line, whole numbers; none if it does not rise
-        self.lattice_base = self.lattice_slope = 0
-        self.even_until = -1.0  # sum of contexts up to which a run of steps is on it, and floats are exact
-        base, slope = self.base[0] * SCALE, self.slope[0] * SCALE
-        if slope > 0 and base.is_integer() and slope.is_integer():
-            self.lattice_base, self.lattice_slope = int(base), int(slope)
-            self.even_until = min(self.knots[1] - 1, (MOST_EXACT - base) / slope)
+        self.even = [self._even(i) for i in range(len(curve.knots))]
         self.knots_array: Array = np.array(curve.knots)
         self.base_array: Array = np.array(self.base)
         self.slope_array: Array = np.array(self.slope)
@@ -106,6 +105,14 @@ class DecodePlan:
         self.counted: dict[str, list[int]] = {curve.provenance: [0, 0]}
         self.in_table = self.counted[curve.provenance]
         self.in_table_until = curve.table_until
+
+    def _even(self, i: int) -> tuple[float, int, int]:
+        """Of a line: up to which sum of contexts a run of steps is on it (and floats are exact), base and slope as lattice
+        points; -1 if it does not rise."""
+        base, slope = self.base[i] * SCALE, self.slope[i] * SCALE
+        if slope <= 0 or not base.is_integer() or not slope.is_integer():
+            return -1.0, 0, 0
+        return min(self.knots[i + 1] - 1, (MOST_EXACT - base) / slope), int(base), int(slope)
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""

@@ -73,9 +73,11 @@ class Replica(Steps):
 
     def advance(self, until: int) -> None:
         """Change. Make the decisions that lie before ``until``; those of a replica that rings are made by then."""
-        while self._next < until:
-            self._at = self._next
-            self._turn(self._next)
+        at = self._next
+        while at < until:
+            self._at = at
+            self._turn(at)
+            at = self._next
         self._at = -1
 
     def sync(self) -> None:
@@ -119,7 +121,9 @@ class Replica(Steps):
         self.sync()
         self.tally.settle()
         run = self._run
-        decided = 0 if run is None else run.busy_ns(run.decided_by(int(self.env.now)))
+        decided = 0
+        if run is not None and run.fused:  # others are counted already
+            decided = run.busy_ns(run.decided_by(int(self.env.now)))
         return self.tally.busy_ns + decided
 
     @property
@@ -179,7 +183,7 @@ class Replica(Steps):
             self._in_flight = True
             if run.fused:
                 self._commit_all(run)
-            self.tally.close(run)
+                self.tally.close(run)
             self._device_end = run.end
             self._run = None
         self._decided = now
@@ -205,12 +209,8 @@ class Replica(Steps):
 
     def _commit_all(self, run: Run) -> None:
         """Change. The run ends here, after as many of its steps as it has now."""
-        steps, batch = run.steps, self.batch
-        if run.output is not None or self.sample_at <= run.boundaries[steps - 1]:
-            self._commit(run, steps)
-        elif fresh := steps - run.done:
-            self.manager.commit(batch, fresh)
-            batch.round += fresh
+        self._commit(run, run.steps)
+        batch = self.batch
         if batch.next_finish <= batch.round:
             self._finish_later([], batch.finished())
         if run.whole:
@@ -254,8 +254,9 @@ class Replica(Steps):
                 self._sample_between(run, steps)
         fresh = steps - run.done
         if fresh > 0:
-            self.manager.commit(self.batch, fresh)
-            self.batch.round += fresh
+            batch = self.batch
+            self.manager.commit(batch, fresh)
+            batch.round += fresh
             run.done = steps
 
     def _take_output(self, run: Run) -> None:
@@ -265,8 +266,9 @@ class Replica(Steps):
         if self.peers:
             self._sync_peers(at_decision=True)
         if not run.done:
-            self.manager.commit(self.batch, 1)
-            self.batch.round += 1
+            batch = self.batch
+            self.manager.commit(batch, 1)
+            batch.round += 1
             run.done = 1
         first = run.boundaries[0]
         at = first if type(first) is int else int(first)

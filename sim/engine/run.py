@@ -27,11 +27,12 @@ class Run:
     """
 
     __slots__ = (
-        "began", "boundaries", "decodes", "done", "end", "ends", "fused", "output", "price_ns", "priced", "steps", "whole",
+        "began", "boundaries", "decodes", "done", "end", "ends", "fused", "output", "priced", "steps", "whole",
     )  # fmt: skip
 
-    priced: Priced  # of a fused run
-    price_ns: int  # of one step that is not fused
+    # of a fused run: decode steps, committed when somebody looks; else it is one step, committed and counted when it was decided
+    fused: bool
+    priced: Priced
     steps: int
     whole: bool  # it was not cut
     began: int  # when the first step was decided
@@ -39,35 +40,8 @@ class Run:
     ends: Times | None
     end: int
     decodes: int  # output tokens of each step, without first tokens
-    fused: bool  # decode steps, committed when somebody looks; else one step, committed when it was decided
     done: int  # steps that are committed
     output: Effects | None  # of the step before the run, where it does not end the run: due at boundaries[0]
-
-    def single(self, began: int, boundary: int, end: int, decodes: int, price_ns: int) -> None:
-        """Change. One step, committed when it was decided."""
-        self.fused = False
-        self.steps = 1
-        self.began = began
-        self.boundaries = (boundary,)
-        self.end = end
-        self.decodes = decodes
-        self.price_ns = price_ns
-        self.output = None
-
-    def fuse(
-        self, priced: Priced, began: int, boundaries: Times, ends: Times | None, end: int, decodes: int
-    ) -> None:
-        """Change. Decode steps."""
-        self.fused = self.whole = True
-        self.steps = len(boundaries)
-        self.priced = priced
-        self.began = began
-        self.boundaries = boundaries
-        self.ends = ends
-        self.end = end
-        self.decodes = decodes
-        self.done = 0
-        self.output = None
 
     def decided_by(self, now: int) -> int:
         """Steps that are decided before ``now``; the first one always is."""
@@ -86,9 +60,7 @@ class Run:
         self.boundaries = self.boundaries[:steps]
 
     def busy_ns(self, steps: int) -> int:
-        """How long the first ``steps`` of its steps take on the device."""
-        if not self.fused:
-            return self.price_ns
+        """How long the first ``steps`` steps of a fused run take on the device."""
         if self.ends is None:
             return self.end_of(steps - 1) - int(self.boundaries[0])
         rows = self.priced.step_ns
@@ -117,29 +89,25 @@ class Tally:
         self._deep = deep
         self._record_each, self._record_gaps = record_each, record_gaps
         self._untaken = 0  # decodes of the step in flight, after the runs that are counted
-        self._closed: list[Closed] = []  # over, and not counted
+        self.closed: list[Closed] = []  # over, and not counted: :meth:`settle` when there are RUNS_AT_ONCE
         self.busy_ns = self.num_steps = 0
 
     def close(self, run: Run) -> None:
-        """Change. The run is over."""
-        closed, boundaries = self._closed, run.boundaries
+        """Change. A fused run is over."""
+        steps, boundaries = run.steps, run.boundaries
         first = boundaries[0]
-        if run.fused:
-            steps = run.steps
-            busy_ns = run.end - first if run.ends is None else run.busy_ns(steps)
-            times = boundaries if steps > 1 and run.decodes else None
-            closed.append((run.priced, steps, busy_ns, first - run.began, run.decodes, times))
-        else:
-            closed.append((None, 1, run.price_ns, first - run.began, run.decodes, None))
-        if len(closed) >= RUNS_AT_ONCE:
+        busy_ns = run.end - first if run.ends is None else run.busy_ns(steps)
+        times = boundaries if steps > 1 else None
+        self.closed.append((run.priced, steps, busy_ns, first - run.began, run.decodes, times))
+        if len(self.closed) >= RUNS_AT_ONCE:
             self.settle()
 
     def settle(self) -> None:
         """Change. Count the steps of the runs that are over."""
-        if not self._closed:
+        if not self.closed:
             return
-        prices, num_steps, times_ns, gaps_ns, decodes, longer = zip(*self._closed, strict=True)
-        self._closed.clear()
+        prices, num_steps, times_ns, gaps_ns, decodes, longer = zip(*self.closed, strict=True)
+        self.closed.clear()
         self._account_each(prices, num_steps, times_ns)
         self.busy_ns += sum(times_ns)
         self.num_steps += sum(num_steps)

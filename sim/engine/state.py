@@ -130,6 +130,7 @@ class ReplicaState(Services):
         self.on_idle: Callable[[ReplicaState], None] | None = None  # called whenever something has ended
 
         self.tally = Tally(cost, engine.async_scheduling, owner.each_gap, owner.gaps)
+        self._closed = self.tally.closed
         self.num_events = self.recomputed_tokens = 0
         # of steps that joined loads layer by layer: bytes, and nanoseconds of the load, of the step alone, and added to it
         self.joins: list[tuple[int, int, int, int]] = []
@@ -230,8 +231,9 @@ class ReplicaState(Services):
         """End the current run where the engine next looks at its queue."""
         run = self._run
         if run is not None and run.fused:
-            steps = run.decided_by(now)
-            if steps < run.steps:
+            steps = run.steps
+            if steps > 1 and run.boundaries[steps - 2] >= now:
+                steps = run.decided_by(now)
                 run.cut(steps)
                 self._horizon = max(8, 2 * steps)
                 self._turn_at(int(run.boundaries[steps - 1]), now)

@@ -11,6 +11,7 @@ from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.admission import Admission
 from kvsim.engine.channel import At
 from kvsim.engine.link import layerwise_end_ns
+from kvsim.engine.run import RUNS_AT_ONCE
 from kvsim.engine.timing import Times, even_steps, lay_out
 from kvsim.entities import NEVER, Request
 
@@ -33,9 +34,9 @@ class Steps(Admission):
         admits = bool(
             waits
             and (self._head_changes or not self._blocked)
-            and len(self.running) < self.engine.max_num_seqs
-            and len(decoding) < self.engine.max_num_batched_tokens
-            and not (self.engine.static_batch and self.running)
+            and len(self.running) < (engine := self.engine).max_num_seqs
+            and len(decoding) < engine.max_num_batched_tokens
+            and not (engine.static_batch and self.running)
         )
         preempted, steps = False, 0
         if decoding:
@@ -115,7 +116,7 @@ class Steps(Admission):
             lattice is not None
             and self._deep
             and launch <= cpu <= before - now
-            and cpu <= (first := lattice[0] >> LATTICE_BITS) >= tail
+            and cpu <= (first := lattice.start >> LATTICE_BITS) >= tail
         ):  # the device is the bottleneck throughout
             boundaries, end = even_steps(before, lattice, NEVER if self.waiting else self._arrives)
         else:
@@ -124,7 +125,9 @@ class Steps(Admission):
             first, end = int(step_ns[0]), int(ends[-1])
         self.step_tokens = num
         run = self._run = self._runs
-        run.fuse(priced, now, boundaries, ends, end, num)
+        run.fused, run.whole, run.output = True, True, None
+        run.priced, run.began, run.decodes, run.done = priced, now, num, 0
+        run.steps, run.boundaries, run.ends, run.end = len(boundaries), boundaries, ends, end
         boundary = boundaries[-1]
         if type(boundary) is not int:  # a long run has arrays
             boundary = int(boundary)
@@ -246,7 +249,12 @@ class Steps(Admission):
         if boundary < free:
             boundary = free
         run = self._run = self._runs
-        run.single(now, boundary, end, decodes - len(joined), price)
+        run.fused, run.output = False, None
+        run.steps, run.boundaries, run.end, run.decodes = 1, (boundary,), end, decodes - len(joined)
+        closed = self._closed
+        closed.append((None, 1, price, boundary - now, run.decodes, None))
+        if len(closed) >= RUNS_AT_ONCE:
+            self.tally.settle()
         self._next = boundary
         if self._rings:
             self._turn_at(boundary, now)
