@@ -9,9 +9,9 @@ reads context + 1 + i of them, its own new one included. The looks give a column
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -257,39 +257,53 @@ class Total:
         self.value -= self._of(request)
 
 
+class Holding(Protocol):
+    """Slices of the cache that hold all of a request's context but some tokens each."""
+
+    slices: int
+    twice: Ints
+    """Slices by tokens on their last block where the context is a multiple of the block size; two times over."""
+
+
 class Grown:
     """Blocks where a request holds all of its context but a number of tokens, in so many slices of the cache."""
 
-    __slots__ = ("_batch", "_of", "_phase", "_slices")
+    __slots__ = ("_batch", "_listed", "_of", "_phase", "_size", "_slices")
 
-    def __init__(self, batch: Batch, of: Callable[[Request], Sequence[tuple[int, int]]]) -> None:
-        """``of(request)``: (slices, tokens that they do not hold), the same as long as the request decodes."""
-        self._batch, self._of = batch, of
-        self._phase = [0] * batch.block_tokens  # slices by what they hold at round 0, modulo block size
+    def __init__(self, batch: Batch, of: Callable[[Request], Holding]) -> None:
+        """``of(request)``: the same as long as the request decodes."""
+        self._batch, self._of, self._size = batch, of, batch.block_tokens
+        self._phase = np.zeros(
+            self._size, dtype=np.int64
+        )  # slices by what they hold at round 0, modulo block size
+        self._listed: list[int] | None = None  # the same as plain numbers
         self._slices = 0
         for request in batch.requests:
             self.add(request)
 
     def add(self, request: Request) -> None:
         """``request`` decodes from the next step on."""
-        self._count(request, 1)
+        holding, at = self._of(request), self._size - request.base % self._size
+        self._phase += holding.twice[at : at + self._size]
+        self._slices += holding.slices
+        self._listed = None
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
-        self._count(request, -1)
-
-    def _count(self, request: Request, num: int) -> None:
-        phase, size, base = self._phase, len(self._phase), request.base
-        for slices, missing in self._of(request):
-            phase[(base - missing) % size] += num * slices
-            self._slices += num * slices
+        holding, at = self._of(request), self._size - request.base % self._size
+        self._phase -= holding.twice[at : at + self._size]
+        self._slices -= holding.slices
+        self._listed = None
 
     def new_blocks(self, steps: int) -> int:
         """Blocks of a slice that ``steps`` steps begin."""
+        phase = self._listed
+        if phase is None:
+            phase = self._listed = self._phase.tolist()
         at = self._batch.round
         if steps == 1:
-            return self._phase[-at % len(self._phase)]
-        return blocks_begun(self._phase, at, steps, self._slices)
+            return phase[-at % self._size]
+        return blocks_begun(phase, at, steps, self._slices)
 
 
 def blocks_begun(phase: list[int], at_round: int, steps: int, num: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kvsim.contexts import NEVER as NEVER  # for those who import it from here
-from kvsim.contexts import Capped, Grown, Pages, Share, Total, blocks_begun
+from kvsim.contexts import Capped, Grown, Holding, Pages, Share, Total, blocks_begun
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +111,7 @@ class Batch:
         self._capped: dict[int | tuple[int, Callable[[Request], int]], Capped] = {}
         self._pages: dict[int, Pages] = {}
         self._totals: dict[Callable[[Request], int], Total] = {}
-        self._grown: dict[Callable[[Request], Sequence[tuple[int, int]]], Grown] = {}
+        self._grown: dict[Callable[[Request], Holding], Grown] = {}
         self._shares: dict[tuple[int, int, Callable[[Request], int] | int], Share] = {}
         self._sums: list[Watcher] = []  # all of these, and others who keep count
 
@@ -223,8 +223,8 @@ class Batch:
             self._sums.append(found)
         return found
 
-    def grown(self, of: Callable[[Request], Sequence[tuple[int, int]]]) -> Grown:
-        """Blocks of slices of the cache; ``of(request)`` says how many slices lack how many tokens of its context."""
+    def grown(self, of: Callable[[Request], Holding]) -> Grown:
+        """Blocks of slices of the cache; see :class:`Grown`."""
         found = self._grown.get(of)
         if found is None:
             found = self._grown[of] = Grown(self, of)

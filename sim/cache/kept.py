@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
+from kvsim.cache.held_pages import HeldPages
 from kvsim.cache.lowered import Lowerings
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.parts.decode import decode_kernels, everything
-from kvsim.cache.parts.slices import SliceClass
 from kvsim.cache.parts.span import Span
 from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
@@ -57,19 +57,11 @@ class KeptTokens(Paged):
             config.capacity_bytes * self.pages_per_block // self.block_bytes
             - config.reserved_blocks * self.pages_per_block
         )
-        classes = self.policy.classes
-        # slices, slack, and the class where its pages are not those of the tokens that it holds
-        slacks = [(each, self._slack(each)) for each in classes]
-        self._slacks = [
-            (each.slices, each if slack or each.kind in ("apart", "capped") else None, slack)
-            for each, slack in slacks
-        ]
-        self._capped = [  # slices, and the most that each of them holds
-            (each.slices, self.policy.cap(each) + self._slack(each))
-            for each in classes
-            if each.kind == "capped"
-        ]
-        self._grows = any(each.kind in ("everything", "append") for each in classes)
+        self._held_pages = HeldPages(self.policy, self.block_tokens, self._apart)
+        slack = self._held_pages.slack
+        capped = [each for each in self.policy.classes if each.kind == "capped"]
+        # slices, and the most that each of them holds
+        self._capped = [(each.slices, self.policy.cap(each) + slack(each)) for each in capped]
         growing = self.policy.growing
         if growing and not self._apart:  # all hold the same, or the table is that of who holds most
             growing = [max(growing, key=lambda each: each.part / each.whole)]
@@ -78,14 +70,12 @@ class KeptTokens(Paged):
                 each.slices if self._apart else 1,
                 each.part,
                 each.whole * self.block_tokens,
-                -self._slack(each) * each.whole,
+                -slack(each) * each.whole,
             )
             for each in growing
         ]
-        generated = sum(each.slices for each in classes if each.kind == "apart")
-        self._new = generated if self._apart else min(1, generated)
-        self._most_new = (tokens.generated_budget or 0) + (tokens.every if tokens.every > 1 else 0)
         self._low = Lowerings(self.policy, self.block_tokens, self._apart)
+        self._lowers = self.policy.low_bits is not None
         # what is held after a prompt may take more pages than all of it, if it is short
         self._widens = bool(self._shares) or self.policy.low_bits is not None
         # pages of prompts that are thinned as they come, by computed tokens
@@ -141,36 +131,8 @@ class KeptTokens(Paged):
         """Pages of a request after its prompt."""
         if not self._frees:
             return blocks_for(context, self.block_tokens)
-        pages, size, apart = 0, self.block_tokens, self._apart
-        of_class = self.policy.held(prompt, context, ratio)
-        for (slices, each, slack), tokens in zip(self._slacks, of_class, strict=True):
-            held = (
-                -(-tokens // size)
-                if each is None
-                else self._class_pages(each, slack, tokens, prompt, context)
-            )
-            if apart:
-                pages += slices * held
-            elif held > pages:
-                pages = held
-        return pages + self._low.pages(prompt, context, ratio)
-
-    def _class_pages(self, each: SliceClass, slack: int, tokens: int, prompt: int, context: int) -> int:
-        """Of one slice that holds ``tokens`` of a context."""
-        size = self.block_tokens
-        if each.kind == "apart":  # what is generated is in pages of its own
-            generated = context - prompt
-            kept = tokens - min(generated, self.policy.tokens.generated_budget or 0)
-            return -(-kept // size) - (-min(generated, self._most_new) // size)
-        held = tokens + slack
-        if held > context and each.kind == "capped":
-            held = context
-        return -(-held // size)
-
-    def _slack(self, each: SliceClass) -> int:
-        """Tokens that wait for an eviction of several at once."""
-        every = self.policy.tokens.every
-        return every if every > 1 and each.kind in ("capped", "share") else 0
+        pages = self._held_pages.held(prompt, context, ratio)
+        return pages + self._low.pages(prompt, context, ratio) if self._lowers else pages
 
     def fits(self, request: Request) -> bool:
         tokens = request.kv_tokens  # of these all could be a prompt again
@@ -220,40 +182,28 @@ class KeptTokens(Paged):
         self.preempt(request, context)
         return ()
 
-    def _missing(self, request: Request) -> Sequence[tuple[int, int]]:
-        """(slices, tokens of the context that they do not hold), of slices that hold all that is generated."""
-        prompt, policy = request.to_compute, self.policy
-        of_class = policy.kept(prompt, policy.ratio_of(request))
-        found = [
-            (slices, prompt - kept)
-            for (slices, kind), kept in zip(policy.kinds, of_class, strict=True)
-            if kind in ("everything", "append")
-        ]
-        if self._apart or not found:
-            return found
-        return [(1, min(missing for _, missing in found))]
-
     def new_blocks(self, batch: Batch, steps: int) -> int:
         if not self._frees:
             return super().new_blocks(batch, steps)
-        begun = batch.grown(self._missing).new_blocks(steps) if self._grows else 0
+        held = self._held_pages
+        begun = batch.grown(held.stays).new_blocks(steps) if held.grows else 0
         if not self._apart:
-            if self._grows:
-                return begun + self._low.new_pages(batch, steps)
+            if held.grows:
+                return begun + self._low.new_pages(batch, steps) if self._lowers else begun
             if self._capped:
                 return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
         for slices, most in self._capped:
             begun += slices * batch.capped(most).new_blocks(steps)
         for slices, part, whole, less in self._shares:
             begun += slices * batch.share(part, whole, less).grown(steps)
-        if self._new:
-            begun += self._new * batch.capped(self._most_new, self.policy.prompt_of).new_blocks(steps)
-        return begun + self._low.new_pages(batch, steps)
+        if held.new_slices:
+            begun += held.new_slices * batch.capped(held.most_new, self.policy.prompt_of).new_blocks(steps)
+        return begun + self._low.new_pages(batch, steps) if self._lowers else begun
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
         free, rows = self.num_free_blocks, len(batch.requests) * self.pages_per_block
         begun = rows * (steps // self.block_tokens + 1)  # no slice grows by more than a token a step
-        if self.policy.low_bits is not None:
+        if self._lowers:
             begun *= 2
         if begun <= free or self.new_blocks(batch, steps) <= free:
             return steps

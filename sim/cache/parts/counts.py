@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import ceil
+from operator import mul
 
 from kvsim.cache.parts.slices import Kind, SliceClass, classes_of
 from kvsim.cache.parts.span import KvShape
@@ -58,8 +59,23 @@ class TokenCounts:
         key = prompt if ratio is None else (prompt, ratio)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = tuple(self._kept(each, prompt, ratio) for each in self.classes)
+            found = self._known[key] = self._kept_by_class(prompt, ratio)
         return found
+
+    def _kept_by_class(self, prompt: int, ratio: float | None) -> tuple[int, ...]:
+        if self.tokens.pyramid is None or self.classes[-1].kind in ("capped", "share"):
+            return tuple([self._kept(each, prompt, ratio) for each in self.classes])
+        first, less = self._pyramid(self._mean_budget(prompt, ratio), prompt)
+        layers = self._num_in_pyramid
+        whole = [self._kept(each, prompt, ratio) for each in self.classes[:-layers]]
+        if not less:
+            return (*whole, *[min(prompt, first)] * layers)
+        beyond = min(layers, max(0, -((prompt - first) // less)))  # layers with room for all of it
+        return (*whole, *[prompt] * beyond, *range(first - beyond * less, first - layers * less, -less))
+
+    @cached_property
+    def _num_in_pyramid(self) -> int:
+        return sum(each.layer >= 0 for each in self.classes)
 
     def _kept(self, each: SliceClass, prompt: int, ratio: float | None) -> int:
         if each.kind == "everything":
@@ -73,17 +89,23 @@ class TokenCounts:
         if tokens.heads is not None:
             heads = tokens.heads
             return heads.sinks + heads.recent + ceil(heads.recent_ratio * prompt) + heads.merged
-        if tokens.curve:
-            mean = _on_curve(tokens.curve, prompt)
-        else:
-            mean = tokens.budget if tokens.budget is not None else _up(ratio or tokens.mean_ratio, prompt)
+        mean = self._mean_budget(prompt, ratio)
         if each.layer >= 0:
-            return self._pyramid(each.layer, mean, prompt)
+            first, less = self._pyramid(mean, prompt)
+            return first - each.layer * less
         budget = round(each.factor * mean)
         return max(tokens.granularity, budget // tokens.granularity * tokens.granularity)
 
-    def _pyramid(self, layer: int, mean: int, prompt: int) -> int:
-        """PyramidKV's rounding (Cai et al., 2024, pyramidkv_utils.py, update_kv)."""
+    def _mean_budget(self, prompt: int, ratio: float | None) -> int:
+        """Of all layers."""
+        tokens = self.tokens
+        if tokens.curve:
+            return _on_curve(tokens.curve, prompt)
+        return tokens.budget if tokens.budget is not None else _up(ratio or tokens.mean_ratio, prompt)
+
+    def _pyramid(self, mean: int, prompt: int) -> tuple[int, int]:
+        """Tokens of the first layer, and by how many fewer each next one has: PyramidKV's rounding (Cai et al., 2024,
+        pyramidkv_utils.py, update_kv)."""
         assert self.tokens.pyramid is not None
         window = min(self.tokens.window, mean)
         base = mean - window
@@ -93,7 +115,7 @@ class TokenCounts:
             most = max(prompt - window, base)
             least = 2 * base - most
         layers = self.shape.num_layers - min(self.tokens.whole_layers, self.shape.num_layers)
-        return most - layer * ((most - least) // max(1, layers - 1)) + window
+        return most + window, (most - least) // max(1, layers - 1)
 
     def cap(self, each: SliceClass) -> int:
         """Of a capped class: tokens that it may hold at a time."""
@@ -234,9 +256,23 @@ class TokenCounts:
             return True
         return all(each.kind == "everything" for each in self.classes)
 
+    @cached_property
+    def _slices_kept(self) -> dict[int | tuple[int, float], int]:
+        return {}
+
     def _kept_slices(self, prompt: int, ratio: float | None = None) -> int:
-        kept = self.kept(prompt, ratio)
-        return sum([slices * tokens for (slices, _), tokens in zip(self.kinds, kept, strict=True)])
+        """Tokens x slices that stay of a prompt."""
+        key = prompt if ratio is None else (prompt, ratio)
+        found = self._slices_kept.get(key)
+        if found is None:
+            found = sum(map(mul, self._counts, self.kept(prompt, ratio)))
+            self._slices_kept[key] = found
+        return found
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        """Slices of each class."""
+        return tuple(each.slices for each in self.classes)
 
     def _mean_kept(self, prompt: int, ratio: float | None = None) -> int:
         return max(1, round(self._kept_slices(prompt, ratio) / self.shape.num_slices))

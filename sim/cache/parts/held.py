@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -124,13 +125,17 @@ class HeldTokens(TokenCounts):
         return found
 
     def _found_mean(self, kind: Kind, prompt: int, ratio: float | None) -> int:
-        total = num = 0
-        of_class = self.kept(prompt, ratio)
-        for (slices, of_kind), kept in zip(self.kinds, of_class, strict=True):
-            if of_kind == kind:
-                total += slices * kept
-                num += slices
-        return round(total / num)
+        counts = self._counts_of_kind.get(kind)
+        if counts is None:
+            counts = [slices if of_kind == kind else 0 for slices, of_kind in self.kinds]
+            self._counts_of_kind[kind] = counts
+        total: int = sum(map(mul, counts, self.kept(prompt, ratio)))
+        return round(total / sum(counts))
+
+    @cached_property
+    def _counts_of_kind(self) -> dict[Kind, list[int]]:
+        """Slices of each class, 0 of another kind."""
+        return {}
 
 
 def _growing(first: int, num: int, steps: int) -> Column:
