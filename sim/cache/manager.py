@@ -237,6 +237,10 @@ class CacheManager(ABC):
 
     # ---- what most managers leave as it is
 
+    def to_compute(self, request: Request) -> int:
+        """Look. The ``compute_tokens`` of what :meth:`match` would say."""
+        return self.match(request).compute_tokens
+
     def can_resume(self, request: Request) -> bool:
         """Look. Room for the prompt tokens that an admitted request, whose load has ended, does not hold yet."""
         return True

@@ -47,6 +47,9 @@ class Found:
     loads: list[Load]
 
 
+NO_LOADS: list[Load] = []  # of a plan without any
+
+
 @cache_managers.register("prefix_tree")
 class PrefixTreeManager(Paged):
     """``keeps_nodes``: a subclass that looks at the tree's nodes wants them even where no prompt says what it contains."""
@@ -74,8 +77,14 @@ class PrefixTreeManager(Paged):
         self._on_admit = [each.admitted for each in policies if own(each, "admitted")]
         self._on_finish = [tree for tree in self._trees() if own(tree.policy, "finished")]
         self.prefetches = self.tiers.prefetches
-        if self.tiers.demotes_hbm:
+        self._demotes = self.tiers.demotes_hbm
+        if self._demotes:
             self.steady_work = False  # demotion takes evictable blocks
+        self._has_tiers = bool(self.tiers)
+        # all that counts for a prompt is what the tree has of it
+        self._only_matches = (
+            type(self).match is PrefixTreeManager.match and not self._has_tiers and not self._expiring
+        )
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
         self.own_blocks = 0  # that a subclass holds for something else
@@ -89,9 +98,12 @@ class PrefixTreeManager(Paged):
         """Give blocks to requests: empty ones first, then evicted ones."""
         short = blocks - self.free_blocks
         if short > 0:
-            self.tiers.evicted(0, self.tree.evict(short))
-            self.free_blocks += short
-        self.free_blocks -= blocks
+            gone = self.tree.evict(short)
+            if self._demotes:
+                self.tiers.evicted(0, gone)
+            self.free_blocks = 0
+        else:
+            self.free_blocks = -short
         self.private_blocks += blocks
 
     def _give(self, blocks: int) -> None:
@@ -114,22 +126,29 @@ class PrefixTreeManager(Paged):
             if tree is self.tree:
                 self.free_blocks += dropped
         node, blocks = self.tree.match(request.ids, request.ends, limit)
-        loads: list[Load] = []
-        transfers: tuple[Transfer, ...] = ()
-        hits, reach = [blocks * size] + [0] * len(self.config.tiers), blocks
-        if self.tiers:
-            loads = self.tiers.find(request, blocks, limit, self.services)
-            for load in loads:
-                hits[self.tiers.places[load.tier] + 1] += (load.end - load.start) * size
-                reach = load.end
-            transfers = tuple(self.tiers.transfer(load, request) for load in loads)
+        if not self._has_tiers:
+            found = blocks * size
+            hits = (found, *[0] * len(self.config.tiers))
+            return Plan(tokens - found, found, 0, hits, (), Found(node, blocks, NO_LOADS))
+        by_tier, reach = [blocks * size] + [0] * len(self.config.tiers), blocks
+        loads = self.tiers.find(request, blocks, limit, self.services)
+        for load in loads:
+            by_tier[self.tiers.places[load.tier] + 1] += (load.end - load.start) * size
+            reach = load.end
+        transfers = tuple(self.tiers.transfer(load, request) for load in loads)
         return Plan(
             compute_tokens=tokens - reach * size,
             cached_tokens=reach * size,
-            hits_by_tier=tuple(hits),
+            hits_by_tier=tuple(by_tier),
             transfers=transfers,
             detail=Found(node, blocks, loads),
         )
+
+    def to_compute(self, request: Request) -> int:
+        if not self._only_matches:
+            return super().to_compute(request)
+        size, tokens = self.block_tokens, request.prompt_tokens
+        return tokens - self.tree.match(request.ids, request.ends, (tokens - 1) // size)[1] * size
 
     def prefetch(self, request: Request) -> tuple[Transfer, ...]:
         limit = (request.prompt_tokens - 1) // self.block_tokens
@@ -194,11 +213,11 @@ class PrefixTreeManager(Paged):
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         transfers = self._write(request.kv, request, request.cached + request.computed)
-        return transfers + self.tiers.demote(0) if self.tiers.demotes_hbm else transfers
+        return transfers + self.tiers.demote(0) if self._demotes else transfers
 
     def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
         """Offer full blocks to the tiers."""
-        if not self.tiers:
+        if not self._has_tiers:
             return ()
         if not self.config.store_answers:
             tokens = min(tokens, request.input_tokens)
@@ -222,7 +241,7 @@ class PrefixTreeManager(Paged):
             if held is not None and held.loading:
                 self._one_loaded(held, request)
             more = self.tiers.loaded(payload, kept)
-        return more + self.tiers.demote(0) if self.tiers.demotes_hbm else more
+        return more + self.tiers.demote(0) if self._demotes else more
 
     def _one_loaded(self, held: Held, request: Request) -> None:
         held.loading -= 1
@@ -261,7 +280,7 @@ class PrefixTreeManager(Paged):
             if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
                 tree.rank_again(tree.match(request.ids, request.ends, context // self.block_tokens)[0])
         self._let_go(request)
-        return transfers + self.tiers.demote(0) if self.tiers.demotes_hbm else transfers
+        return transfers + self.tiers.demote(0) if self._demotes else transfers
 
     def _full(self, request: Request, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""

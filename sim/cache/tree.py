@@ -228,25 +228,26 @@ class PrefixTree(Blocks):
         """
         assert blocks <= self.num_evictable, f"evict {blocks} of {self.num_evictable} evictable blocks"
         gone: list[tuple[Node, int, int]] = []
-        left = blocks
+        left, queue = blocks, self._queue
         while left:
-            item = self._queue.first()
+            item = queue.first()
             assert item is not None, f"{left} more blocks to evict, and no run can go"
             if isinstance(item, Copy):
                 left -= self._evict_copy(item, left)
             elif item.copies:
                 left -= self._replace(item, left)
             else:
-                end = item.end
-                take = min(left, end - item.start)
-                if self._queue.evicted is not None:
-                    self._queue.evicted(item, take, self._place(item, end - take))
-                gone.append((item, end - take, end))
+                end, keep = item.end, item.end - left
+                if keep < item.start:
+                    keep = item.start
+                if queue.evicted is not None:
+                    queue.evicted(item, end - keep, self._place(item, keep))
+                gone.append((item, keep, end))
                 if self.changed is not None:
-                    self.changed(item.ids, item.ends, end - take, end, False)
-                item.end = end - take
-                left -= take
-                if item.end == item.start:
+                    self.changed(item.ids, item.ends, keep, end, False)
+                item.end = keep
+                left -= end - keep
+                if keep == item.start:
                     self._unlink(item)
         self.num_evictable -= blocks
         self.num_blocks -= blocks

@@ -44,7 +44,7 @@ def wait_ns(request: Request, replica: Replica) -> int:
     is too low where they matter; prompts in the queue count in full, which is too high where they are cached.
     """
     engine = replica.engine
-    tokens = replica.manager.match(request).compute_tokens
+    tokens = replica.manager.to_compute(request)
     tokens += sum(other.prompt_tokens for other in replica.waiting if not other.priority > request.priority)
     if (partial := replica.partial) is not None:
         tokens += partial.to_compute - partial.computed

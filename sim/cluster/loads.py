@@ -62,8 +62,11 @@ class Loads:
     def refresh(self) -> None:
         """Change. Bring what is known to now."""
         if len(self.replicas) <= FEW:
+            known, measure = self._known, self._measure
             for replica in self.replicas:
-                self._measured(replica, self._measure(replica))
+                load = measure(replica)
+                if load != known[replica]:
+                    self._measured(replica, load)
             return
         now, calendar = self.replicas[0].env.now, self._calendar
         while self._changed:

@@ -127,7 +127,7 @@ class PrefixAware(LoadRouter):
 
         def asked(replica: Replica) -> int:
             replica.sync()
-            return replica.manager.match(request).compute_tokens
+            return replica.manager.to_compute(request)
 
         if view is None or not view.is_complete:  # it could be all but the last token
             return self._least_work(loads, [(1, loads.order)], asked)

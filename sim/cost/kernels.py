@@ -42,8 +42,6 @@ from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
 
-EVEN_STEPS = 64  # up to which a plain loop over a run beats numpy
-
 register_kernel("decode_attention")(DecodeAttention)
 register_kernel("prefill_attention")(PrefillAttention)
 register_kernel("disk_gather")(DiskGather)
@@ -184,7 +182,7 @@ class KernelCostModel(CostModel):
         plan = self._plain_plans.get(num_seqs)
         if plan is None:
             plan = self._plain_plans[num_seqs] = self._plan(num_seqs, num_seqs, num_seqs)
-        if steps < EVEN_STEPS and not self.strict:
+        if not self.strict:
             until, base, slope = plan.even[bisect_right(plan.knots, sum_context) - 1]
             if sum_context + num_seqs * (steps - 1) <= until:  # most runs
                 first, rise = base + slope * sum_context, slope * num_seqs

@@ -48,9 +48,14 @@ def lay_out(
     return boundaries, ends
 
 
-def even_steps(device_end: int, lattice: range, until: int) -> tuple[list[int], int]:
+LOOP_STEPS = 64  # up to which a plain loop over a run beats numpy
+
+
+def even_steps(device_end: int, lattice: range, until: int) -> tuple[Times, int]:
     """:func:`lay_out` where the device is the bottleneck throughout: the boundaries, up to the first one from ``until`` on,
     and when the last of these steps ends; each ends at the next boundary."""
+    if len(lattice) > LOOP_STEPS:
+        return _many_even_steps(device_end, lattice, until)
     boundaries: list[int] = []
     append = boundaries.append
     at = device_end
@@ -60,3 +65,14 @@ def even_steps(device_end: int, lattice: range, until: int) -> tuple[list[int], 
             return boundaries, at + (price >> LATTICE_BITS)
         at += price >> LATTICE_BITS
     return boundaries, at
+
+
+def _many_even_steps(device_end: int, lattice: range, until: int) -> tuple[Times, int]:
+    times = np.arange(lattice.start - lattice.step, lattice.stop, lattice.step)
+    times >>= LATTICE_BITS
+    times[0] = device_end
+    np.cumsum(times, out=times)
+    steps = len(lattice)
+    if until < times[-2]:
+        steps = int(times.searchsorted(until)) + 1
+    return times[:steps], times.item(steps)

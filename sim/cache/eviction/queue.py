@@ -62,7 +62,12 @@ class EvictionQueue:
         """The run whose turn it is: nobody holds it and nothing continues it. It stays where it is."""
         heaps = self._heaps
         if len(heaps) == 1:
-            return self._first_of(heaps[0])
+            (heap,) = heaps
+            if heap and self.spared is None:  # mostly it is the same as the time before
+                _, _, version, run = heap[0]
+                if run.version == version and not (run.ref or run.children) and run.end != run.start:
+                    return run
+            return self._first_of(heap)
         while True:
             moves = self._serial
             item = self._first_of(heaps[self.policy.next_queue()])
