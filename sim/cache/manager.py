@@ -68,6 +68,8 @@ class Plan:
 class Services:
     """What a manager may ask the replica. All are looks."""
 
+    __slots__ = ()
+
     def now_ns(self) -> int:
         """The simulated clock, for what ages."""
         raise NotImplementedError

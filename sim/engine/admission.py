@@ -13,6 +13,8 @@ from kvsim.entities import Request
 class Admission(Swaps):
     """A replica as far as its queue goes: who is next, and who gives way, its order says (:mod:`kvsim.engine.queue`)."""
 
+    __slots__ = ()
+
     def _admit(
         self, now: int, budget: int, prefills: list[tuple[Request, int]], loads: list[Transfer]
     ) -> tuple[int, int]:

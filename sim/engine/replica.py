@@ -30,6 +30,8 @@ from kvsim.entities import NEVER, Batch, Request
 class Replica(Steps):
     """One engine; ``owner`` hears what comes of it."""
 
+    __slots__ = ()
+
     def receive(self, request: Request) -> None:
         """Change. A request has reached the engine's queue."""
         now = self.env.now

@@ -21,6 +21,8 @@ LONGEST_RUN = 4096
 class Steps(Admission):
     """A replica as far as its decisions go."""
 
+    __slots__ = ()
+
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
         batch, manager = self.batch, self.manager

@@ -17,6 +17,8 @@ from kvsim.entities import Request
 class Swaps(Transfers):
     """A replica as far as swapping goes."""
 
+    __slots__ = ()
+
     def _swap_out(self, request: Request, context: int) -> bool:
         """Change. The KV of a preempted request goes to the tier; False: there is no room, so that it is computed again."""
         transfers = self.manager.swap_out(request, context)

@@ -15,6 +15,8 @@ from kvsim.entities import NEVER, Request
 class Transfers(ReplicaState):
     """A replica as far as its links go."""
 
+    __slots__ = ()
+
     def _start(self, transfers: tuple[Transfer, ...]) -> None:
         holds_up = False
         self.num_moving += len(transfers)
