@@ -16,7 +16,6 @@ from kvsim.cache.lowered import Lowerings
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
 from kvsim.cache.parts.decode import decode_kernels, everything
-from kvsim.cache.parts.span import Span
 from kvsim.cost.form import Formed
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
@@ -76,6 +75,11 @@ class KeptTokens(Paged):
         ]
         self._low = Lowerings(self.policy, self.block_tokens, self._apart)
         self._lowers = self.policy.low_bits is not None
+        held, self._stays = self._held_pages, self._held_pages.stays
+        others = self._capped or self._shares or held.new_slices
+        self._only_grows = held.grows and not self._lowers and not (self._apart and others)
+        # a prompt that is prefilled has the pages of all its tokens, at 16 bits
+        self._whole_prompts = not self._frees or self.policy.tokens.schedule == "prefill"
         # what is held after a prompt may take more pages than all of it, if it is short
         self._widens = bool(self._shares) or self.policy.low_bits is not None
         # pages of prompts that are thinned as they come, by computed tokens
@@ -101,7 +105,7 @@ class KeptTokens(Paged):
 
     def _prefilling(self, computed: int, ratio: float | None) -> int:
         """Pages of a prompt of which ``computed`` tokens are computed."""
-        if not self._frees or self.policy.tokens.schedule == "prefill":
+        if self._whole_prompts:
             whole = self.pages_per_block * blocks_for(computed, self.block_tokens)
             whole = whole if self._wide == 1 else ceil(self._wide * whole)
             if not (self._widens and computed):
@@ -186,10 +190,12 @@ class KeptTokens(Paged):
         if not self._frees:
             return super().new_blocks(batch, steps)
         held = self._held_pages
-        begun = batch.grown(held.stays).new_blocks(steps) if held.grows else 0
+        begun = batch.grown(self._stays).new_blocks(steps) if held.grows else 0
+        if self._only_grows:
+            return begun
         if not self._apart:
             if held.grows:
-                return begun + self._low.new_pages(batch, steps) if self._lowers else begun
+                return begun + self._low.new_pages(batch, steps)
             if self._capped:
                 return batch.capped(max(most for _, most in self._capped)).new_blocks(steps)
         for slices, most in self._capped:
@@ -233,9 +239,10 @@ class KeptTokens(Paged):
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         policy, reads = self.policy, self.reads
-        spans: tuple[Span, ...] = (everything(batch, steps),)
         if self._frees:
             spans = policy.spans(batch, steps, () if reads is None else reads.spans(batch, steps))
+        else:
+            spans = (everything(batch, steps),)
         return decode_kernels(batch, steps, spans, self.codec, policy, reads)
 
     # ---- counts

@@ -165,8 +165,10 @@ class TablePricer(Pricer):
                 scale *= 1.0 if axis == "kv_heads" and "heads" in shape else wanted / nearest
                 self._provenance = worst(self._provenance, "derived")
             table = table.select(**{axis: nearest})
+        self._found: dict[tuple[float, ...], tuple[float, str]] = {}  # by sizes and share
         self._calls = setting.model.num_layers if shape else 1
         self._parts = 1 if shape else setting.tensor_parallel
+        self._divided = [place for place, axis in enumerate(self._sizes) if axis in _DIVIDED]
         keys = zip(*(table.columns[axis].tolist() for axis in self._sizes), strict=True)
         points = dict(zip(keys, table.latency_ns.tolist(), strict=True))
         launch_ns = min(
@@ -187,7 +189,16 @@ class TablePricer(Pricer):
 
     def price(self, args: Mapping[str, float], lane: str = "gpu", share: float = 1.0) -> tuple[float, str]:
         sizes = self._at(args)
-        if any(size <= 0 < least for size, least in zip(sizes, self._least, strict=True)):
+        key = (*sizes, share)
+        found = self._found.get(key)
+        if found is None:
+            found = self._price(sizes, share)
+            if len(self._found) < REMEMBERED:
+                self._found[key] = found
+        return found
+
+    def _price(self, sizes: list[float], share: float) -> tuple[float, str]:
+        if min(sizes) <= 0 and any(size <= 0 < least for size, least in zip(sizes, self._least, strict=True)):
             return 0.0, self._provenance
         time_ns, covered = self._grid.at(sizes)
         provenance = self._provenance if covered else "extrapolated"
@@ -195,11 +206,14 @@ class TablePricer(Pricer):
 
     def _at(self, args: Mapping[str, float]) -> list[float]:
         """The place in the table: what one GPU does."""
-        for axis in self._sizes:
-            if axis not in args:
-                found = ", ".join(args)
-                raise CalibrationError(f"kernel {self._name}: size '{axis}' is missing; found {found}")
-        return [args[axis] / self._parts if axis in _DIVIDED else args[axis] for axis in self._sizes]
+        try:
+            sizes = [args[axis] for axis in self._sizes]
+        except KeyError as error:
+            found = ", ".join(args)
+            raise CalibrationError(f"kernel {self._name}: size {error} is missing; found {found}") from None
+        for place in self._divided:
+            sizes[place] /= self._parts
+        return sizes
 
     def line(
         self, args: Mapping[str, Column], lane: str = "gpu", share: float = 1.0, steps: int = 1
@@ -270,6 +284,7 @@ class TablePricer(Pricer):
         return time_ns, by_row(self._provenance, covered)
 
 
+REMEMBERED = 1 << 16  # prices; long traces rarely repeat a prompt
 _DIVIDED = ("num_bytes", "rows", "flops")  # sizes of the whole model that the GPUs of a replica share
 
 

@@ -32,9 +32,10 @@ class Grid:
             slices.setdefault(first, {})[tuple(rest)] = time_ns
         self._values = sorted(slices)
         inner = [slices[value] for value in self._values]
+        self._times: list[float] = []
+        self._inner: list[Grid] = []
         if len(next(iter(points))) == 1:
             self._times = [next(iter(times.values())) for times in inner]
-            self._inner: list[Grid] = []
         else:
             self._inner = [Grid(times) for times in inner]
 
@@ -44,10 +45,10 @@ class Grid:
 
     def _at(self, sizes: Sequence[float], axis: int) -> tuple[float, bool]:
         """:meth:`at`, where this grid's own axes begin with number ``axis``."""
-        size, values, inner = sizes[axis], self._values, self._inner
+        size, values, inner, times = sizes[axis], self._values, self._inner, self._times
         i = bisect_right(values, size)
-        below = max(0, i - 1)
-        low, covered = inner[below]._at(sizes, axis + 1) if inner else (self._times[below], True)
+        below = i - 1 if i else 0
+        low, covered = inner[below]._at(sizes, axis + 1) if inner else (times[below], True)
         if i == 0:
             return low, False
         left = values[below]
@@ -55,7 +56,7 @@ class Grid:
             return low, covered
         if i == len(values):
             return low * (size / left if left else 1.0), False
-        high, also = inner[i]._at(sizes, axis + 1) if inner else (self._times[i], True)
+        high, also = inner[i]._at(sizes, axis + 1) if inner else (times[i], True)
         return low + (high - low) * ((size - left) / (values[i] - left)), covered and also
 
     @property

@@ -28,7 +28,7 @@ from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, Spent, StepL
 from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, price_run
 from kvsim.cost.merged import Plan, plan_of
-from kvsim.cost.mixed import price_prefill
+from kvsim.cost.mixed import Turn, price_prefill
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
@@ -124,6 +124,7 @@ class KernelCostModel(CostModel):
         # of steps without prefill, with prefill, and with prefill that is sustained
         self._form_ratios = [(1.0, 1.0), self._mixed[False][:2], self._mixed[True][:2]]
         self.form_plans: list[dict[Any, Plan]] = [{}, {}, {}]
+        self.turns: list[dict[Form, Turn]] = [{}, {}]  # of steps with prefill: not sustained, and sustained
         # of decode-only steps: by tokens, sampled rows and forms
         self._joints: dict[tuple[Any, ...], Joint | None] = {}
 
@@ -147,6 +148,8 @@ class KernelCostModel(CostModel):
                     num_seqs, sums = args["num_seqs"], args["sum_context"]
             if type(num_seqs) is int and num_seqs > 0:
                 if type(sums) is Ramp:
+                    if sums[1] == tokens == sampled == num_seqs:
+                        return self.price_decodes(num_seqs, sums[0], steps)
                     plan = self._plan(tokens, sampled, num_seqs)
                     return self._decode_run(plan, num_seqs, sums[0], sums[1], steps)
                 if type(sums) is int:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from kvsim.cost.form import Formed
+from kvsim.cost.form import Form, Formed
 from kvsim.cost.lattice import LATTICE, MOST_NS, SCALE
 from kvsim.cost.linear import Priced as LinearPriced
-from kvsim.cost.merged import Merged
+from kvsim.cost.merged import Merged, Pieces
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Parts, Usage
 from kvsim.cost.work import StepWork
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
+
+
+Turn = tuple[tuple[tuple[Pieces, int], ...], float, bool]
+"""Of a form in steps with prefill: pieces over u = x // over (none: it has other lanes, or no lines), slack of its plan, whether
+its decode attention shares the launch of a prefill."""
 
 
 class MixedStep(Priced):
@@ -60,23 +65,25 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     rounding is in doubt (:func:`kvsim.cost.step.price_step` prices any step)."""
     _, tokens, sampled, items, sustained = work
     factor, decode_factor = model.mixed(sustained)
-    plans, pricers = model.form_plans[2 if sustained else 1], model.pricers
-    prefill, launch_ns = model.prefill_attention, model.prefill_launch_ns
+    turns, pricers = model.turns[sustained], model.pricers
+    prefill = model.prefill_attention
+    launch_ns = prefill.launch_ns
     total_ns, slack, shared_ns, prefills = 0.0, 0.0, 0.0, False
     uses: list[tuple[Merged, int]] = []
     parts: Parts = []
+    args: Any
     for item in items:
         if type(item) is Formed:
             form, u = item
-            plan = plans.get(form) or model.form_plan(form, u, 2 if sustained else 1, None)
-            if not plan.in_turn or type(u) is not int:
-                return None
-            if form.decodes:
+            entries, own_slack, decodes = turns.get(form) or _turn(model, form, u, sustained)
+            if decodes:
                 if prefills:
                     return None  # launches are shared in another order
                 shared_ns = launch_ns
-            slack += plan.slack
-            for pieces, over, _, _ in plan.entries:
+            slack += own_slack
+            if not entries or type(u) is not int:
+                return None
+            for pieces, over in entries:
                 x = u if over == 1 else u // over
                 line: Any = pieces.last
                 if not line.first <= x <= line.last:
@@ -89,19 +96,23 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
         name, args, calls, group, lane = item
         if lane != "gpu" or group != "main" or (type(calls) is not int and type(calls) is not float):
             return None
-        for value in args.values():
-            if type(value) is not int:
-                return None
         ratio = factor
-        if name == "prefill_attention" and args["new"] > 0:  # type: ignore[operator]
-            time_ns, spent = prefill.at(args["new"], max(0, args["past"]))  # type: ignore
+        if (
+            name == "prefill_attention"
+            and type(args["new"]) is type(args["past"]) is int
+            and args["new"] > 0 <= args["past"]
+        ):
+            time_ns, spent = prefill.at(args["new"], args["past"])
             key = spent.key
             prefills = True
             if calls == 1:
                 time_ns -= shared_ns
                 shared_ns = launch_ns
         else:
-            time_ns, provenance = (pricers.get(name) or model.pricer(name)).price(args)  # type: ignore[arg-type]
+            for value in args.values():
+                if type(value) is not int:
+                    return None
+            time_ns, provenance = (pricers.get(name) or model.pricer(name)).price(args)
             key = name, provenance
             if name == "decode_attention":
                 ratio = decode_factor
@@ -124,3 +135,11 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     if step_ns != int(total_ns + slack) or total_ns > MOST_NS:
         return None
     return MixedStep([step_ns], layers, head, uses, parts, engine_ns)
+
+
+def _turn(model: KernelCostModel, form: Form, x: Any, sustained: bool) -> Turn:
+    """Of a form; cached."""
+    plan = model.form_plan(form, x, 2 if sustained else 1, None)
+    entries = tuple([(pieces, over) for pieces, over, _, _ in plan.entries]) if plan.in_turn else ()
+    found = model.turns[sustained][form] = entries, plan.slack, form.decodes
+    return found

@@ -97,6 +97,8 @@ class Transfers(ReplicaState):
     def _note_links(self, kernels: Sequence[Kernel | Formed]) -> dict[str, float] | None:
         """Change. The parts of the host link that copies inside the step get; None = there are none."""
         self._shares = None
+        if not self.links.read:
+            return None  # nothing else takes a part of it
         lanes: list[str] = []
         for item in kernels:
             if type(item) is Formed:

@@ -113,7 +113,7 @@ class PackedKv:
         """Attention reads the packed form, and that has KV heads."""
         return self.codec.input is None and not any(tensor.rank for tensor in self._tensors)
 
-    @property
+    @cached_property
     def group_tokens(self) -> int:
         """Tokens that are packed together; 1 where each can be on its own."""
         groups = [tensor.group for tensor in self._tensors if tensor.axis == "channel"]
@@ -143,7 +143,7 @@ class PackedKv:
                     + ("" if alone else ", or a number of whole heads")
                 )
 
-    @property
+    @cached_property
     def _tensors(self) -> tuple[Tensor, ...]:
         codec = self.codec
         return (codec.keys, codec.values) if codec.input is None else (codec.input,)
@@ -195,21 +195,21 @@ class PackedKv:
         kept = [tensor.sparse.kept if tensor.sparse else 1.0 for tensor in self._tensors]
         return None if min(kept) == 1 else round(100 * sum(kept) / len(kept))
 
-    @cached_property
-    def _forms(self) -> dict[tuple[str, float, float], Form]:
-        return {}
-
     def write_work(self, tokens: int, generated: bool = False) -> tuple[Formed, ...]:
         """Look. Packing ``tokens`` new tokens; ``generated``: they are projected to the factors of their prompt, where these
         are the request's."""
-        return self._write("generated" if generated else "prompt", Size(), 1, tokens, generated)
+        form = self._writes[generated]
+        return (form.at(tokens),) if form.kernels else ()
 
-    def _write(self, key: str, tokens: Any, calls: Any, x: Any, generated: bool) -> tuple[Formed, ...]:
-        num = tokens if type(tokens) is int else 0
-        form = self._forms.get((key, num, 0))
-        if form is None:
-            form = self._forms[key, num, 0] = Form(self._writing(tokens, calls, generated))
-        return (form.at(x),) if form.kernels else ()
+    @cached_property
+    def _writes(self) -> tuple[Form, Form]:
+        """Of prompts, and of what is generated, over the tokens."""
+        return Form(self._writing(Size(), 1)), Form(self._writing(Size(), 1, generated=True))
+
+    @cached_property
+    def _group_writes(self) -> dict[int, tuple[Form, int]]:
+        """By sequences: over the launches; and how many groups each of them packs."""
+        return {}
 
     def _writing(self, tokens: Any, calls: Any, generated: bool = False) -> list[Kernel]:
         """Packing ``tokens`` new tokens, ``calls`` times; ``generated``: they are projected to the factors of their prompt,
@@ -259,20 +259,28 @@ class PackedKv:
     def new_tokens(self, batch: Batch, steps: int) -> tuple[Formed, ...]:
         """Look. Packing what the next decode steps generate, a group at a time; one launch packs those of several requests,
         as many as fill a group in the same step on average."""
-        group, num = self.group_tokens, len(batch)
+        group, num = self.group_tokens, len(batch.requests)
         if group == 1:
             return self.write_work(num, generated=True)
-        together = -(-num // group)
+        found = self._group_writes.get(num)
+        if found is None:
+            together = -(-num // group)
+            form = Form(self._writing(group * together, Size(), generated=True))
+            found = self._group_writes[num] = form, together
+        form, together = found
         filled = batch.pages(group).num_filled(steps)
-        x = filled if together == 1 else -(-filled // together)
-        return self._write("groups", group * together, Size(), x, generated=True)
+        return (form.at(filled if together == 1 else -(-filled // together)),) if form.kernels else ()
+
+    @cached_property
+    def _reads(self) -> dict[tuple[int, float], Form]:
+        return {}
 
     def read_work(self, num_seqs: int, span: Span) -> tuple[Formed, ...]:
         """Look. Decode attention of ``num_seqs`` queries over ``span`` in packed form."""
         share, tokens = span
-        form = self._forms.get(("read", num_seqs, share))
+        form = self._reads.get((num_seqs, share))
         if form is None:
-            form = self._forms["read", num_seqs, share] = Form(self._reading(num_seqs, share, Size()))
+            form = self._reads[num_seqs, share] = Form(self._reading(num_seqs, share, Size()))
         return (form.at(tokens),)
 
     def _reading(self, num_seqs: int, share: float, tokens: Any) -> tuple[Kernel, ...]:

@@ -15,8 +15,8 @@ from kvsim.entities import Batch
 
 def everything(batch: Batch, steps: int) -> Span:
     """All tokens of the batch: what it reads where no policy drops any."""
-    num = len(batch)
-    first = batch.sum_context + num
+    num = len(batch.requests)
+    first = batch.sum_base + num * (batch.round + 1)
     return Span(1, Ramp(first, num) if steps > 1 else first)
 
 
@@ -29,7 +29,9 @@ def decode_kernels(
     reads: ReadSelector | None = None,
 ) -> tuple[Kernel | Formed, ...]:
     """Look. Of ``steps`` decode steps that attend to ``spans``."""
-    num = len(batch)
+    num = len(batch.requests)
+    if codec is None and reads is None and (policy is None or policy.only_reads):
+        return tuple([plain_read(num, span) for span in spans])
     found: list[Kernel | Formed] = []
     if reads is not None:
         found += [*reads.select_work(batch, steps), *reads.new_tokens(batch)]
@@ -47,4 +49,6 @@ def decode_kernels(
         if scores is not None:
             found += [scores.score_writing.at(span.tokens) for span in spans]
         found += codec.new_tokens(batch, steps)
-    return (*found, *(policy.step_work(batch, steps) if policy is not None else ()))
+    if policy is not None and policy.acts_in_steps:
+        found += policy.step_work(batch, steps)
+    return tuple(found)

@@ -26,12 +26,12 @@ class HeldTokens(TokenCounts):
 
         ``whole``: what it reads where everything is held, if not that.
         """
-        num = len(batch)
-        first = batch.sum_context + num
-        back = self.num_recalled(batch)
-        found = [
-            Span(share, _plus(batch.capped(cap).sum_read(steps), back)) for share, cap in self._capped_shares
-        ]
+        num = len(batch.requests)
+        first = batch.sum_base + num * (batch.round + 1)
+        back = 0 if self.recalled is None else self.num_recalled(batch)
+        found: list[Span] = []
+        for share, cap in self._capped_shares:
+            found.append(Span(share, _plus(batch.capped(cap).sum_read(steps), back)))
         for each in self.growing:
             held = batch.share(each.part, each.whole).sum_read(steps)
             found.append(Span(each.slices / self.shape.num_slices, _plus(held, back)))
@@ -143,4 +143,6 @@ def _growing(first: int, num: int, steps: int) -> Column:
 
 
 def _plus(column: Any, number: int) -> Any:
+    if not number:
+        return column
     return Ramp(column.start + number, column.step) if isinstance(column, Ramp) else column + number

@@ -167,15 +167,30 @@ class TokenPolicy(HeldTokens):
 
     def step_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         """Look. What decode steps bring back and evict."""
-        found: list[Kernel | Formed] = [*self._recalling(batch)]
+        found: list[Kernel | Formed] = [] if self.recalled is None else [*self._recalling(batch)]
         if self.state_bytes:
             found.append(Kernel("read_state", {"num_bytes": len(batch) * self.state_bytes}))
-        if self.tokens.generated == "append" or self.tokens.score == "position":
-            return tuple(found)
-        for place, (each, cap) in enumerate(zip(self.classes, self.caps, strict=True)):
-            if each.kind not in ("everything", "append"):
-                found += self._evicting(place, each, cap, batch, steps)
+        for place, each, cap in self._evicted:
+            found += self._evicting(place, each, cap, batch, steps)
         return tuple(found)
+
+    @cached_property
+    def _evicted(self) -> list[tuple[int, SliceClass, int]]:
+        """Classes of which steps choose what goes: number, and the most that a capped one holds."""
+        if self.tokens.generated == "append" or self.tokens.score == "position":
+            return []
+        both = enumerate(zip(self.classes, self.caps, strict=True))
+        return [(place, *each) for place, each in both if each[0].kind not in ("everything", "append")]
+
+    @cached_property
+    def acts_in_steps(self) -> bool:
+        """:meth:`step_work` may give something."""
+        return bool(self._evicted) or self.recalled is not None or self.state_bytes > 0
+
+    @cached_property
+    def only_reads(self) -> bool:
+        """All that a decode step does is to read what is held, at 16 bits."""
+        return not (self.acts_in_steps or self.writes_scores or self.low_bits is not None)
 
     def _recalling(self, batch: Batch) -> list[Kernel]:
         """Rows of the tier, before attention; or tokens that go through the model with the step's own, and attend to what
@@ -192,7 +207,7 @@ class TokenPolicy(HeldTokens):
         self, place: int, each: SliceClass, cap: int, batch: Batch, steps: int
     ) -> Sequence[Kernel | Formed]:
         """Of one class: of how many tokens one is chosen, by how many sequences, how often."""
-        tokens, num = self.tokens, len(batch)
+        tokens, num = self.tokens, len(batch.requests)
         often: Any = 1
         evicting = num
         kept: Any
@@ -252,7 +267,7 @@ class TokenPolicy(HeldTokens):
             found.append(kernel._replace(calls=share * often if share < 1 else often))
         return found
 
-    @property
+    @cached_property
     def writes_scores(self) -> bool:
         """Decode attention has to give its probabilities."""
         return self.tokens.score == "accumulated" and self.tokens.generated != "append"

@@ -6,8 +6,11 @@ max_model_len.
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged, blocks_for
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
@@ -21,6 +24,9 @@ class H2O(Paged):
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
         self.budget = (config.options or {}).get("budget", config.max_model_len)
+        num_bytes: Any = Size() * config.bytes_per_token  # of so many tokens
+        self.reading = Form([Kernel("decode_attn_with_probs", {"num_bytes": num_bytes})])
+        self.evicting = Form([Kernel("topk_evict_compact", {"num_bytes": num_bytes})])
 
     def admit(self, request: Request, plan: Plan) -> bool:
         request.kv = max(self.budget, request.prompt_tokens)
@@ -35,14 +41,11 @@ class H2O(Paged):
     def new_blocks(self, batch: Batch, steps: int) -> int:
         return batch.capped(self.budget).new_blocks(steps)
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self.budget >= self.config.max_model_len:
             return super().decode_work(batch, steps)
-        size, slots = self.config.bytes_per_token, batch.capped(self.budget)
-        return (
-            Kernel("decode_attn_with_probs", {"num_bytes": slots.sum_read(steps) * size}),
-            Kernel("topk_evict_compact", {"num_bytes": slots.num_beyond(steps) * size}),
-        )
+        slots = batch.capped(self.budget)
+        return self.reading.at(slots.sum_read(steps)), self.evicting.at(slots.num_beyond(steps))
 
     def preempt(self, request: Request, context: int) -> None:
         super().preempt(request, min(context, request.kv))

@@ -8,10 +8,12 @@ Neutral: 16 bits.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from kvsim.cache.manager import CacheConfig, Plan
 from kvsim.cache.paged import blocks_for
 from kvsim.cache.prefix_tree import PrefixTreeManager
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch, Request
 
@@ -30,6 +32,10 @@ class Kivi(PrefixTreeManager):
             window = (options.get("window", 0) + self.group) * self.plain_bytes
             self.window_blocks = -(-window // (packed * self.group))
         super().__init__(config)
+        num_bytes: Any = Size() * config.bytes_per_token  # of so many tokens
+        self.reading = Form([Kernel("dequant_decode_attention", {"num_bytes": num_bytes})])
+        a_group = {"num_bytes": self.group * self.plain_bytes}
+        self.packing = Form([Kernel("quant_kv", a_group, calls=Size())] if self.bits < 16 else [])
 
     def fits(self, request: Request) -> bool:
         return blocks_for(request.kv_tokens, self.block_tokens) + self.window_blocks <= self.capacity_blocks
@@ -48,21 +54,18 @@ class Kivi(PrefixTreeManager):
         self.private_blocks -= self.window_blocks
         self.free_blocks += self.window_blocks
 
-    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel, ...]:
+    def prefill_work(self, request: Request, start: int, tokens: int) -> tuple[Kernel | Formed, ...]:
         kernels = super().prefill_work(request, start, tokens)
         past = request.cached + start
-        return kernels + self._quantise((past + tokens) // self.group - past // self.group)
+        if self.bits == 16:
+            return kernels
+        return (*kernels, self.packing.at((past + tokens) // self.group - past // self.group))
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self.bits == 16:
             return super().decode_work(batch, steps)
-        size, num = self.config.bytes_per_token, len(batch)
-        first = size * (batch.sum_context + num)
-        read = Ramp(first, size * num) if steps > 1 else first
+        num = len(batch)
+        first = batch.sum_context + num
+        read = Ramp(first, num) if steps > 1 else first
         groups = batch.pages(self.group).num_filled(steps)
-        return (Kernel("dequant_decode_attention", {"num_bytes": read}), *self._quantise(groups))
-
-    def _quantise(self, groups):  # type: ignore[no-untyped-def]
-        if self.bits == 16:
-            return ()
-        return (Kernel("quant_kv", {"num_bytes": self.group * self.plain_bytes}, calls=groups),)
+        return self.reading.at(read), self.packing.at(groups)

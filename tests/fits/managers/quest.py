@@ -7,9 +7,12 @@ max_model_len.
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvsim.cache.manager import CacheConfig
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierStack
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Kernel, Ramp
 from kvsim.entities import Batch
 
@@ -29,18 +32,24 @@ class Quest(PrefixTreeManager):
             self.capacity_blocks = config.capacity_bytes // self.block_bytes - config.reserved_blocks
             self.free_blocks = self.capacity_blocks
             self.tiers = TierStack(config, self.block_bytes, self)
+        page_keys: Any = Size() * config.bytes_per_token  # of so many pages
+        self.selecting = Form(
+            [Kernel("topk_page_select", {"num_bytes": page_keys}, calls=1 - self.dense_share)]
+        )
+        self.reading: dict[int, tuple[Form, Form]] = {}  # everything, and what is selected, by sequences
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self.budget >= self.config.max_model_len:
             return super().decode_work(batch, steps)
         num, selected = len(batch), batch.capped(self.budget)
-        pages = batch.pages(self.page).sum_read(steps) * self.config.bytes_per_token
-        selects = selected.num_beyond(steps) > 0
+        if num not in self.reading:
+            sizes: dict[str, Any] = {"num_seqs": num, "sum_context": Size()}
+            self.reading[num] = (
+                Form([Kernel("decode_attention", sizes, calls=self.dense_share)]),
+                Form([Kernel("decode_attention", sizes, calls=1 - self.dense_share)]),
+            )
+        whole, some = self.reading[num]
+        pages = batch.pages(self.page).sum_read(steps) * (selected.num_beyond(steps) > 0)
         first = batch.sum_context + num
-        whole = {"num_seqs": num, "sum_context": Ramp(first, num) if steps > 1 else first}
-        some = {"num_seqs": num, "sum_context": selected.sum_read(steps)}
-        return (
-            Kernel("topk_page_select", {"num_bytes": pages}, calls=selects * (1 - self.dense_share)),
-            Kernel("decode_attention", whole, calls=self.dense_share),
-            Kernel("decode_attention", some, calls=1 - self.dense_share),
-        )
+        read = Ramp(first, num) if steps > 1 else first
+        return self.selecting.at(pages), whole.at(read), some.at(selected.sum_read(steps))

@@ -8,9 +8,11 @@ keys while the missing values are fetched. Neutral: share 1 and budget >= max_mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.paged import Paged
+from kvsim.cost.form import Form, Formed, Size
 from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
@@ -35,6 +37,7 @@ class ShadowKV(Paged):
         self.budget = options.get("budget", config.max_model_len)
         self.ddr_capacity_blocks = config.tiers[0].capacity_bytes // self.block_bytes
         self.ddr_blocks = 0
+        self.reading: dict[int, Form] = {}  # by sequences, over the tokens read
 
     def _moves(self, tokens: int) -> int:
         return int(tokens // self.block_tokens * (1 - self.share))
@@ -68,17 +71,22 @@ class ShadowKV(Paged):
         if not values.users:
             self.ddr_blocks -= values.blocks
 
-    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel, ...]:
-        selected = batch.capped(self.budget).sum_read(steps)
-        attention = Kernel("decode_attention", {"num_seqs": len(batch), "sum_context": selected})
+    def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
+        num = len(batch)
+        if num not in self.reading:
+            self.reading[num] = Form(self._kernels(num, Size()))
+        return (self.reading[num].at(batch.capped(self.budget).sum_read(steps)),)
+
+    def _kernels(self, num_seqs: int, selected: Any) -> list[Kernel]:
+        attention = Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": selected})
         if self.share == 1:
-            return (attention,)
+            return [attention]
         size = self.config.bytes_per_token
         factors = selected * round(size * self.share)
         missing = selected * round(size / 2 * (1 - self.hit_rate))
         rebuild = Kernel("lowrank_reconstruct", {"num_bytes": factors}, group="fetch")
         fetch = Kernel("gather_h2d", {"num_bytes": missing}, group="fetch", lane="h2d")
-        return (rebuild, fetch, attention)
+        return [rebuild, fetch, attention]
 
     def preempt(self, request: Request, context: int) -> None:
         super().preempt(request, context)
