@@ -97,12 +97,9 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
         if lane != "gpu" or group != "main" or (type(calls) is not int and type(calls) is not float):
             return None
         ratio = factor
-        if (
-            name == "prefill_attention"
-            and type(args["new"]) is type(args["past"]) is int
-            and args["new"] > 0 <= args["past"]
-        ):
-            time_ns, spent = prefill.at(args["new"], args["past"])
+        if name == "prefill_attention" and type(args["new"]) is type(args["past"]) is int and args["new"] > 0:
+            past = args["past"]
+            time_ns, spent = prefill.at(args["new"], past if past > 0 else 0)
             key = spent.key
             prefills = True
             if calls == 1:
