@@ -42,12 +42,15 @@ class PrefixTree(Blocks):
         size = self.block_tokens
         node, blocks = self.root, 0
         while blocks < limit and node.children:
-            first = bisect_right(ends, blocks * size)
-            child = node.children.get(self._block_key(ids, ends, first, blocks))
+            first, stop = bisect_right(ends, blocks * size), (blocks + 1) * size
+            key = (ids[first], stop) if ends[first] >= stop else self._block_key(ids, ends, first, blocks)
+            child = node.children.get(key)
             if child is None:
                 break
-            node, blocks = child, self._reach(child, ids, ends, first, limit)
-            if blocks < child.end or child.live:
+            end = child.end
+            most = (end if end < limit else limit) * size
+            node, blocks = child, shared_tokens(child, ids, ends, first, most) // size
+            if blocks < end or child.live:
                 break
         return node, blocks
 
@@ -171,10 +174,10 @@ class PrefixTree(Blocks):
         """Change. A decode reads the path to its ``leaf`` from now on (+1), or no longer (-1)."""
         step = leaf
         while step.parent is not None:
-            if not any(copy.holder is leaf for copy in step.copies):
-                both = step.readers + max(0, readers) > 1  # with another one, before or after
-                step.readers += readers
-                if both:
+            if not step.copies or not any(copy.holder is leaf for copy in step.copies):
+                before = step.readers
+                step.readers = after = before + readers
+                if before > 1 or after > 1:  # with another one
                     self.blocks_read_again += readers * (step.end - step.start)
             step = step.parent
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from kvsim.engine.replica import Replica
 from kvsim.entities import NEVER
@@ -20,8 +21,7 @@ FEW = 16  # replicas: so many are asked sooner than a calendar is kept
 Place = tuple[int, int, Replica]  # load, index, replica
 
 LOADS: dict[str, Callable[[Replica], int]] = {
-    "outstanding_tokens": lambda replica: replica.outstanding_tokens,
-    "outstanding_requests": lambda replica: replica.outstanding_requests,
+    name: attrgetter(name) for name in ("outstanding_tokens", "outstanding_requests")
 }
 """What may count as a replica's load, as of now: prompt tokens, or number, of the requests that it was sent and that have
 not ended."""

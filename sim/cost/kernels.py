@@ -249,8 +249,8 @@ class KernelCostModel(CostModel):
             if type(one) is EvenRun:
                 plan = one.plan
                 if one.start + one.step * (stop - 1) <= plan.in_table_until:
-                    plan.in_table[0] += stop
-                    plan.in_table[1] += time_ns
+                    plan.even_steps += stop
+                    plan.even_ns += time_ns
                     continue
             one.count(usage, 0, stop)  # type: ignore[attr-defined]
 

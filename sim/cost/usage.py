@@ -105,6 +105,7 @@ class DecodePlan:
         self.counted: dict[str, list[int]] = {curve.provenance: [0, 0]}
         self.in_table = self.counted[curve.provenance]
         self.in_table_until = curve.table_until
+        self.even_steps = self.even_ns = 0  # of those, of runs that grow evenly
 
     def _even(self, i: int) -> tuple[float, int, int]:
         """Of a line: up to which sum of contexts a run of steps is on it (and floats are exact), base and slope as lattice
@@ -116,6 +117,9 @@ class DecodePlan:
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
+        self.in_table[0] += self.even_steps
+        self.in_table[1] += self.even_ns
+        self.even_steps = self.even_ns = 0
         num_rows = sum(rows for rows, _ in self.counted.values())
         for key, time_ns in self.fixed:
             add(key, time_ns * num_rows)

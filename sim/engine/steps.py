@@ -33,14 +33,15 @@ class Steps(Admission):
                 self._swap_in()
         joined = self._join(now) if self.handed else ()
         decoding, waits = batch.requests, self.waiting or self.loaded
-        admits = bool(
-            waits
-            and (self._head_changes or not self._blocked)
-            and len(self.running) < (engine := self.engine).max_num_seqs
-            and len(decoding) < engine.max_num_batched_tokens
-            and not (engine.static_batch and self.running)
-        )
-        preempted, steps = False, 0
+        admits = preempted = False
+        if waits and (self._head_changes or not self._blocked):
+            engine, running = self.engine, self.running
+            admits = (
+                len(running) < engine.max_num_seqs
+                and len(decoding) < engine.max_num_batched_tokens
+                and not (engine.static_batch and running)
+            )
+        steps = 0
         if decoding:
             if (
                 self.partial is not None
