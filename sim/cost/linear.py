@@ -23,7 +23,7 @@ Key = tuple[str, str]  # kernel, provenance
 
 Parts = tuple[tuple[Key, float], ...]
 
-BLOCK_TOKENS = 512  # numbers of tokens that are priced together
+BLOCK_TOKENS = 1024  # numbers of tokens that are priced together
 
 
 class Spent:
