@@ -109,10 +109,10 @@ class KernelCostModel(CostModel):
         self._plain_plans: dict[int, DecodePlan] = {}  # of plain decodes, by number of sequences
         self._engine_ns = quantise(self.terms.step_ns)
         self._engine_half_ns = self._engine_ns + 0.5  # int() then rounds
-        factors = [self.terms.kernel_factor(True, sustained) for sustained in (False, True)]
-        mixed = self.terms.mixed_attention_factor
-        # of steps with prefill, not sustained and sustained: factor, the same on decode attention, layers, heads
-        self._mixed = [(f, f * mixed, self._layers[f], self._heads[f]) for f in factors]
+        factor = self.terms.prefill_factor
+        # of steps with prefill: factor on the GPU kernels, and the same on decode attention
+        self.mixed = factor, factor * self.terms.mixed_attention_factor
+        self._mixed = *self.mixed, self._layers[factor], self._heads[factor]
         self._usage = Usage(("engine", self.terms.provenance), self.pricers)
         self.merged = self._usage.merged
         self._engine_spent = Spent(self._usage.engine)
@@ -121,15 +121,14 @@ class KernelCostModel(CostModel):
             *self._decode.spent.values(),
             *self.prefill_attention.spent.values(),
         )
-        # of steps without prefill, with prefill, and with prefill that is sustained
-        self._form_ratios = [(1.0, 1.0), self._mixed[False][:2], self._mixed[True][:2]]
-        self.form_plans: list[dict[Any, Plan]] = [{}, {}, {}]
-        self.turns: list[dict[Form, Turn]] = [{}, {}]  # of steps with prefill: not sustained, and sustained
+        self._form_ratios = [(1.0, 1.0), self.mixed]  # of steps without prefill and with it
+        self.form_plans: list[dict[Any, Plan]] = [{}, {}]
+        self.turns: dict[Form, Turn] = {}  # of steps with prefill
         # of decode-only steps: by tokens, sampled rows and forms
         self._joints: dict[tuple[Any, ...], Joint | None] = {}
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
-        steps, tokens, sampled, kernels, _ = work
+        steps, tokens, sampled, kernels = work
         if len(kernels) == 1:
             alone = kernels[0]
             num_seqs: Any
@@ -199,12 +198,11 @@ class KernelCostModel(CostModel):
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
-        sustained: bool = False,
         counts: bool = True,
     ) -> int:
         if self.strict or not chunks:
-            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, sustained, counts)
-        factor, decode_factor, layers_of, head_of = self._mixed[sustained]
+            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, counts)
+        factor, decode_factor, layers_of, head_of = self._mixed
         layers = layers_of.get(tokens) or self.layers(tokens, factor)
         head = head_of.get(sampled) or self.head(sampled, factor)
         total = layers.total_ns + head.total_ns + self._engine_half_ns
@@ -253,6 +251,10 @@ class KernelCostModel(CostModel):
                     plan.even_ns += time_ns
                     continue
             one.count(usage, 0, stop)  # type: ignore[attr-defined]
+
+    def account_engine(self, time_ns: int) -> None:
+        self._usage.steps_ns += time_ns
+        self._usage.add(self._usage.engine, time_ns)
 
     def used_ns(self) -> dict[Key, int]:
         return self._usage.total_ns()
@@ -350,10 +352,6 @@ class KernelCostModel(CostModel):
             found = self._step_linear[tokens, sampled] = StepLinear(*self.linear(tokens, sampled, False, 1.0))
             self._usage.step_linear.append(found)
         return found
-
-    def mixed(self, sustained: bool) -> tuple[float, float]:
-        """Factor on the GPU kernels of a step that carries prefill, and the same on its decode attention."""
-        return self._mixed[sustained][:2]
 
     def _measured(self, priced: LinearPriced, factor: float) -> LinearPriced:
         """Kernels of a step whose sum is known from the engine: the table only divides it among them."""

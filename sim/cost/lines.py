@@ -66,7 +66,6 @@ def _rows(work: StepWork, start: int, stop: int) -> StepWork:
         work.tokens,
         work.sampled,
         tuple(_rows_of(item, start, stop) for item in work.kernels),
-        work.sustained,
     )
 
 
@@ -93,7 +92,7 @@ def _on_lines(
     model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None
 ) -> LineRun | int:
     """The price; or how many leading steps are to be priced apart from the others, 0 = the first one on its own."""
-    steps, tokens, sampled, items, _ = work
+    steps, tokens, sampled, items = work
     linear = model.step_linear(tokens, sampled)
     base, slope, slack = linear.total_ns, 0.0, ROUNDING  # of the main lane; in lattice steps
     columns: list[tuple[float, Numbers]] = []

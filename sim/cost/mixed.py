@@ -63,9 +63,9 @@ class MixedStep(Priced):
 def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     """A step with prefill attention, and forms or other kernels of plain numbers; None: it has something else, or its
     rounding is in doubt (:func:`kvsim.cost.step.price_step` prices any step)."""
-    _, tokens, sampled, items, sustained = work
-    factor, decode_factor = model.mixed(sustained)
-    turns, pricers = model.turns[sustained], model.pricers
+    _, tokens, sampled, items = work
+    factor, decode_factor = model.mixed
+    turns, pricers = model.turns, model.pricers
     prefill = model.prefill_attention
     launch_ns = prefill.launch_ns
     total_ns, slack, shared_ns, prefills = 0.0, 0.0, 0.0, False
@@ -75,7 +75,7 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     for item in items:
         if type(item) is Formed:
             form, u = item
-            entries, own_slack, decodes = turns.get(form) or _turn(model, form, u, sustained)
+            entries, own_slack, decodes = turns.get(form) or _turn(model, form, u)
             if decodes:
                 if prefills:
                     return None  # launches are shared in another order
@@ -134,9 +134,9 @@ def price_prefill(model: KernelCostModel, work: StepWork) -> MixedStep | None:
     return MixedStep([step_ns], layers, head, uses, parts, engine_ns)
 
 
-def _turn(model: KernelCostModel, form: Form, x: Any, sustained: bool) -> Turn:
+def _turn(model: KernelCostModel, form: Form, x: Any) -> Turn:
     """Of a form; cached."""
-    plan = model.form_plan(form, x, 2 if sustained else 1, None)
+    plan = model.form_plan(form, x, 1, None)
     entries = tuple([(pieces, over) for pieces, over, _, _ in plan.entries]) if plan.in_turn else ()
-    found = model.turns[sustained][form] = entries, plan.slack, form.decodes
+    found = model.turns[form] = entries, plan.slack, form.decodes
     return found

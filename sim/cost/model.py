@@ -54,12 +54,11 @@ class CostModel(ABC):
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
-        sustained: bool = False,
         counts: bool = True,
     ) -> int:
         """Device time of one plain step of ``tokens`` tokens, in nanoseconds: a decode as in :meth:`price_decodes` (or none)
         and prefill chunks of (new, past) tokens. ``counts``: change; it is simulated time from now on."""
-        priced = self.price(mixed_work(tokens, num_seqs, sum_context, chunks, sampled, sustained))
+        priced = self.price(mixed_work(tokens, num_seqs, sum_context, chunks, sampled))
         if counts:
             self.account(priced, 0, 1)
         return int(priced.step_ns[0])
@@ -84,6 +83,10 @@ class CostModel(ABC):
                 self.account(one, 0, stop)
 
     @abstractmethod
+    def account_engine(self, time_ns: int) -> None:
+        """Change. Count simulated time that no kernel explains, as the engine's."""
+
+    @abstractmethod
     def used_ns(self) -> dict[tuple[str, str], int]:
         """Simulated nanoseconds so far by (kernel, provenance); provenance is one of PROVENANCES."""
 
@@ -94,10 +97,9 @@ def mixed_work(
     sum_context: int,
     chunks: Sequence[tuple[int, int]],
     sampled: int,
-    sustained: bool,
 ) -> StepWork:
     """What :meth:`CostModel.mixed_ns` prices."""
     kernels = [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks]
     if num_seqs:
         kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
-    return StepWork(1, tokens, sampled, tuple(kernels), sustained)
+    return StepWork(1, tokens, sampled, tuple(kernels))

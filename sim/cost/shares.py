@@ -88,8 +88,8 @@ class SharedSteps(CostModel):
             )
         decodes = (int(num_seqs), int(sums)) if num_seqs else (0, 0)
         some = [(int(n), int(p)) for n, p in chunks]
-        model, share = self._dearest(work.tokens, *decodes, some, work.sampled, work.sustained)
-        return SharedPriced(model, model.price(mixed_work(*share, work.sustained)))
+        model, share = self._dearest(work.tokens, *decodes, some, work.sampled)
+        return SharedPriced(model, model.price(mixed_work(*share)))
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         most = -(-num_seqs // self._shares)
@@ -103,13 +103,12 @@ class SharedSteps(CostModel):
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
-        sustained: bool = False,
         counts: bool = True,
     ) -> int:
         if not chunks:
-            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, sustained, counts)
-        model, share = self._dearest(tokens, num_seqs, sum_context, chunks, sampled, sustained)
-        return model.mixed_ns(*share, sustained, counts)
+            return super().mixed_ns(tokens, num_seqs, sum_context, chunks, sampled, counts)
+        model, share = self._dearest(tokens, num_seqs, sum_context, chunks, sampled)
+        return model.mixed_ns(*share, counts)
 
     def _dearest(
         self,
@@ -118,7 +117,6 @@ class SharedSteps(CostModel):
         sum_context: int,
         chunks: Sequence[tuple[int, int]],
         sampled: int,
-        sustained: bool,
     ) -> tuple[CostModel, Share]:
         """Which share of a step takes longest, and what prices it."""
         rest = sampled - num_seqs
@@ -134,7 +132,7 @@ class SharedSteps(CostModel):
             context = sum_context * decodes // num_seqs if num_seqs else 0
             ends = min(len(some), max(0, rest))  # prompts that end in this step, at most
             share = tokens, decodes, context, some, decodes + ends
-            time_ns = model.mixed_ns(*share, sustained, counts=False)
+            time_ns = model.mixed_ns(*share, counts=False)
             if time_ns > longest_ns:
                 longest_ns, dearest = time_ns, (model, share)
         assert dearest is not None, "a step of no tokens"
@@ -167,6 +165,9 @@ class SharedSteps(CostModel):
     def account(self, priced: Priced, start: int, stop: int) -> int:
         assert isinstance(priced, SharedPriced)
         return priced.model.account(priced.of, start, stop)
+
+    def account_engine(self, time_ns: int) -> None:
+        self._largest.account_engine(time_ns)
 
     def used_ns(self) -> dict[tuple[str, str], int]:
         total: Counter[tuple[str, str]] = Counter()

@@ -35,12 +35,12 @@ def price_step(model: KernelCostModel, work: StepWork, link_share: Mapping[str, 
     Forms are priced by their lines, which differ from the sum of their kernels by ``slack`` lattice steps at most: where
     that could change the nanosecond, kernel by kernel.
     """
-    _, tokens, sampled, items, sustained = work
+    _, tokens, sampled, items = work
     prefills, launched = _prefills(items)
     kind, factor, decode_factor = 0, 1.0, 1.0
     if prefills:
-        kind = 2 if sustained else 1
-        factor, decode_factor = model.mixed(sustained)
+        kind = 1
+        factor, decode_factor = model.mixed
     layers, head, engine_ns = model.linear(tokens, sampled, prefills, factor)
     main_ns, slack = layers.total_ns + head.total_ns, 0.0
     uses: Uses = []

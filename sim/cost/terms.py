@@ -23,7 +23,6 @@ class EngineTerms:
     prefill_factor: float = (
         1.0  # on the GPU kernels of a step that carries prefill: whole steps against lone kernels
     )
-    sustained_factor: float = 1.0  # on the GPU kernels of a step in sustained prefill (clocks at their limit)
     mixed_attention_factor: float = 1.0  # on decode attention in a step that carries prefill, on top
     graph_factors: tuple[tuple[int, float], ...] = ()
     """(tokens, factor on the roofline of the linear layers) of decode-only steps of a dense model on one GPU, in
@@ -39,12 +38,6 @@ class EngineTerms:
     graph_sizes: tuple[int, ...] = ()
     """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
-
-    def kernel_factor(self, prefills: bool, sustained: bool) -> float:
-        """Factor on the GPU kernels of a step."""
-        if not prefills:
-            return 1.0
-        return self.prefill_factor * (self.sustained_factor if sustained else 1.0)
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""
@@ -81,7 +74,6 @@ class EngineTerms:
                 )
         factors = [
             self.prefill_factor,
-            self.sustained_factor,
             self.mixed_attention_factor,
         ]
         factors += [factor for _, factor in (*self.graph_factors, *self.uneven_factors)]

@@ -84,4 +84,3 @@ class StepWork(NamedTuple):
     tokens: int
     sampled: int
     kernels: tuple[Kernel | Formed, ...]
-    sustained: bool = False  # prefill has run for so long that the GPU's clocks are down

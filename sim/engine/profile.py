@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvsim.cost.terms import EngineTerms
+from kvsim.engine.clocks import PowerLimit
 from kvsim.engine.queue import make_queue
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
@@ -30,7 +31,7 @@ HOST = (
 )
 COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
 DEVICE_TIMES = ("step",)
-DEVICE_FACTORS = ("prefill_factor", "sustained_factor", "mixed_attention_factor")
+DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
 
 
 def engine_profiles() -> list[str]:
@@ -107,7 +108,7 @@ def load_engine(
         else async_scheduling,
         static_batch=_is_static(take(data, "batching", "continuous"), where, batching),
         graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
-        sustained_after_ns=_time(take(device, "sustained_after", "0 s"), f"{where}: device.sustained_after"),
+        power_limit=_power_limit(take(device, "power_limit", None), f"{where}: device.power_limit"),
         load_decisions=int(take(host, "load_decisions", 0)),
         inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
         copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
@@ -137,6 +138,21 @@ def load_engine(
             key = next(iter(left))
             raise ScenarioError(f"{where}: {part}{key}: unknown key")
     return spec, terms
+
+
+def _power_limit(data: Any, where: str) -> PowerLimit | None:
+    if data is None:
+        return None
+    data = dict(data) if isinstance(data, dict) else data
+    full, recovery = (_time(_take(data, key, "0 s", where), f"{where}.{key}") for key in ("full", "recovery"))
+    factor = float(_take(data, "factor", 1.0, where))
+    if data:
+        raise ScenarioError(f"{where}.{next(iter(data))}: unknown key")
+    if recovery <= 0 or factor < 1:
+        raise ScenarioError(
+            f"{where}: expected recovery > 0 s and factor >= 1, found {recovery} ns and {factor}"
+        )
+    return PowerLimit(full, recovery, factor)
 
 
 def _is_static(own: Any, where: str, wanted: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kvsim.engine.clocks import PowerLimit
 from kvsim.registry import PolicySpec
 
 
@@ -55,7 +56,7 @@ class EngineSpec:
     inputs_after_loads: bool = (
         False  # a step's inputs come over the copy engine of loads, behind earlier ones
     )
-    sustained_after_ns: int = 0  # back-to-back prefill after which the clocks are down; 0 = never
+    power_limit: PowerLimit | None = None  # of prefill in steps of more than graph_tokens tokens
     front_in_ns: int = 0
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says

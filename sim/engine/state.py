@@ -13,6 +13,7 @@ from kvsim.cache.manager import CacheManager, Services, SwapCounts
 from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import PRIORITY_BOUNDARY, At
+from kvsim.engine.clocks import Clocks
 from kvsim.engine.link import Links
 from kvsim.engine.queue import make_queue
 from kvsim.engine.run import Effects, Run, Tally
@@ -100,12 +101,11 @@ class ReplicaState(Services):
         self._run: Run | None = None  # None = no step was decided
         self._deep = engine.async_scheduling  # two steps in flight
         self._budget = NO_BUDGET if engine.static_batch else engine.max_num_batched_tokens
-        self._sustained_after = engine.sustained_after_ns
         self._due: Effects | None = None  # deep: of the step before the one scheduled last
         self._last: Effects | None = None  # of the step scheduled last
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
-        self._prefill_began = self._prefill_end = 0  # of steps with prefill, back to back
+        self._clocks = Clocks(engine.power_limit) if engine.power_limit else None
         self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
         # of steps with prefill, by sequences: thread_ns up to graph_tokens and beyond, output_ns
         self._mixed_host: dict[int, tuple[int, int, int]] = {}

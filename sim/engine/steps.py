@@ -224,30 +224,30 @@ class Steps(Admission):
             start = inputs
         if start < before:
             start = before
-        sustained = False
+        clocks = None
         if chunks:
             self._blocked = False  # the head of the queue may reuse what this step computes
             host = self._mixed_host.get(sampled) or self._host_of(sampled)
-            free, tail = now + host[step_tokens > engine.graph_tokens] + hold, host[2]
-            if self._sustained_after:  # with prefill, step by step, for so long that the clocks are down
-                if self._prefill_end < before or start > before + launch_ns:
-                    self._prefill_began = start
-                sustained = start - self._prefill_began >= self._sustained_after
+            is_eager = step_tokens > engine.graph_tokens
+            free, tail = now + host[is_eager] + hold, host[2]
+            if is_eager:
+                clocks = self._clocks
         else:
             free, tail = now + engine.thread_ns(step_tokens, sampled, False) + hold, engine.output_ns(sampled)
         self._shares = None
         if plain:
-            price = self.cost.mixed_ns(step_tokens, decodes, sum_context, chunks, sampled, sustained)
+            price = self.cost.mixed_ns(step_tokens, decodes, sum_context, chunks, sampled)
         else:
             share = self._note_links(kernels)
-            priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels), sustained), share)
+            priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels)), share)
             self.cost.account(priced, 0, 1)
             price = int(priced.step_ns[0])
+        if clocks is not None and (slowed := clocks.slowed_ns(start, price)):
+            self.cost.account_engine(slowed)
+            price += slowed
         end = self._join_loads(start, price, loads) if loads else start + price
         if end < free + tail:
             end = free + tail
-        if chunks:
-            self._prefill_end = end
         boundary = before if self._deep else end
         if boundary < free:
             boundary = free
