@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from kvsim.calibrate.engines.fit import Fit
-from kvsim.calibrate.engines.fit_device import SUSTAINED_S
 from kvsim.engine.spec import EngineSpec
 
 
@@ -44,7 +43,6 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "device": {
             **_device(fit.device),
             "graph_sizes": fit.device["graph_sizes"],
-            "sustained_after": _time(SUSTAINED_S * 1e9),
         },
     }
     if fit.by_kv_dtype:
@@ -62,8 +60,15 @@ def _device(terms: dict[str, Any]) -> dict[str, Any]:
         "kv_read": f"{terms['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
         "prefill_factor": round(terms["prefill_factor"], 3),
         "mixed_attention_factor": round(terms["mixed_attention_factor"], 3),
-        "sustained_factor": round(terms["sustained_factor"], 3),
     }
+    if power := terms.get("power_limit"):
+        found["power_limit"] = {
+            "factors": [[tokens, round(factor, 3)] for tokens, factor in power.factors],
+            "credit": _time(power.credit_ns),
+            "recovery": _time(power.recovery_ns),
+            "sustained": round(power.sustained, 3),
+            "sustained_after": _time(power.sustained_after_ns),
+        }
     if terms["uneven"]:
         found["uneven"] = [[pairs, round(factor, 3)] for pairs, factor in terms["uneven"]]
     if terms["shared"]:

@@ -7,10 +7,10 @@ In this order, each with what came before held fixed:
 3. host: prompts put into running decodes. How late the step before is read tells how long a launch holds the
    engine's thread, with piecewise graphs and without; how soon after it the step itself is read, the tail. Bursts of
    cached prompts tell what starting a request takes, and each of its cached tokens.
-4. prefill and mixed attention: a step's constant is what the smallest decode batch takes beyond its kernels; the rest by
-   least squares over windows around the longer of these prompts and over lone ones, whose time is the device's.
-5. sustained prefill: full steps back to back, the late ones against the first.
-6. copies: loads from and stores to host memory, by the device times that the engine's connector reports. Independent of
+4. prefill, mixed attention and the GPU's power limit: a step's constant is what the smallest decode batch takes beyond its
+   kernels; the rest by least squares over windows around the longer of these prompts, over lone ones, whose time is the
+   device's, and over full steps back to back.
+5. copies: loads from and stores to host memory, by the device times that the engine's connector reports. Independent of
    the others, and for all KV types together: a piece of one block and layer has another size in each.
 
 Only microbenchmarks are read: a fit that saw a workload could not be checked on it.
@@ -104,7 +104,7 @@ def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
             notes.append(f"left out: {len(runs)} runs of another set-up ({label})")
             continue
         try:
-            by_kv_dtype[setup[1]], found = fit_device(runs, engine, [])
+            by_kv_dtype[setup[1]], found = fit_device(runs, engine, [], device["power_limit"])
         except CalibrationError:  # copies were all that was measured
             notes.append(f"only copies: {len(runs)} runs of another set-up ({label})")
             continue

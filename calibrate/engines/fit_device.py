@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,19 @@ from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.roofline import Roofline
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.clocks import Clocks, PowerLimit
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
 from kvsim.model.spec import DTYPE_BYTES
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.steps import Step, reconstruct
-from kvsim.validate.teacher import compare_steps
+from kvsim.validate.teacher import compare_steps, predicted_s
 
 DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
+OUTLIER = 0.03  # relative error from which on its size counts, not its square
+FULL_SHARE = 0.97  # of the token budget
+STALL = 0.3  # a step that takes so much longer waited for the host
 SETTLED = 3  # steps of an unchanged batch before the first that counts
 LEAST_KV_SHARE = 0.05
 """Below it, an error of a percent in a step's constant is one of a fifth in the rate at which its KV is read."""
@@ -32,15 +36,19 @@ ONE_WAVE = 132
 """(Sequence, KV head) pairs that the multiprocessors of an H100 or H200 take at once. Up to there the longest context sets
 the pace of decode attention, and a prefix that others read, too, saves what depends on the other contexts: less than
 ``shared_uneven`` says in the recorded steps of workloads (docs/validation.md)."""
+LARGE = 3000, 8192  # tokens of steps at which the power limit's factor is fitted
 SUSTAINED_S = 0.7
-"""Back-to-back prefill before the clocks fall; read off the step times, not fitted."""
+"""Back-to-back prefill before the clocks fall further; read off the step times, not fitted."""
+CREDIT_S, RECOVERY_S = 0.005, 0.08
+"""How much of the power limit's slowing a rested GPU is spared, and the pause that rests it: the best of a coarse grid on the
+microbenchmarks (docs/validation.md)."""
 
 
 def fit_device(
-    runs: Sequence[MeasuredRun], engine: EngineSpec, notes: list[str]
+    runs: Sequence[MeasuredRun], engine: EngineSpec, notes: list[str], limit: PowerLimit | None = None
 ) -> tuple[dict[str, Any], list[Residual]]:
     """(terms, residuals) of the runs of one set-up; ``engine`` has the host times. What the runs do not tell is left out
-    of the terms.
+    of the terms. ``limit``: the GPU's power limit, if other runs told it.
 
     Raises:
         CalibrationError: too few steady decode batches.
@@ -79,11 +87,19 @@ def fit_device(
         notes,
     )
     prefill, errors = _prefill(
-        _of(steps, "inject"), _lone(runs, engine.max_num_batched_tokens), engine, known, cost
+        Prompts(
+            _of(steps, "inject", "irregular", "sustained"),
+            _of(steps, "queue_"),
+            _lone(runs, engine.max_num_batched_tokens),
+        ),
+        engine,
+        known,
+        cost,
+        limit,
+        notes,
     )
-    residuals = [residual("decode step", decode_errors), residual("window around a prompt", errors)]
-    sustained, errors = _sustained(_of(steps, "queue_"), notes)
-    residuals.append(residual("sustained prefill step", errors))
+    residuals = [residual("decode step", decode_errors)]
+    residuals += [residual(part, found) for part, found in errors.items()]
     device: dict[str, Any] = {
         "step": step_ns,
         "graphs": graphs,
@@ -91,7 +107,6 @@ def fit_device(
         "uneven": uneven,
         "shared": shared,
         **prefill,
-        "sustained_factor": sustained,
     }
     return device, residuals
 
@@ -229,71 +244,119 @@ def _common_prefix(run: MeasuredRun) -> int:
     return int(tokens[0]) if (ids == ids[0]).all() else 0
 
 
+class Prompts(NamedTuple):
+    """What tells the device time of prefill, run by run."""
+
+    beside_decodes: list[list[Step]]
+    queued: list[list[Step]]  # full steps back to back
+    lone: list[list[tuple[int, float]]]
+    """(tokens, seconds) of prompts that met an idle engine and fit one step."""
+
+
 def _prefill(
-    runs: list[list[Step]],
-    lone: Sequence[tuple[int, float]],
+    prompts: Prompts,
     engine: EngineSpec,
     known: EngineTerms,
     cost: Any,
-) -> tuple[dict[str, float], list[float]]:
-    """Factor on the kernels of steps with prefill, and the one on their decode attention on top.
-
-    ``lone``: (tokens, seconds) of prompts that met an idle engine and fit one step.
-    """
+    limit: PowerLimit | None,
+    notes: list[str],
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """(terms, relative errors by kind of measurement): factor on the kernels of steps with prefill, the one on their
+    decode attention on top, and how much longer steps of LARGE tokens take at the power limit, unless ``limit`` is known.
+    Every run has the same weight."""
     from scipy.optimize import least_squares
 
-    def errors(values: Sequence[float]) -> list[float]:
-        terms = replace(
-            known,
-            prefill_factor=values[0],
-            mixed_attention_factor=values[1],
-        )
-        model = cost(terms)
-        found = [
-            window.predicted_s / window.measured_s - 1
+    def errors(values: Sequence[float]) -> dict[str, list[list[float]]]:
+        whole, mixed, *slower = values
+        model = cost(replace(known, prefill_factor=whole, mixed_attention_factor=mixed))
+        power = limit or _power_limit(slower)
+        limited = replace(engine, power_limit=power)
+        return {
+            "window around a prompt": [
+                [
+                    window.predicted_s / window.measured_s - 1
+                    for window in compare_steps(run, model, limited)
+                    if window.kind != "decode" and window.largest >= DEVICE_BOUND
+                ]
+                for run in prompts.beside_decodes
+            ],
+            "lone prompt": [
+                [
+                    (_lone_ns(tokens, model, power) + engine.launch_ns) / 1e9 / seconds - 1
+                    for tokens, seconds in run
+                ]
+                for run in prompts.lone
+            ],
+            "queued prefill step": [_queued(run, model, limited) for run in prompts.queued],
+        }
+
+    def weighted(values: Sequence[float]) -> list[float]:
+        """Large errors count by their size, not its square."""
+        return [
+            float(np.sign(error) * np.sqrt(2 * (np.hypot(1, error / OUTLIER) - 1) / len(run)))
+            for runs in errors(values).values()
             for run in runs
-            for window in compare_steps(run, model, engine)
-            if window.kind != "decode" and window.largest >= DEVICE_BOUND
+            for error in run
         ]
-        for tokens, seconds in lone:
-            kernel = Kernel("prefill_attention", {"new": tokens, "past": 0})
-            step_ns = model.price(StepWork(1, tokens, 1, (kernel,))).step_ns[0]
-            found.append((int(step_ns) + engine.launch_ns) / 1e9 / seconds - 1)
-        return found
 
+    unknown = () if limit else (*LARGE, SUSTAINED_S)
     found = least_squares(
-        errors, [1.05, 1.1], bounds=([0.8, 0.5], [1.5, 3]), loss="soft_l1", f_scale=0.03, diff_step=0.01
+        weighted,
+        [1.0, 1.0, *[1.05 for _ in unknown]],
+        bounds=([0.8, 0.5, *[1.0 for _ in unknown]], [1.5, 3.0, *[1.5 for _ in unknown]]),
+        diff_step=0.01,
     )
-    whole, mixed = found.x.tolist()
-    return {"prefill_factor": whole, "mixed_attention_factor": mixed}, errors(found.x.tolist())
+    values = found.x.tolist()
+    terms: dict[str, Any] = {"prefill_factor": values[0], "mixed_attention_factor": values[1]}
+    if not limit:
+        if not any(prompts.queued):
+            notes.append("not identifiable: power_limit (no queue of full prefill steps); factors 1")
+            values[2:] = [1.0 for _ in unknown]
+        terms["power_limit"] = _power_limit(values[2:])
+    return terms, {part: [error for run in runs for error in run] for part, runs in errors(values).items()}
 
 
-def _lone(runs: Sequence[MeasuredRun], most: int) -> list[tuple[int, float]]:
-    """(tokens, seconds from intake to first token on the engine's clock) of lone prompts too long for their launch
+def _power_limit(factors: Sequence[float]) -> PowerLimit:
+    """The last factor is that of sustained prefill."""
+    *of_large, sustained = factors
+    return PowerLimit(
+        tuple(zip(LARGE, of_large, strict=True)),
+        round(CREDIT_S * 1e9),
+        round(RECOVERY_S * 1e9),
+        sustained,
+        round(SUSTAINED_S * 1e9),
+    )
+
+
+def _lone_ns(tokens: int, model: KernelCostModel, power: PowerLimit) -> int:
+    """Device time of a lone prompt on a rested GPU."""
+    kernel = Kernel("prefill_attention", {"new": tokens, "past": 0})
+    step_ns = int(model.price(StepWork(1, tokens, 1, (kernel,))).step_ns[0])
+    return step_ns + Clocks(power).slowed_ns(tokens, 0, step_ns)
+
+
+def _lone(runs: Sequence[MeasuredRun], most: int) -> list[list[tuple[int, float]]]:
+    """Of each run (tokens, seconds from intake to first token on the engine's clock) of lone prompts too long for their launch
     to matter, in one step."""
-    found: list[tuple[int, float]] = []
+    found = []
     for run in runs:
         if "solo" in run.name and run.requests.engine_s is not None:
             pairs = zip(run.requests.input_tokens.tolist(), run.requests.engine_s.tolist(), strict=True)
-            found += [(tokens, seconds) for tokens, seconds in pairs if DEVICE_BOUND <= tokens <= most]
+            found.append([(tokens, seconds) for tokens, seconds in pairs if DEVICE_BOUND <= tokens <= most])
     return found
 
 
-def _sustained(runs: list[list[Step]], notes: list[str]) -> tuple[float, list[float]]:
-    """Full-budget steps after SUSTAINED_S of them against those before."""
-    ratios = []
-    errors: list[float] = []
-    for run in runs:
-        full = [step for step in run if step.prefills and step.decodes < 8]
-        if len(full) < 12:
-            continue
-        gaps = np.diff([step.seen_s for step in full])[1:-1]
-        at = np.cumsum(gaps)
-        early, late = gaps[at < SUSTAINED_S], gaps[at > 2 * SUSTAINED_S]
-        if len(early) >= 2 and len(late) >= 5:
-            ratios.append(float(np.median(late) / np.median(early)))
-            errors += (np.median(late) / late - 1).tolist()
-    if not ratios:
-        notes.append("not identifiable: sustained_factor (no queue of full prefill steps); 1")
-        return 1.0, []
-    return float(np.mean(ratios)), errors
+def _queued(run: list[Step], model: KernelCostModel, engine: EngineSpec) -> list[float]:
+    """Relative errors of the times between full steps that follow one another; no stalls of the host."""
+    seen_s = predicted_s(run, model, engine)
+    full = [
+        i
+        for i, step in enumerate(run)
+        if step.prefills and step.decodes < 8 and step.tokens > FULL_SHARE * engine.max_num_batched_tokens
+    ]
+    errors = [
+        (seen_s[i] - seen_s[i - 1]) / (run[i].seen_s - run[i - 1].seen_s) - 1
+        for i in full[2:-1]
+        if i - 1 in full
+    ]
+    return [error for error in errors if abs(error) < STALL]

@@ -44,19 +44,19 @@ class EngineTerms:
         above = bisect_left(self.graph_sizes, tokens)
         if above < len(self.graph_sizes):
             tokens = self.graph_sizes[above]
-        return _between(self.graph_factors, tokens)
+        return between(self.graph_factors, tokens)
 
     def uneven_factor(self, num_seqs: float, kv_heads: int) -> float:
         """Factor on decode attention of ``num_seqs`` sequences, each with so many KV heads on a GPU."""
         if num_seqs <= 1 or not self.uneven_factors:
             return 1.0
-        return _between(self.uneven_factors, num_seqs * kv_heads)
+        return between(self.uneven_factors, num_seqs * kv_heads)
 
     def shared_factor(self, num_seqs: int, kv_heads: int) -> float:
         """Price of reading KV that another of ``num_seqs`` decodes reads, too, in reads of its own."""
         if num_seqs <= 1 or not self.shared_factors:
             return 1.0
-        return _between(self.shared_factors, num_seqs * kv_heads)
+        return between(self.shared_factors, num_seqs * kv_heads)
 
     def __post_init__(self) -> None:
         if self.provenance not in PROVENANCES:
@@ -83,7 +83,7 @@ class EngineTerms:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")
 
 
-def _between(points: Sequence[tuple[int, float]], at: float) -> float:
+def between(points: Sequence[tuple[int, float]], at: float) -> float:
     """Straight between the points, the nearest beyond them."""
     i = bisect_right(points, (at, float("inf")))
     if i == 0 or i == len(points):

@@ -1,41 +1,50 @@
-"""A GPU at its power limit: long prefill runs at full clocks for a moment, then slower, and needs a pause to recover."""
+"""A GPU at its power limit: long prefill takes longer than on a rested GPU, which may exceed the limit for a moment."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvsim.cost.terms import between
+
+PAUSE_NS = 3_000_000  # between steps that still follow one another
+
 
 @dataclass(frozen=True, slots=True)
 class PowerLimit:
-    """``full_ns``: how much prefill a rested GPU computes before its clocks fall, ``factor``: how much longer the rest of
-    it takes then, ``recovery_ns``: pause (idle or decodes) after which all of ``full_ns`` is there again."""
+    """``factors``: (tokens of a step, how much longer it takes at the limit), straight between the points, the nearest beyond
+    them; ``credit_ns``: how much of that a rested GPU is spared; ``recovery_ns``: pause (idle or decodes) after which all of it
+    is there again. After ``sustained_after_ns`` of such steps back to back the factor is ``sustained`` at the least."""
 
-    full_ns: int
+    factors: tuple[tuple[int, float], ...]
+    credit_ns: int
     recovery_ns: int
-    factor: float
+    sustained: float = 1.0
+    sustained_after_ns: int = 0
 
 
 class Clocks:
-    """How much of ``full_ns`` has been used up, and when; steps come in order."""
+    """What is left of the credit, and since when steps have followed one another; they come in order."""
 
-    __slots__ = ("_end", "_limit", "_used")
+    __slots__ = ("_began", "_credit", "_end", "_limit")
 
     def __init__(self, limit: PowerLimit) -> None:
         self._limit = limit
-        self._used = self._end = 0
+        self._credit = limit.credit_ns
+        self._began = self._end = 0
 
-    def slowed_ns(self, start: int, price: int) -> int:
+    def slowed_ns(self, tokens: int, start: int, price: int) -> int:
         """Change. How much longer than ``price`` a step takes on the device that starts at ``start``; all in nanoseconds."""
         limit = self._limit
-        used = self._used
-        if used and (rest := start - self._end) > 0:
-            used -= rest * limit.full_ns // limit.recovery_ns
-            if used < 0:
-                used = 0
-        over = used + price - limit.full_ns
-        if over <= 0:
-            self._used, self._end = used + price, start + price
-            return 0
-        more = int((over if over < price else price) * (limit.factor - 1) + 0.5)
-        self._used, self._end = limit.full_ns, start + price + more
-        return more
+        credit = self._credit
+        if (rest := start - self._end) > 0:
+            credit = min(limit.credit_ns, credit + rest * limit.credit_ns // limit.recovery_ns)
+            if rest > PAUSE_NS:
+                self._began = start
+        factor = between(limit.factors, tokens)
+        if factor < limit.sustained and start - self._began >= limit.sustained_after_ns:
+            factor = limit.sustained
+        slowed = int(price * (factor - 1) + 0.5)
+        spared = credit if credit < slowed else slowed
+        self._credit = credit - spared
+        self._end = start + price + slowed - spared
+        return slowed - spared

@@ -144,15 +144,19 @@ def _power_limit(data: Any, where: str) -> PowerLimit | None:
     if data is None:
         return None
     data = dict(data) if isinstance(data, dict) else data
-    full, recovery = (_time(_take(data, key, "0 s", where), f"{where}.{key}") for key in ("full", "recovery"))
-    factor = float(_take(data, "factor", 1.0, where))
+    credit, recovery, after = (
+        _time(_take(data, key, "0 s", where), f"{where}.{key}")
+        for key in ("credit", "recovery", "sustained_after")
+    )
+    sustained = float(_take(data, "sustained", 1.0, where))
+    factors = tuple((int(tokens), float(factor)) for tokens, factor in _take(data, "factors", [], where))
     if data:
         raise ScenarioError(f"{where}.{next(iter(data))}: unknown key")
-    if recovery <= 0 or factor < 1:
+    if recovery <= 0 or not factors or min(sustained, *(factor for _, factor in factors)) < 1:
         raise ScenarioError(
-            f"{where}: expected recovery > 0 s and factor >= 1, found {recovery} ns and {factor}"
+            f"{where}: expected recovery > 0 s and factors [tokens, factor >= 1], found {recovery} ns and {factors}"
         )
-    return PowerLimit(full, recovery, factor)
+    return PowerLimit(factors, credit, recovery, sustained, after)
 
 
 def _is_static(own: Any, where: str, wanted: str | None) -> bool:

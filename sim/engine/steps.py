@@ -242,7 +242,7 @@ class Steps(Admission):
             priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels)), share)
             self.cost.account(priced, 0, 1)
             price = int(priced.step_ns[0])
-        if clocks is not None and (slowed := clocks.slowed_ns(start, price)):
+        if clocks is not None and (slowed := clocks.slowed_ns(step_tokens, start, price)):
             self.cost.account_engine(slowed)
             price += slowed
         end = self._join_loads(start, price, loads) if loads else start + price

@@ -15,6 +15,7 @@ import numpy as np
 
 from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.clocks import Clocks
 from kvsim.engine.spec import EngineSpec
 from kvsim.engine.timing import lay_out
 from kvsim.validate.measured import MeasuredRun
@@ -80,6 +81,7 @@ def predicted_s(steps: list[Step], cost: CostModel, engine: EngineSpec) -> list[
     """When the thread reads each step's output, if it always has the next step to launch."""
     at, end = 0, 0
     ends, decided, busy = [], [], []
+    clocks = Clocks(engine.power_limit) if engine.power_limit else None
     for step in steps:
         sequences = step.decodes + len(step.prefills)
         attach = step.attached_tokens * engine.cached_token_ns
@@ -87,11 +89,13 @@ def predicted_s(steps: list[Step], cost: CostModel, engine: EngineSpec) -> list[
         cpu += step.started * engine.cpu_request_ns
         if at:  # before, an idle engine took them in
             cpu += step.started_tokens * engine.intake_token_ns
-        prices = [price_ns(step, cost)]
+        price = price_ns(step, cost)
+        if clocks and step.prefills and step.tokens > engine.graph_tokens:
+            price += clocks.slowed_ns(step.tokens, max(end, at + engine.launch_ns + attach), price)
         boundaries, device = lay_out(
             at,
             end,
-            prices,
+            [price],
             engine.launch_ns + attach,
             cpu,
             engine.output_ns(sequences),

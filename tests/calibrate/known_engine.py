@@ -35,8 +35,8 @@ device:
   graphs: [[1, 1.455], [8, 1.55], [32, 1.75]]
   kv_read: 2500 GB/s
   mixed_attention_factor: 1.3
-  sustained_factor: 1.06
-  sustained_after: 700 ms
+  power_limit: {factors: [[3000, 1.1], [8192, 1.06]], credit: 5 ms, recovery: 80 ms, sustained: 1.08,
+                sustained_after: 700 ms}
 copies: {link: pcie-gen5-x16, load_operation: 900 ns, load_latency: 80 us, store_operation: 1300 ns, store_latency: 0 ns}
 """
 META: dict[str, Any] = {

@@ -50,6 +50,8 @@ SHIPPED = [
         "vllm-0.24.0_h100-sxm_batches",
         "vllm-0.24.0_h100-sxm_sustained",
         "vllm-0.24.0_h100-sxm_fp8",
+        "vllm-0.24.0_h100-sxm_irregular_1",
+        "vllm-0.24.0_h100-sxm_irregular_2",
     )
 ]
 PROFILE = ROOT / "sim" / "engine" / "profiles" / "vllm-0.24.0.yaml"
@@ -155,7 +157,8 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert device["kv_read_bytes_per_s"] == pytest.approx(2.5e12, rel=0.002)
     [(pairs, factor)] = device["uneven"]
     assert pairs == 8 * 8 and factor == pytest.approx(1.0, rel=0.005)
-    assert device["sustained_factor"] == pytest.approx(1.06, abs=0.01)
+    assert dict(device["power_limit"].factors) == pytest.approx({3000: 1.1, 8192: 1.06}, abs=0.01)
+    assert device["power_limit"].sustained == pytest.approx(1.08, abs=0.01)
     assert host["eager_cpu"] == pytest.approx(28e6, rel=0.005)  # but for what starting a request takes
     assert host["piecewise_cpu"] == pytest.approx(16e6, rel=0.005)
     assert host["tail"] == pytest.approx(3e6, rel=0.01)
@@ -234,11 +237,11 @@ def test_missing_parts_are_reported_and_not_invented(known_runs: Path) -> None:
     wanted = ["solo", "inject_b8", "inject_b32", *(f"decode_b{b}_c{c}" for b in (1, 8) for c in (256, 2048))]
     fit = fit_on(known_runs, [f"sim.{name}" for name in wanted])
     assert fit.device["uneven"] == []
-    assert fit.device["sustained_factor"] == 1.0
+    assert {factor for _, factor in fit.device["power_limit"].factors} == {1.0}
     assert fit.copies == base_spec(read_run(known_runs, "sim.solo")).copies  # the base profile's
     notes = "\n".join(fit.notes)
     assert "not identifiable: uneven (" in notes
-    assert "not identifiable: sustained_factor" in notes
+    assert "not identifiable: power_limit" in notes
     assert "not identifiable: cpu_request, cached_token" in notes
 
 

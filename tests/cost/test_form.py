@@ -20,9 +20,7 @@ from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
 from kvsim.model.load import load_model
 
-TERMS = EngineTerms(
-    step_ns=480_000.3, prefill_factor=1.013, sustained_factor=1.07, mixed_attention_factor=1.2
-)
+TERMS = EngineTerms(step_ns=480_000.3, prefill_factor=1.013, mixed_attention_factor=1.2)
 PROMPT = Kernel("prefill_attention", {"new": 700, "past": 300})
 
 
@@ -78,7 +76,7 @@ def works(draw: st.DrawFn) -> StepWork:
             x = int(x[0])
         items.append(FORMS[name](num).at(x))
     if steps == 1 and draw(st.booleans()):
-        return StepWork(1, num + 700, num, (*items, PROMPT), draw(st.booleans()))
+        return StepWork(1, num + 700, num, (*items, PROMPT))
     return StepWork(steps, num, num, tuple(items))
 
 

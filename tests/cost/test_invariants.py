@@ -20,9 +20,7 @@ from kvsim.cost.work import Kernel, Ramp, StepWork, column
 from kvsim.hardware.load import load_gpu
 from kvsim.model.load import load_model
 
-TERMS = EngineTerms(
-    step_ns=480_000.3, prefill_factor=1.013, sustained_factor=1.07, mixed_attention_factor=1.2
-)
+TERMS = EngineTerms(step_ns=480_000.3, prefill_factor=1.013, mixed_attention_factor=1.2)
 
 
 @cache
@@ -78,7 +76,7 @@ def test_ramps_arrays_and_scalars_have_one_price(work: StepWork) -> None:
 chunks = st.lists(st.tuples(st.integers(0, 8_192), st.integers(0, 30_000)), min_size=1, max_size=4)
 
 
-@given(decode_runs(most_steps=1), chunks, st.booleans())
+@given(decode_runs(most_steps=1), chunks)
 @settings(deadline=None)
 def test_one_mixed_step_costs_the_same_as_arrays_of_one(
     work: StepWork, found: list[tuple[int, int]], decodes: bool
@@ -106,15 +104,15 @@ def pair() -> tuple[KernelCostModel, KernelCostModel]:
     return first, second
 
 
-@given(st.tuples(st.integers(0, 400), st.integers(1, 9_000)), chunks, st.booleans())
+@given(st.tuples(st.integers(0, 400), st.integers(1, 9_000)), chunks)
 @settings(deadline=None)
 def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
-    decodes: tuple[int, int], found: list[tuple[int, int]], sustained: bool
+    decodes: tuple[int, int], found: list[tuple[int, int]]
 ) -> None:
     num_seqs, sum_context = decodes[0], decodes[0] * decodes[1]
     some = [(max(1, new), past) for new, past in found]
     tokens = num_seqs + sum(new for new, _ in some)
-    arguments = tokens, num_seqs, sum_context, some, num_seqs + len(some), sustained
+    arguments = tokens, num_seqs, sum_context, some, num_seqs + len(some)
     models = pair()
     before = models[0].used_ns()
     looked = models[0].mixed_ns(*arguments, counts=False)

@@ -83,15 +83,13 @@ def test_gemm_rows_between_grid_points(tiny: Make) -> None:
 
 
 def test_engine_terms(tiny: Make) -> None:
-    terms = EngineTerms(step_ns=1_000, prefill_factor=1.25, sustained_factor=1.5, mixed_attention_factor=2.0)
+    terms = EngineTerms(step_ns=1_000, prefill_factor=1.25, mixed_attention_factor=2.0)
     model = tiny(terms=terms)
     assert times(model, decode(1, 1)) == [LINEAR + 8_000 + 1_000]  # a decode step is not scaled
     mixed = prefill((4, 0), also=decode(1, 1).kernels)
-    # linear + 2 x (8 - 4) us + 2 x decode, in whole steps x 1.25, in sustained prefill x 1.5 on top
+    # linear + 2 x (8 - 4) us + 2 x decode, in whole steps x 1.25
     kernels_ns = LINEAR + 8_000 + 2 * 8_000
     assert times(model, mixed) == [1.25 * kernels_ns + 1_000]
-    assert times(model, mixed._replace(sustained=True)) == [1.5 * 1.25 * kernels_ns + 1_000]
-    assert times(model, decode(1, 1)._replace(sustained=True)) == times(model, decode(1, 1))
 
 
 def test_measured_decode_terms(tiny: Make) -> None:

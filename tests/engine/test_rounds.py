@@ -34,6 +34,8 @@ class Linear(CostModel):
     def account(self, priced: Priced, start: int, stop: int) -> int:
         return sum(priced.step_ns[start:stop])
 
+    def account_engine(self, time_ns: int) -> None: ...
+
     def used_ns(self) -> dict[tuple[str, str], int]:
         return {}
 

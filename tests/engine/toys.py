@@ -62,6 +62,9 @@ class ToyCost(CostModel):
         self.accounted += counted_ns
         return counted_ns
 
+    def account_engine(self, time_ns: int) -> None:
+        self.accounted += time_ns
+
     def used_ns(self) -> dict[tuple[str, str], int]:
         return {("toy", "measured"): self.accounted}
 
