@@ -254,7 +254,7 @@ class KernelCostModel(CostModel):
 
     def account_engine(self, time_ns: int) -> None:
         self._usage.steps_ns += time_ns
-        self._usage.add(self._usage.engine, time_ns)
+        self._engine_spent.ns += time_ns
 
     def used_ns(self) -> dict[Key, int]:
         return self._usage.total_ns()

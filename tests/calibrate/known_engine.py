@@ -30,7 +30,7 @@ host:
    graph_tokens: 512, piecewise_cpu: 16 ms, eager_cpu: 28 ms,
    tail: 3 ms, load_decisions: 2, front_in: 1.5 ms, front_out: 1.5 ms}
 device:
-  step: 420 us
+  step: 385 us
   prefill_factor: 1.05
   graphs: [[1, 1.455], [8, 1.55], [32, 1.75]]
   kv_read: 2500 GB/s
