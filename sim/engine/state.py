@@ -49,11 +49,11 @@ class ReplicaState(Services):
 
     # more attributes than Python keeps quickly without: these are looked at at every step
     __slots__ = (
-        "_alarm", "_arrives", "_at", "_blocked", "_budget", "_closed", "_copies_from", "_decided", "_decode_host",
+        "_alarm", "_arrives", "_at", "_blocked", "_budget", "_clocks", "_closed", "_copies_from", "_decided", "_decode_host",
         "_deep", "_device_end", "_due", "_frees_late", "_gone", "_head_changes", "_horizon", "_in_flight", "_last",
         "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests", "_outstanding_tokens",
-        "_plain", "_plain_decodes", "_prefill_began", "_prefill_end", "_priority", "_pushes", "_rings", "_run",
-        "_runs", "_shares", "_spares_reads", "_step_ns", "_sustained_after", "_swaps", "_swaps_end", "_tap",
+        "_plain", "_plain_decodes", "_priority", "_pushes", "_rings", "_run", "_runs", "_shares", "_spares_reads",
+        "_step_ns", "_swaps", "_swaps_end", "_tap",
         "_to_free", "batch", "check", "cost", "engine", "env", "evicted_before", "fetching", "finishing", "handed",
         "index", "joins", "links", "loaded", "loading", "manager", "num_events", "num_kept", "num_moving",
         "num_pushed_out", "on_idle", "owner", "partial", "peers", "polled", "recomputed_tokens", "running",
