@@ -76,7 +76,7 @@ def test_ramps_arrays_and_scalars_have_one_price(work: StepWork) -> None:
 chunks = st.lists(st.tuples(st.integers(0, 8_192), st.integers(0, 30_000)), min_size=1, max_size=4)
 
 
-@given(decode_runs(most_steps=1), chunks)
+@given(decode_runs(most_steps=1), chunks, st.booleans())
 @settings(deadline=None)
 def test_one_mixed_step_costs_the_same_as_arrays_of_one(
     work: StepWork, found: list[tuple[int, int]], decodes: bool
