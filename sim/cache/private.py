@@ -66,7 +66,7 @@ class PrivatePrefixes(Paged):
 
     def admit(self, request: Request, plan: Plan) -> bool:
         found = plan.cached_tokens // self.block_tokens
-        if blocks_for(request.prompt_tokens, self.block_tokens) > self.num_free_blocks:
+        if blocks_for(request.prompt_tokens, self.block_tokens) > self.free_blocks + self.num_evictable:
             return False
         if found:
             request.kv.blocks -= found
@@ -74,6 +74,18 @@ class PrivatePrefixes(Paged):
         if request.kv is not None:
             self._wants_no_more(request.kv)
             request.kv = None
+        return True
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        before, size = request.cached + request.computed, self.block_tokens
+        need = -before // size - -(before + tokens) // size  # more whole blocks, rounded up
+        left = self.free_blocks - need
+        if left >= 0:
+            self.free_blocks = left
+            return True
+        if left + self.num_evictable < 0:
+            return False
+        self._take(need)
         return True
 
     def decode_steps(self, batch: Batch, steps: int) -> int:

@@ -185,7 +185,7 @@ class Steps(Admission):
             attach += request.input_tokens * engine.cached_token_ns
             hold += request.input_tokens * engine.cached_token_ns + engine.cpu_request_ns
 
-        complete: list[Request] = list(joined)  # their next token comes later than the others'
+        complete: list[Request] = [*joined]  # their next token comes later than the others'
         chunks: list[tuple[int, int]] = []
         step_tokens = decodes
         for request, tokens in prefills:
@@ -208,8 +208,10 @@ class Steps(Admission):
                 batch.add(request, request.pad_input + request.input_tokens + generated, remaining)
             else:
                 finished.append(request)
-        if complete or finished:
+        if finished:
             self._finish_later(complete, finished)
+        elif complete:
+            self._last = complete, finished
         if not step_tokens:
             self._nothing(now, preempted)
             return
@@ -253,9 +255,11 @@ class Steps(Admission):
             boundary = free
         run = self._run = self._runs
         run.fused, run.output = False, None
-        run.steps, run.boundaries, run.end, run.decodes = 1, (boundary,), end, decodes - len(joined)
+        if joined:
+            decodes -= len(joined)
+        run.steps, run.boundaries, run.end, run.decodes = 1, (boundary,), end, decodes
         closed = self._closed
-        closed.append((None, 1, price, boundary - now, run.decodes, None))
+        closed.append((None, 1, price, boundary - now, decodes, None))
         if len(closed) >= RUNS_AT_ONCE:
             self.tally.settle()
         self._next = boundary
