@@ -186,7 +186,7 @@ def engine(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit host overhead, CUDA graph bases and mixed and sustained factors to microbenchmarks of an engine."""
+    """Fit host overhead, CUDA graph bases and prefill factors and the GPU's power limit to microbenchmarks of an engine."""
     from kvsim.calibrate.engines.engine_profile import profile_text, report_lines, write_profile
     from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
     from kvsim.engine.profile import load_engine
