@@ -56,7 +56,9 @@ class EngineSpec:
     inputs_after_loads: bool = (
         False  # a step's inputs come over the copy engine of loads, behind earlier ones
     )
-    power_limit: PowerLimit | None = None
+    power_limit: PowerLimit | None = (
+        None  # of the GPU, in steps with prefill of more than graph_tokens tokens
+    )
     front_in_ns: int = 0
     front_out_ns: int = 0
     copies: Copies | None = None  # between HBM and host memory; None = as the link says
