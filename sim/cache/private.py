@@ -53,6 +53,9 @@ class PrivatePrefixes(Paged):
     def num_free_blocks(self) -> int:
         return self.free_blocks + self.num_evictable
 
+    def fits(self, request: Request) -> bool:
+        return -(-request.kv_tokens // self.block_tokens) <= self.capacity_blocks
+
     def match(self, request: Request) -> Plan:
         tokens, run = request.prompt_tokens, request.kv
         if run is None:

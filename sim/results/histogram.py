@@ -51,13 +51,17 @@ class DurationHistogram:
 
         They do not fall, and there is one at least. The sequences are kept for a while: they must not change.
         """
-        for times, count in zip(times_ns, counts, strict=True):
-            if type(times) is list:
-                self._times.append(times)
-                self._times_count.append(count)
-            else:
-                self._arrays.append(np.asarray(times, dtype=np.int64))
-                self._arrays_count.append(count)
+        if set(map(type, times_ns)) == {list}:
+            self._times += times_ns  # type: ignore[arg-type]
+            self._times_count += counts
+        else:
+            for times, count in zip(times_ns, counts, strict=True):
+                if type(times) is list:
+                    self._times.append(times)
+                    self._times_count.append(count)
+                else:
+                    self._arrays.append(np.asarray(times, dtype=np.int64))
+                    self._arrays_count.append(count)
         self._num_pending += sum(map(len, times_ns))
         if self._num_pending >= PENDING:
             self._compact()
