@@ -25,26 +25,39 @@ class PowerLimit:
 class Clocks:
     """What is left of the credit, and since when steps have followed one another; they come in order."""
 
-    __slots__ = ("_began", "_credit", "_end", "_limit")
+    __slots__ = ("_began", "_credit", "_end", "_limit", "_slower")
 
     def __init__(self, limit: PowerLimit) -> None:
         self._limit = limit
         self._credit = limit.credit_ns
         self._began = self._end = 0
+        self._slower: dict[int, float] = {}  # by tokens: what the factor adds
 
     def slowed_ns(self, tokens: int, start: int, price: int) -> int:
         """Change. How much longer than ``price`` a step takes on the device that starts at ``start``; all in nanoseconds."""
         limit = self._limit
         credit = self._credit
-        if (rest := start - self._end) > 0:
-            credit = min(limit.credit_ns, credit + rest * limit.credit_ns // limit.recovery_ns)
+        rest = start - self._end
+        if rest > 0:
+            if rest >= limit.recovery_ns:
+                credit = limit.credit_ns
+            else:
+                credit += rest * limit.credit_ns // limit.recovery_ns
+                if credit > limit.credit_ns:
+                    credit = limit.credit_ns
             if rest > PAUSE_NS:
                 self._began = start
-        factor = between(limit.factors, tokens)
-        if factor < limit.sustained and start - self._began >= limit.sustained_after_ns:
-            factor = limit.sustained
-        slowed = int(price * (factor - 1) + 0.5)
-        spared = credit if credit < slowed else slowed
-        self._credit = credit - spared
-        self._end = start + price + slowed - spared
-        return slowed - spared
+        slower = self._slower.get(tokens)
+        if slower is None:
+            slower = self._slower[tokens] = between(limit.factors, tokens) - 1
+        if start - self._began >= limit.sustained_after_ns and slower < limit.sustained - 1:
+            slower = limit.sustained - 1
+        slowed = int(price * slower + 0.5)
+        if slowed <= credit:
+            self._credit = credit - slowed
+            self._end = start + price
+            return 0
+        self._credit = 0
+        slowed -= credit
+        self._end = start + price + slowed
+        return slowed
