@@ -17,6 +17,7 @@ from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.entities import Request
 
 Ints = np.ndarray[Any, Any]  # int64
+REMEMBERED = 1 << 15  # prompts, about a KiB each
 
 
 class Stays:
@@ -122,5 +123,7 @@ class HeldPages:
             found = Stays(
                 size, self._growing_slices[:1], least, max(constant, default=0), max(apart, default=0)
             )
+        if len(self._stays) >= REMEMBERED:  # where each request has its own ratio, few come again
+            self._stays.clear()
         self._stays[prompt if ratio is None else (prompt, ratio)] = found
         return found

@@ -14,7 +14,7 @@ from kvsim.cost.lines import ROUNDING, rounded
 from kvsim.cost.merged import Merged, Pieces
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
-from kvsim.cost.work import Kernel, Ramp
+from kvsim.cost.work import Kernel, Ramp, listed
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
@@ -58,8 +58,8 @@ class Joint:
                         return None
                 base += line.base + line.slope * x
             else:
-                if type(x) is not list:
-                    x = x.tolist()
+                if type(x) is not list:  # an array, or a float or a number of numpy's
+                    x = listed(x, steps)
                 if not line.first <= x[0] <= line.last:
                     line = pieces.at(x[0])  # type: ignore[assignment]
                 if line is None or min(x) < line.first or max(x) > line.last:

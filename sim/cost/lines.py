@@ -130,7 +130,7 @@ def _on_lines(
             if type(x) is not list:
                 array, x = x, written.get(id(x))
                 if x is None:
-                    x = written[id(array)] = array.tolist()
+                    x = written[id(array)] = listed(array, steps)
                 uses[at] = line, x, num, group, lane
             if max(x) > line.last or min(x) < line.first:
                 return _leading(x, line)

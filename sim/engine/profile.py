@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,14 @@ def load_engine(
         data = parse_yaml((files("kvsim.engine") / "profiles" / f"{name}.yaml").read_text())
     where = f"engine profile {name}"
     take = partial(_take, where=where)
-    host, device = dict(take(data, "host", {})), dict(take(data, "device", {}))
-    by_kv_dtype = take(data, "device_by_kv_dtype", {})
-    device.update(by_kv_dtype.get(kv_dtype, {}))
+    host, device, copies, by_kv_dtype = (
+        _part(data, key, where) for key in ("host", "device", "copies", "device_by_kv_dtype")
+    )
+    own_terms = kv_dtype in by_kv_dtype
+    device.update(_part(by_kv_dtype, kv_dtype, f"{where}: device_by_kv_dtype"))
     at_home, own_model = take(data, "gpu", "") in ("", gpu), take(data, "model", "") in ("", model)
-    own = kv_dtype in ("", take(data, "kv_dtype", kv_dtype), *by_kv_dtype) and own_model
+    own = (kv_dtype in ("", take(data, "kv_dtype", kv_dtype)) or own_terms) and own_model
     times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
-    copies = dict(take(data, "copies", {}))
     copy_ns = {
         f"{key}_ns": _time(take(copies, key, "0 s"), f"{where}: copies.{key}") for key in COPIES if copies
     }
@@ -107,9 +109,11 @@ def load_engine(
         if async_scheduling is None
         else async_scheduling,
         static_batch=_is_static(take(data, "batching", "continuous"), where, batching),
-        graph_tokens=int(take(host, "graph_tokens", max_num_batched_tokens)),
+        graph_tokens=_whole(
+            take(host, "graph_tokens", max_num_batched_tokens), f"{where}: host.graph_tokens"
+        ),
         power_limit=_power_limit(take(device, "power_limit", None), f"{where}: device.power_limit"),
-        load_decisions=int(take(host, "load_decisions", 0)),
+        load_decisions=_whole(take(host, "load_decisions", 0), f"{where}: host.load_decisions"),
         inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
         copies=Copies(str(take(copies, "link", "")), **copy_ns) if copies else None,
         queue=queue,
@@ -117,17 +121,22 @@ def load_engine(
         **times,
     )
     data.pop("async_scheduling", None)
-    rate, graphs = take(device, "kv_read", None), take(device, "graphs", [])
+    rate = take(device, "kv_read", None)
+    points = {
+        key: _points(take(device, key, []), f"{where}: device.{key}")
+        for key in ("graphs", "uneven", "shared")
+    }
+    sizes = f"{where}: device.graph_sizes"
     terms = EngineTerms(
         **{
             f"{key}_ns": float(_time(take(device, key, "0 s"), f"{where}: device.{key}"))
             for key in DEVICE_TIMES
         },
-        **{key: float(take(device, key, 1.0)) for key in DEVICE_FACTORS},
-        graph_factors=tuple((int(tokens), float(factor)) for tokens, factor in graphs) if at_home else (),
-        uneven_factors=tuple((int(pairs), float(factor)) for pairs, factor in take(device, "uneven", [])),
-        shared_factors=tuple((int(pairs), float(factor)) for pairs, factor in take(device, "shared", [])),
-        graph_sizes=tuple(map(int, take(device, "graph_sizes", []))),
+        **{key: _number(take(device, key, 1.0), f"{where}: device.{key}") for key in DEVICE_FACTORS},
+        graph_factors=points["graphs"] if at_home else (),
+        uneven_factors=points["uneven"],
+        shared_factors=points["shared"],
+        graph_sizes=tuple([_whole(size, sizes) for size in _listed(take(device, "graph_sizes", []), sizes)]),
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
         if at_home and own and rate
         else 0.0,
@@ -148,15 +157,54 @@ def _power_limit(data: Any, where: str) -> PowerLimit | None:
         _time(_take(data, key, "0 s", where), f"{where}.{key}")
         for key in ("credit", "recovery", "sustained_after")
     )
-    sustained = float(_take(data, "sustained", 1.0, where))
-    factors = tuple((int(tokens), float(factor)) for tokens, factor in _take(data, "factors", [], where))
+    sustained = _number(_take(data, "sustained", 1.0, where), f"{where}.sustained")
+    factors = _points(_take(data, "factors", [], where), f"{where}.factors")
     if data:
         raise ScenarioError(f"{where}.{next(iter(data))}: unknown key")
     if recovery <= 0 or not factors or min(sustained, *(factor for _, factor in factors)) < 1:
         raise ScenarioError(
-            f"{where}: expected recovery > 0 s and factors [tokens, factor >= 1], found {recovery} ns and {factors}"
+            f"{where}: expected recovery > 0 s, factors [tokens, factor >= 1] and sustained >= 1, "
+            f"found {recovery} ns, {list(map(list, factors))} and {sustained:g}"
         )
     return PowerLimit(factors, credit, recovery, sustained, after)
+
+
+def _part(data: Any, key: str, where: str) -> dict[str, Any]:
+    """Change. The keys and values that ``data`` has at ``key``, taken from it; {} = there is no such key."""
+    found = _take(data, key, {}, where)
+    if not isinstance(found, dict):
+        raise ScenarioError(f"{where}: {key}: expected keys and values, found {found!r}")
+    return dict(found)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ScenarioError(f"{where}: expected a number, found {value!r}")
+    return float(value)
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ScenarioError(f"{where}: expected a whole number, 0 or more, found {value!r}")
+    return value
+
+
+def _listed(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ScenarioError(f"{where}: expected a list, found {value!r}")
+    return value
+
+
+def _points(value: Any, where: str) -> tuple[tuple[int, float], ...]:
+    """[number, factor] pairs, the numbers rising."""
+    found = []
+    for pair in _listed(value, where):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ScenarioError(f"{where}: expected pairs [number, factor], found {pair!r}")
+        found.append((_whole(pair[0], where), _number(pair[1], where)))
+        if len(found) > 1 and found[-1][0] <= found[-2][0]:
+            raise ScenarioError(f"{where}: numbers have to rise, found {found[-2][0]} before {found[-1][0]}")
+    return tuple(found)
 
 
 def _is_static(own: Any, where: str, wanted: str | None) -> bool:

@@ -16,8 +16,13 @@ def engine_of_rounds(engine: EngineSpec, parallel: Parallel, async_scheduling: b
     """
     if parallel.shares == 1:
         return engine
+    limit = engine.power_limit
+    if limit is not None:  # a GPU has its share of a round's tokens
+        factors = tuple([(tokens * parallel.shares, factor) for tokens, factor in limit.factors])
+        limit = dataclasses.replace(limit, factors=factors)
     return dataclasses.replace(
         engine,
+        power_limit=limit,
         max_num_seqs=engine.max_num_seqs * parallel.data,
         max_num_batched_tokens=engine.max_num_batched_tokens * parallel.shares,
         graph_tokens=engine.graph_tokens * parallel.shares,

@@ -96,6 +96,8 @@ class Tally:
         """Change. A fused run is over."""
         steps, boundaries = run.steps, run.boundaries
         first = boundaries[0]
+        if type(first) is not int:  # a long run has arrays; sums of nanoseconds stay plain numbers
+            first = int(first)
         busy_ns = run.end - first if run.ends is None else run.busy_ns(steps)
         times = boundaries if steps > 1 else None
         self.closed.append((run.priced, steps, busy_ns, first - run.began, run.decodes, times))

@@ -128,6 +128,17 @@ def test_where_rounding_is_in_doubt_a_step_is_priced_kernel_by_kernel(
                 assert list(priced.price(work).step_ns) == steps, name
 
 
+@pytest.mark.parametrize("x", [np.int64(40_000), 40_000.0, np.array([40_000] * 3)])
+def test_numbers_of_any_kind_may_say_where_a_form_is(x: Any) -> None:
+    for name, form in FORMS.items():
+        for steps in (1, 3):
+            at = x[:steps] if isinstance(x, np.ndarray) else x
+            of_int, found = (FORMED.price(StepWork(steps, 9, 9, (form(9).at(u),))) for u in (40_000, at))
+            assert list(found.step_ns) == list(of_int.step_ns), name
+            counted = [FORMED.account(priced, 0, steps) for priced in (of_int, found)]
+            assert counted[0] == counted[1], name
+
+
 def test_what_the_profile_lacks_is_refused_by_name() -> None:
     work = StepWork(1, 9, 9, (FORMS["two sums"](9).at(40_000),))
     with pytest.raises(CalibrationError, match="kernel method with num_bytes=120005 would be extrapolated"):

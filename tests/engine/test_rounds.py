@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from kvsim.cluster.simulation import build_simulation, play
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.shares import SharedSteps
 from kvsim.cost.work import StepWork
+from kvsim.engine.clocks import Clocks, PowerLimit
 from kvsim.engine.rounds import engine_of_rounds
 from kvsim.model.parallel import Parallel
 
@@ -149,3 +151,14 @@ def test_rounds_are_near_the_pipeline(
         errors.append([a / b - 1 for a, b in zip(near, exact, strict=True)])
     found = np.abs(np.mean(errors, axis=0))
     assert (found <= (ttft, tpot, makespan)).all(), found
+
+
+@pytest.mark.parametrize("parallel", [Parallel(pipeline=4), Parallel(data=2)])
+def test_a_round_is_slowed_as_the_shares_of_its_gpus(parallel: Parallel) -> None:
+    limit = PowerLimit(((1000, 1.2), (8000, 1.0)), credit_ns=0, recovery_ns=1)
+    engine = dataclasses.replace(toy_engine(), power_limit=limit)
+    of_rounds = engine_of_rounds(engine, parallel, None).power_limit
+    assert of_rounds is not None
+    for tokens in (500, 2000, 8000):
+        alone = Clocks(limit).slowed_ns(tokens, 0, 1_000_000)
+        assert Clocks(of_rounds).slowed_ns(tokens * parallel.shares, 0, 1_000_000) == alone

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kvsim.cache import held_pages
 from kvsim.cache.held_pages import HeldPages
 from kvsim.cache.parts.span import KvShape
 from kvsim.cache.parts.tokens import TokenPolicy
@@ -47,6 +48,15 @@ def test_pages_are_those_of_all_classes(name: str, apart: bool) -> None:
                 prompt,
                 context,
             )
+
+
+def test_what_is_remembered_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = TokenPolicy(SHAPE, Tokens.model_validate({**WINDOW, "ratios": [0.2, 0.4]}))
+    monkeypatch.setattr(held_pages, "REMEMBERED", 8)
+    pages, again = (HeldPages(policy, SIZE, True) for _ in range(2))
+    held = [pages.held(30, 40, i / 100) for i in range(10, 40)]
+    assert len(pages._stays) <= 8
+    assert [again.held(30, 40, i / 100) for i in range(10, 40)] == held
 
 
 def test_what_a_batch_begins_is_what_its_requests_hold_more() -> None:
