@@ -28,4 +28,4 @@ def test_the_manager_that_the_docs_show() -> None:
     assert fused.replicas[0].num_events < single.replicas[0].num_events
     batch = Batch(4)
     batch.add(Request(0, 0, 30, 9, [], []), 30, 9)
-    assert all(type(item) is Formed for item in make(cache).decode_work(batch, 3))
+    assert [type(item) for item in make(cache).decode_work(batch, 3)] == [Formed, Formed]
