@@ -14,7 +14,7 @@ from kvsim.model.spec import DTYPE_BYTES
 
 # Rows. cuBLAS takes another kernel every few rows, and times go up and down with it by 40 % (docs/calibration.md). Up to 512
 # tokens an engine runs in CUDA graphs of few sizes: those, exactly. Above, any number of tokens comes: odd ones, since
-# multiples of 32, which hardly come, take up to 15 % longer than their neighbours. And the usual token budgets.
+# multiples of 32, which hardly come, take up to 13 % longer than their neighbours. And the usual token budgets.
 GRAPHS = (1, 2, 4, *range(8, 257, 8), *range(272, 513, 16))
 BUDGETS = (1024, 2048, 4096, 8192)
 FULL = tuple(sorted((*GRAPHS, 513, *range(521, 2300, 16), *range(2345, 8192, 64), *BUDGETS, 16384)))

@@ -106,12 +106,8 @@ class PrivatePrefixes(Paged):
         left = self.free_blocks - blocks
         if left >= 0:
             self.free_blocks = left
-            return
-        self.free_blocks = 0
-        self.num_evictable += left
-        self.num_evicted -= left
-        if self._freed:
-            self._evict(-left)
+        else:
+            self._take(blocks)
 
     def _take(self, blocks: int) -> None:
         """Empty blocks first, then evicted ones."""
