@@ -157,7 +157,8 @@ class CacheManager(ABC):
     can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
     ``swaps``: :meth:`swap_out` and what belongs to it are there, and the engine calls them; of ``parts`` "swap" says
     that they can be. ``in_one_piece``: the KV of a request has one range of addresses. ``watches_decodes``: begin_decode and
-    end_decode are called on every GPU, not only where an engine spares reads. ``takes_options``: it reads ``config.options``
+    end_decode are called on every GPU, not only where an engine spares reads; ``reads_alone``: nowhere, as no two requests read
+    the same KV. ``takes_options``: it reads ``config.options``
     and refuses those that it does not know; else any is refused for it.
     """
 
@@ -171,6 +172,7 @@ class CacheManager(ABC):
     batching: frozenset[str] = frozenset({"continuous"})
     parts: frozenset[str] = frozenset()
     watches_decodes: bool = False
+    reads_alone: bool = False
     takes_options: bool = False
     hands_over: bool = False
     in_one_piece: bool = False

@@ -65,6 +65,7 @@ class PrefixTreeManager(Paged):
         policy = eviction_policy(config.eviction)
         counts = config.only_counts and not self.keeps_nodes
         self.tree = (PrivateTree if counts else PrefixTree)(config.block_tokens, policy)
+        self.reads_alone = counts
         self.tiers = TierStack(config, self.block_bytes, self)
         policies = [tree.policy for tree in self._trees()]
         capacities = [self.capacity_blocks, *(tier.capacity_blocks for tier in self.tiers.tiers)]
@@ -178,7 +179,7 @@ class PrefixTreeManager(Paged):
     def _room(self, request: Request, found: Found) -> tuple[int, int]:
         """Look. Blocks that the prompt needs beyond those found in HBM, and how many of them loads fill."""
         need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
-        return need, sum(load.end - load.start for load in found.loads)
+        return need, sum([load.end - load.start for load in found.loads]) if found.loads else 0
 
     def can_resume(self, request: Request) -> bool:
         held: Held = request.kv

@@ -14,6 +14,9 @@ from kvsim.cache.eviction import QueuesPolicy
 from kvsim.cache.node import Node
 from kvsim.cache.tree import PrefixTree
 
+MOST_GONE = 1 << 12  # blocks; beyond, runs are evicted that nobody has asked for
+NOBODY: list[tuple[Node, int, int]] = []
+
 
 class PrivateTree(PrefixTree):
     """Its runs are not linked to the root: a held one is known to its request alone, ``_freed`` has the others."""
@@ -23,10 +26,14 @@ class PrivateTree(PrefixTree):
         self._freed: OrderedDict[int, Node] = (
             OrderedDict()
         )  # by first content id; the least recently used first
+        self._gone = 0  # blocks of the oldest of these that are evicted: taken from them before somebody looks
 
     def match(self, ids: list[int], ends: list[int], limit: int) -> tuple[Node, int]:
+        if ids[0] not in self._freed or not limit:
+            return self.root, 0
+        self._settle()
         run = self._freed.get(ids[0])
-        return (self.root, 0) if run is None or not limit else (run, min(run.end, limit))
+        return (self.root, 0) if run is None else (run, min(run.end, limit))
 
     def evictable_on_path(self, node: Node, blocks: int) -> int:
         return 0 if node.ref else blocks
@@ -57,31 +64,35 @@ class PrivateTree(PrefixTree):
         if leaf.end:
             self.num_evictable += leaf.end
             self._freed[leaf.ids[0]] = leaf
+        if self._gone >= MOST_GONE:
+            self._settle()
 
     def read(self, leaf: Node, readers: int) -> None:
         """Nobody reads what another one does."""
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
+        """Nobody is told of which runs: a manager that wants to know keeps nodes."""
         assert blocks <= self.num_evictable, f"evict {blocks} of {self.num_evictable} evictable blocks"
         self.num_evictable -= blocks
         self.num_blocks -= blocks
         self.num_evicted += blocks
-        gone: list[tuple[Node, int, int]] = []
+        self._gone += blocks
+        return NOBODY
+
+    def _settle(self) -> None:
+        """Change. The oldest runs lose what is evicted, each from its tail."""
+        blocks, self._gone = self._gone, 0
         while blocks:
             oldest = next(iter(self._freed.values()))
-            end = oldest.end
-            if end > blocks:
-                oldest.end = end - blocks
-                gone.append((oldest, end - blocks, end))
-                break
+            if oldest.end > blocks:
+                oldest.end -= blocks
+                return
+            blocks -= oldest.end
             oldest.end = 0
-            gone.append((oldest, 0, end))
-            blocks -= end
             del self._freed[oldest.ids[0]]
-        return gone
 
     def check_integrity(self) -> None:
-        counted = sum(run.end for run in self._freed.values())
+        counted = sum(run.end for run in self._freed.values()) - self._gone
         assert counted == self.num_evictable, f"{counted} blocks were let go, {self.num_evictable} counted"
         assert counted <= self.num_blocks, f"{counted} evictable of {self.num_blocks} blocks"
         assert all(run.end and not run.ref for run in self._freed.values()), "an empty or held run was let go"

@@ -164,7 +164,7 @@ class ReplicaState(Services):
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
         watches = type(manager).begin_decode is not CacheManager.begin_decode
-        self._spares_reads = self.cost.spares_reads and watches
+        self._spares_reads = self.cost.spares_reads and watches and not manager.reads_alone
         if self._spares_reads or manager.watches_decodes:
             batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
