@@ -157,9 +157,9 @@ class CacheManager(ABC):
     can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
     ``swaps``: :meth:`swap_out` and what belongs to it are there, and the engine calls them; of ``parts`` "swap" says
     that they can be. ``in_one_piece``: the KV of a request has one range of addresses. ``watches_decodes``: begin_decode and
-    end_decode are called on every GPU, not only where an engine spares reads; ``reads_alone``: nowhere, as no two requests read
-    the same KV. ``takes_options``: it reads ``config.options``
-    and refuses those that it does not know; else any is refused for it.
+    end_decode are called on every GPU, not only where an engine spares reads; ``reads_alone``: there neither, as no two requests
+    read the same KV. ``takes_options``: it reads ``config.options`` and refuses those that it does not know; else any is refused
+    for it.
     """
 
     services: Services

@@ -15,7 +15,6 @@ from kvsim.cache.node import Node
 from kvsim.cache.tree import PrefixTree
 
 MOST_GONE = 1 << 12  # blocks; beyond, runs are evicted that nobody has asked for
-NOBODY: list[tuple[Node, int, int]] = []
 
 
 class PrivateTree(PrefixTree):
@@ -26,7 +25,8 @@ class PrivateTree(PrefixTree):
         self._freed: OrderedDict[int, Node] = (
             OrderedDict()
         )  # by first content id; the least recently used first
-        self._gone = 0  # blocks of the oldest of these that are evicted: taken from them before somebody looks
+        # blocks of the oldest of these that are evicted: they lose them before somebody looks
+        self._gone = 0
 
     def match(self, ids: list[int], ends: list[int], limit: int) -> tuple[Node, int]:
         if ids[0] not in self._freed or not limit:
@@ -77,7 +77,7 @@ class PrivateTree(PrefixTree):
         self.num_blocks -= blocks
         self.num_evicted += blocks
         self._gone += blocks
-        return NOBODY
+        return []
 
     def _settle(self) -> None:
         """Change. The oldest runs lose what is evicted, each from its tail."""
