@@ -53,6 +53,11 @@ class TraceBuilder:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def arrivals(self) -> array[int]:
+        """Nanoseconds, of each row as added."""
+        return self._columns["arrival_ns"]
+
     def new_id(self) -> int:
         """A content id that nothing else has."""
         return next(self._ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
 import gzip
@@ -20,6 +21,8 @@ from kvsim.workloads.trace import NS_PER_S
 
 MAX_TIME_NS = 100 * 365 * 86_400 * NS_PER_S  # a century: larger means that the unit is wrong
 MAX_TOKENS = 1_000_000_000
+BLOCK_BYTES = 1 << 18  # of a file, read at once
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(slots=True)
@@ -116,33 +119,72 @@ def shown(value: Any) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of a text file, gzip or plain by its first bytes; blank lines are left out.
+    """(line number from 1, line) of a text file; blank lines are left out.
 
     Raises:
-        TraceError: there is no such file, it cannot be read, ends early or is not text.
+        TraceError: as :func:`read_blocks`, or it is not text.
     """
-    number = 0
+    for before, block in read_blocks(path):
+        yield from lines_of(path, block, before)
+
+
+def lines_of(path: Path, block: bytes, before: int) -> Iterator[tuple[int, str]]:
+    """The lines of a block of ``path``, which has ``before`` lines before it, as :func:`read_lines` gives them.
+
+    Raises:
+        TraceError: it is not text.
+    """
+    try:
+        text = block.decode()
+    except UnicodeDecodeError as error:
+        number = before + block.count(b"\n", 0, error.start) + 1
+        raise TraceError(f"{path}:{number}: not UTF-8 text; give a JSON Lines or CSV file") from None
+    for number, line in enumerate(io.StringIO(text, newline=None), before + 1):
+        if not line.isspace():
+            yield number, line
+
+
+def read_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(lines before it, whole lines) of a file, gzip or plain by its first bytes, without the mark of UTF-8.
+
+    Raises:
+        TraceError: there is no such file, it cannot be read or ends early.
+    """
+    before = 0
     try:
         with open(path, "rb") as raw:
             zipped = raw.peek(2)[:2] == b"\x1f\x8b"
-            data = gzip.GzipFile(fileobj=raw) if zipped else raw
-            with io.TextIOWrapper(data, encoding="utf-8-sig") as text:
-                for number, line in enumerate(text, 1):
-                    if not line.isspace():
-                        yield number, line
+            for block in _whole_lines(gzip.GzipFile(fileobj=raw) if zipped else raw):
+                yield before, block if before else block.removeprefix(codecs.BOM_UTF8)
+                before += block.count(b"\n")
     except FileNotFoundError:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         near = did_you_mean(path.name, siblings)
         hint = near if near.startswith("; did") else "; check the path"
         raise TraceError(f"{path}: no such file{hint}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise TraceError(
-            f"{path}:{number + 1}: the gzip data are cut short or damaged ({error}); copy the file again"
+            f"{path}:{before + 1}: the gzip data are cut short or damaged ({error}); copy the file again"
         ) from None
-    except UnicodeDecodeError:
-        raise TraceError(f"{path}:{number + 1}: not UTF-8 text; give a JSON Lines or CSV file") from None
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}; give a readable file") from None
+
+
+def _whole_lines(data: gzip.GzipFile | io.BufferedReader) -> Iterator[bytes]:
+    """Blocks that end with a line; what comes before damaged data still comes."""
+    held = bytearray()
+    try:
+        while piece := data.read1(BLOCK_BYTES):
+            held += piece
+            if len(held) >= BLOCK_BYTES and (end := held.rfind(b"\n") + 1):
+                yield bytes(held[:end])
+                del held[:end]
+    except DAMAGED:
+        if end := held.rfind(b"\n") + 1:
+            yield bytes(held[:end])
+        raise
+    if held:
+        yield bytes(held)
 
 
 def json_rows(path: Path, lines: Iterable[tuple[int, str]] | None = None) -> Iterator[Row]:

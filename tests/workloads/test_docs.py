@@ -14,7 +14,8 @@ import yaml
 from kvsim.workloads import generate, generators, read, readers
 from kvsim.workloads.generators.arrivals import processes
 from kvsim.workloads.generators.draws import distributions
-from kvsim.workloads.readers.kvsim_jsonl import OPTIONAL, REQUIRED
+from kvsim.workloads.lengths import REQUIRED
+from kvsim.workloads.readers.kvsim_jsonl import OPTIONAL
 
 PAGE = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^### `(\w+)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))

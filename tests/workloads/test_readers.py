@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from kvsim.errors import TraceError
-from kvsim.workloads import SEGMENT_KINDS, Trace, read, readers
-from kvsim.workloads.readers import kvsim_jsonl
+from kvsim.workloads import SEGMENT_KINDS, Trace, files, lengths, read, readers
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -50,18 +49,32 @@ def test_kvsim_lengths_only(write):
 
 
 def test_kvsim_lengths_are_read_many_lines_at_once(write, monkeypatch):
-    """To the same numbers as line by line, which a further field enforces; blocks of lines of either kind may mix."""
-    monkeypatch.setattr(kvsim_jsonl, "LINES_AT_ONCE", 4)
+    """To the same numbers as line by line, which a further field enforces; lines of either kind may mix."""
+    monkeypatch.setattr(files, "BLOCK_BYTES", 200)
     rng = random.Random(1)
     rows = [
         {"arrival_s": rng.choice([i, i + rng.random(), 1e-9 * i]), "input_tokens": 1 + i, "output_tokens": 2}
-        for i in range(30)
+        for i in range(100)
     ]
+    bulk, read_at_once = [], lengths.LengthLines.read
+
+    def counting(self, block, start):
+        found = read_at_once(self, block, start)
+        bulk.append(0 if found is None else len(found[1]))
+        return found
+
+    monkeypatch.setattr(lengths.LengthLines, "read", counting)
     noted = [{**row, "note": 1} for row in rows]
     found = [
         read(write(f"{name}.jsonl", *lines))
-        for name, lines in (("fast", rows), ("slow", noted), ("both", rows[:13] + noted[13:]))
+        for name, lines in (
+            ("fast", rows),
+            ("slow", noted),
+            ("both", rows[:13] + noted[13:50] + rows[50:]),
+            ("turned", [dict(reversed(row.items())) for row in rows]),
+        )
     ]
+    assert sum(bulk) > 100, "hardly a line was read with others"
     for column in (
         "arrival_ns",
         "input_tokens",
@@ -72,7 +85,7 @@ def test_kvsim_lengths_are_read_many_lines_at_once(write, monkeypatch):
         "think_ns",
     ):
         fast, *others = (getattr(trace, column).tolist() for trace in found)
-        assert others == [fast, fast]
+        assert others == [fast, fast, fast]
 
 
 @pytest.mark.parametrize(
@@ -80,13 +93,35 @@ def test_kvsim_lengths_are_read_many_lines_at_once(write, monkeypatch):
     [
         '{"arrival_s": 1, "input_tokens": 2.5, "output_tokens": 1}',
         '{"arrival_s": 1}, {"input_tokens": 1}',
+        '{"arrival_s": 01, "input_tokens": 1, "output_tokens": 1}',
+        '{"arrival_s": 1., "input_tokens": 1, "output_tokens": 1}',
+        '{"arrival_s": -1, "input_tokens": 1, "output_tokens": 1}',
+        '{"arrival_s": 1, "input_tokens": 0, "output_tokens": 1}',
+        '{"arrival_s": 1, "input_tokens": 1, "output_tokens": 1000000001}',
+        '{"arrival_s": 4000000000, "input_tokens": 1, "output_tokens": 1}',
+        '{"arrival_s": 1, "input_tokens": 1, "output_tokens": 1} x',
+        '{"arrival_s": 1, "input_tokens": 1, "output_tokens": 1}{"arrival_s": 1, "input_tokens": 1, "output_tokens": 1}',
+        '{"arrival_s": 1, "arrival_s": 1, "output_tokens": 1}',
         "[]",
     ],
 )
 def test_kvsim_names_the_line_among_many(write, bad):
     good = {"arrival_s": 1, "input_tokens": 1, "output_tokens": 1}
-    with pytest.raises(TraceError, match=r"t\.jsonl:3: "):
-        read(write("t.jsonl", good, good, bad, good))
+    for start in (good, '{"arrival_s": 1, "arrival_s": 1, "input_tokens": 1, "output_tokens": 1}'):
+        with pytest.raises(TraceError, match=r"t\.jsonl:3: "):
+            read(write("t.jsonl", start, good, bad, good))
+
+
+def test_kvsim_largest_numbers_and_no_last_line_end(tmp_path):
+    """What bulk reading leaves to the way line by line."""
+    path = tmp_path / "t.jsonl"
+    line = '{"arrival_s": 2000000000.5, "input_tokens": 1000000000, "output_tokens": 1}'
+    path.write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join([line, "", line.replace("2000000000.5", "2e9"), line]).encode()
+    )
+    trace = read(path)
+    assert trace.arrival_ns.tolist() == [2_000_000_000 * S, *[2_000_000_000 * S + S // 2] * 2]
+    assert trace.input_tokens.tolist() == [1_000_000_000] * 3
 
 
 def test_kvsim_segments_win_and_the_rest_is_private(write):

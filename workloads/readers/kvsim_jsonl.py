@@ -21,28 +21,24 @@ is refused.
 
 from __future__ import annotations
 
-import json
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from kvsim.errors import TraceError
 from kvsim.workloads.blocks import block_segments
 from kvsim.workloads.builder import TraceBuilder
 from kvsim.workloads.files import (
-    MAX_TIME_NS,
-    MAX_TOKENS,
     Row,
     json_rows,
+    lines_of,
     near_miss,
-    read_lines,
+    read_blocks,
     shown,
 )
+from kvsim.workloads.lengths import REQUIRED, lines_like
 from kvsim.workloads.readers.base import register
-from kvsim.workloads.trace import NS_PER_S, SEGMENT_KINDS, USER, Array, Trace
+from kvsim.workloads.trace import SEGMENT_KINDS, USER, Array, Trace
 
-REQUIRED = ("arrival_s", "input_tokens", "output_tokens")
 OPTIONAL = (
     "segments",
     "block_tokens",
@@ -60,7 +56,6 @@ OPTIONAL = (
 )
 SIMILAR = ("similar_to", "similarity", "correct")
 KNOWN = frozenset({*REQUIRED, *OPTIONAL})
-LINES_AT_ONCE = 4096
 KIND_NUMBER = {kind: number for number, kind in enumerate(SEGMENT_KINDS)}
 
 
@@ -69,16 +64,12 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
     """Read a kvsim JSON Lines file."""
     builder = TraceBuilder()
     followers: list[tuple[Row, int, int, int]] = []
-    arrivals: list[int] = []
     accepted = set(KNOWN)
-    lines = read_lines(path)
-    while some := list(islice(lines, LINES_AT_ONCE)):
-        lengths = _lengths([line for _, line in some])
-        if lengths is not None:
-            builder.add_lengths(*lengths)
-            arrivals.extend(lengths[0].tolist())
+    for lines in _lengths_or_lines(path):
+        if isinstance(lines, tuple):
+            builder.add_lengths(*lines)
             continue
-        for row in json_rows(path, some):
+        for row in json_rows(path, lines):
             if not accepted.issuperset(row.fields):
                 _refuse_misspelt(row)
                 accepted.update(row.fields)
@@ -87,8 +78,8 @@ def read_kvsim_jsonl(path: Path, source: dict[str, str]) -> Trace:
             if after >= 0:
                 place = Row(path, row.line, {})  # the fields of all lines would be most of the memory
                 followers.append((place, len(builder), after, arrival_ns))
-            arrivals.append(arrival_ns)
             _add(row, builder, arrival_ns, after)
+    arrivals = builder.arrivals
     for row, number, after, arrival_ns in followers:
         if after >= len(arrivals):
             raise row.error(f"after is {after}, and the file has {len(arrivals)} requests; count them from 0")
@@ -150,34 +141,26 @@ def _add_query(row: Row, builder: TraceBuilder, number: int) -> None:
     builder.add_query(number, query, other, similarity, correct)
 
 
-def _lengths(lines: list[str]) -> tuple[Array, Array, Array] | None:
-    """Arrivals (ns), input and output tokens, if all lines have these three fields alone and they are usable.
-
-    Read in one go; whatever is not as expected is left to the way through :class:`Row`, which says what is wrong.
-    """
-    text = "".join(lines)
-    if text.count("{") != len(lines) or 1 + text.count("\n{") != len(lines):  # one flat object a line
-        return None
-    try:
-        if json.loads(lines[0]).keys() != set(REQUIRED):
-            return None
-        rows = json.loads("[" + ",".join(lines) + "]")
-        columns = [[row[name] for row in rows] for name in REQUIRED]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    types = [set(map(type, column)) for column in columns]
-    if set(map(len, rows)) != {3} or not types[0] <= {int, float} or types[1:] != [{int}, {int}]:
-        return None
-    try:
-        arrivals = np.array(columns[0], dtype=np.float64)
-        tokens = [np.array(column, dtype=np.int64) for column in columns[1:]]
-    except OverflowError:
-        return None
-    if not (arrivals.min() >= 0 and arrivals.max() <= MAX_TIME_NS / NS_PER_S):
-        return None
-    if min(column.min() for column in tokens) < 1 or max(column.max() for column in tokens) > MAX_TOKENS:
-        return None
-    return np.rint(arrivals * NS_PER_S).astype(np.int64), tokens[0], tokens[1]
+def _lengths_or_lines(path: Path) -> Iterator[tuple[Array, Array, Array] | Iterator[tuple[int, str]]]:
+    """The file: arrivals (ns), input and output tokens of lines that hold these alone, and others as numbered lines."""
+    plain = None
+    for before, block in read_blocks(path):
+        if not before:
+            plain = lines_like(block[: block.find(b"\n") + 1])
+        if plain is None:
+            yield lines_of(path, block, before)
+            continue
+        start, end = 0, len(block)
+        while start < end:
+            if (found := plain.read(block, start)) is not None:
+                start, *lengths = found
+                before += len(lengths[0])
+                yield lengths[0], lengths[1], lengths[2]
+                continue
+            next_start = block.find(b"\n", start) + 1 or end
+            yield lines_of(path, block[start:next_start], before)
+            before += 1
+            start = next_start
 
 
 def _refuse_misspelt(row: Row) -> None:
