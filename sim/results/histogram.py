@@ -12,6 +12,10 @@ Integers = npt.NDArray[np.int64]
 
 BUCKETS_PER_OCTAVE = 1024
 NUM_BUCKETS = 65 * BUCKETS_PER_OCTAVE  # every 64-bit duration
+MANTISSA_SHIFT = 42  # of a float64's 52 bits, so that 1,024 buckets remain
+BELOW_FIRST = (
+    1022 * BUCKETS_PER_OCTAVE
+)  # a float64 holds its exponent + 1,023; 1 ns is in octave 1, 0 in bucket 0
 PENDING = 32_768
 
 
@@ -81,12 +85,8 @@ class DurationHistogram:
         ns = np.concatenate((np.array(self._single_ns, dtype=np.int64), gaps_ns))
         count = np.concatenate((np.array(self._single_count, dtype=np.int64), gaps_count))
         assert ns.size == 0 or ns.min() >= 0, f"negative duration: {ns.min()} ns"
-        mantissa, exponent = np.frexp(
-            ns.astype(np.float64)
-        )  # ns = mantissa * 2**exponent, mantissa in [0.5, 1)
-        bucket = exponent * BUCKETS_PER_OCTAVE + (
-            np.maximum(mantissa - 0.5, 0) * 2 * BUCKETS_PER_OCTAVE
-        ).astype(np.int64)
+        bits = ns.astype(np.float64).view(np.int64)  # exponent, then mantissa: buckets in order
+        bucket = np.maximum((bits >> MANTISSA_SHIFT) - BELOW_FIRST, 0)
         np.add.at(self._sum_ns, bucket, ns * count)
         np.add.at(self._count, bucket, count)
         self._single_ns, self._single_count = [], []
