@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class DurationHistogram:
         They do not fall, and there is one at least. The sequences are kept for a while: they must not change.
         """
         if set(map(type, times_ns)) == {list}:
-            self._times += times_ns  # type: ignore[arg-type]
+            self._times += cast("Sequence[list[int]]", times_ns)
             self._times_count += counts
         else:
             for times, count in zip(times_ns, counts, strict=True):
