@@ -154,7 +154,8 @@ class CacheManager(ABC):
     and arrived are called in the middle of those steps; a run of steps then goes on through them. A subclass that
     overrides one of these four methods, or commit, has to say so again. ``parts``: those of :mod:`kvsim.cache.parts` that
     may be laid over it ("codec", "tokens" or only "proportional tokens", "reads", "offload"), ``hands_over``: a prompt's KV
-    can be computed on one replica and received on another, all of it and as it is; a subclass says both for itself.
+    can be computed on one replica and received on another, all of it and as it is; ``steps_at_once``: :meth:`step` is there. A
+    subclass says these three for itself.
     ``swaps``: :meth:`swap_out` and what belongs to it are there, and the engine calls them; of ``parts`` "swap" says
     that they can be. ``in_one_piece``: the KV of a request has one range of addresses. ``watches_decodes``: begin_decode and
     end_decode are called on every GPU, not only where an engine spares reads; ``reads_alone``: there neither, as no two requests
@@ -169,6 +170,7 @@ class CacheManager(ABC):
     prefetches: bool = False
     needs_future: bool = False
     steady_work: bool = False
+    steps_at_once: bool = False
     batching: frozenset[str] = frozenset({"continuous"})
     parts: frozenset[str] = frozenset()
     watches_decodes: bool = False
@@ -188,6 +190,8 @@ class CacheManager(ABC):
             cls.parts = frozenset()
         if "hands_over" not in own:
             cls.hands_over = False
+        if "steps_at_once" not in own:
+            cls.steps_at_once = False
 
     @abstractmethod
     def match(self, request: Request) -> Plan:
@@ -248,6 +252,10 @@ class CacheManager(ABC):
     def can_resume(self, request: Request) -> bool:
         """Look. Room for the prompt tokens that an admitted request, whose load has ended, does not hold yet."""
         return True
+
+    def step(self, batch: Batch, request: Request, tokens: int) -> bool:
+        """Change. :meth:`commit` of one decode step and :meth:`grow` of ``tokens``; False = there is no room for both."""
+        raise NotImplementedError
 
     def outgrown(self, batch: Batch) -> Request | None:
         """Look, when decode_steps has said 0: the request that must be preempted; None = whoever the queue's order names."""

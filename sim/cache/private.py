@@ -35,6 +35,7 @@ class PrivatePrefixes(Paged):
     """``request.kv`` is what a preempted request may find again, else None."""
 
     steady_work = True
+    steps_at_once = True
     parts = frozenset({"codec", "proportional tokens", "reads"})
     hands_over = True
 
@@ -108,6 +109,18 @@ class PrivatePrefixes(Paged):
             self.free_blocks = left
         else:
             self._take(blocks)
+
+    def step(self, batch: Batch, request: Request, tokens: int) -> bool:
+        before, size = request.cached + request.computed, self.block_tokens
+        blocks = batch.by_phase[-batch.round % size] - -(before + tokens) // size + -before // size
+        left = self.free_blocks - blocks
+        if left >= 0:
+            self.free_blocks = left
+            return True
+        if left + self.num_evictable < 0:
+            return False
+        self._take(blocks)
+        return True
 
     def _take(self, blocks: int) -> None:
         """Empty blocks first, then evicted ones."""

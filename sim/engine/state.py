@@ -50,7 +50,7 @@ class ReplicaState(Services):
     # more attributes than Python keeps quickly without: these are looked at at every step
     __slots__ = (
         "_alarm", "_arrives", "_at", "_blocked", "_budget", "_clocks", "_closed", "_copies_from", "_decided", "_decode_host",
-        "_deep", "_device_end", "_due", "_frees_late", "_gone", "_head_changes", "_horizon", "_in_flight", "_last",
+        "_deep", "_device_end", "_due", "_frees_late", "_goes_on", "_gone", "_head_changes", "_horizon", "_in_flight", "_last",
         "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests", "_outstanding_tokens",
         "_plain", "_plain_decodes", "_priority", "_pushes", "_rings", "_run", "_runs", "_shares", "_spares_reads",
         "_step_ns", "_swaps", "_swaps_end", "_tap",
@@ -165,6 +165,9 @@ class ReplicaState(Services):
         self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
         watches = type(manager).begin_decode is not CacheManager.begin_decode
         self._spares_reads = self.cost.spares_reads and watches and not manager.reads_alone
+        # decisions that only go on with a prompt are quickly made
+        hindered = self._rings or self._makes_room or self._spares_reads
+        self._goes_on = self._plain and manager.steps_at_once and not hindered
         if self._spares_reads or manager.watches_decodes:
             batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 

@@ -8,23 +8,24 @@ from kvsim.cache.manager import Transfer
 from kvsim.cost.form import Formed
 from kvsim.cost.lattice import LATTICE_BITS
 from kvsim.cost.work import Kernel, StepWork
-from kvsim.engine.admission import Admission
 from kvsim.engine.channel import At
+from kvsim.engine.chunk_step import ChunkStep
 from kvsim.engine.link import layerwise_end_ns
-from kvsim.engine.run import RUNS_AT_ONCE
 from kvsim.engine.timing import Times, even_steps, lay_out
 from kvsim.entities import NEVER, Request
 
 LONGEST_RUN = 4096
 
 
-class Steps(Admission):
+class Steps(ChunkStep):
     """A replica as far as its decisions go."""
 
     __slots__ = ()
 
     def _decide(self, now: int) -> None:
         """Schedule the next step or run of steps."""
+        if self._goes_on and self.partial is not None and self._next_chunk(now):
+            return
         batch, manager = self.batch, self.manager
         if self._makes_room and self.waiting:
             if self._pushes:
@@ -244,27 +245,10 @@ class Steps(Admission):
             priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels)), share)
             self.cost.account(priced, 0, 1)
             price = int(priced.step_ns[0])
-        if clocks is not None and (slowed := clocks.slowed_ns(step_tokens, start, price)):
-            self.cost.account_engine(slowed)
-            price += slowed
+        if clocks is not None:
+            price += self._slowed_ns(clocks, start, price)
         end = self._join_loads(start, price, loads) if loads else start + price
-        if end < free + tail:
-            end = free + tail
-        boundary = before if self._deep else end
-        if boundary < free:
-            boundary = free
-        run = self._run = self._runs
-        run.fused, run.output = False, None
-        if joined:
-            decodes -= len(joined)
-        run.steps, run.boundaries, run.end, run.decodes = 1, (boundary,), end, decodes
-        closed = self._closed
-        closed.append((None, 1, price, boundary - now, decodes, None))
-        if len(closed) >= RUNS_AT_ONCE:
-            self.tally.settle()
-        self._next = boundary
-        if self._rings:
-            self._turn_at(boundary, now)
+        self._place(now, end, price, free, tail, decodes - len(joined))
         if self.streams:
             for request, _ in prefills:
                 if request.handover is not None:
@@ -282,19 +266,7 @@ class Steps(Admission):
         self.joins.append((sum(t.num_bytes for t in loads), load_ns, price, end - start - price))
         return end
 
-    def _host_of(self, sampled: int) -> tuple[int, int, int]:
-        """What ``_mixed_host`` has for a step of so many requests."""
-        engine = self.engine
-        cpu = engine.thread_ns(0, sampled, True), engine.thread_ns(engine.graph_tokens + 1, sampled, True)
-        found = self._mixed_host[sampled] = *cpu, engine.output_ns(sampled)
-        return found
-
     def _host_of_decodes(self, num: int) -> tuple[int, int]:
         """What ``_decode_host`` has for steps of so many requests."""
         found = self._decode_host[num] = self.engine.thread_ns(num, num, False), self.engine.output_ns(num)
         return found
-
-    def _finish_later(self, first_tokens: list[Request], finished: list[Request]) -> None:
-        for request in finished:
-            self.finishing[request] = None
-        self._last = first_tokens, finished

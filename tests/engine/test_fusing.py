@@ -8,6 +8,9 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_t
 from kvsim.cache.none import NoReuse
 from kvsim.cache.paged import Paged
 from kvsim.cache.prefix_tree import PrefixTreeManager
+from kvsim.cache.private import PrivatePrefixes
+from kvsim.engine.clocks import PowerLimit
+from kvsim.engine.steps import Steps
 from kvsim.entities import Batch
 
 
@@ -59,3 +62,37 @@ def test_what_a_run_lets_go_ages_from_then_on(lives_ns: int, hit: int) -> None:
     found = {row.request: row for row in fused.recorder.requests}
     assert (found[0].e2e_ns, found[1].e2e_ns) == (655, 3225)
     assert found[2].cached_tokens == hit
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("blocks", [400, 45])  # in 45 requests are preempted
+def test_a_step_that_only_goes_on_with_a_prompt_is_decided_the_short_way(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, deep: bool
+) -> None:
+    """Prompts of many chunks beside decodes, some of which end meanwhile, at a power limit."""
+    taken: list[bool] = []
+    short = Steps._next_chunk
+
+    def counted(self: Steps, now: int) -> bool:
+        taken.append(short(self, now))
+        return taken[-1]
+
+    monkeypatch.setattr(Steps, "_next_chunk", counted)
+    limit = PowerLimit(((15, 1.5),), credit_ns=200, recovery_ns=1_000)
+    engine = toy_engine(max_num_batched_tokens=16, graph_tokens=12, power_limit=limit, async_scheduling=deep)
+    rows = [(0, 20, 40), (100, 150, 3), (900, 120, 60), (1_000, 9, 5), (4_000, 130, 2), (4_100, 140, 9)]
+    cache = toy_cache(blocks, names_content=False)
+    fused, unfused = fused_and_unfused(lambda: toy_simulation(toy_trace(rows), engine=engine, cache=cache))
+    assert isinstance(fused.replicas[0].manager, PrivatePrefixes)
+    assert taken.count(True) > 20 and False in taken
+    assert any(row.preemptions for row in fused.recorder.requests) == (blocks == 45)
+    for one in (fused, unfused):
+        assert one.pools[0].cost.accounted == one.replicas[0].busy_ns == fused.replicas[0].busy_ns
+    assert fused.recorder.inter_token.mean_ns() == unfused.recorder.inter_token.mean_ns()
+
+
+def test_a_subclass_has_to_say_that_it_steps_at_once() -> None:
+    class Counting(PrivatePrefixes):
+        pass
+
+    assert PrivatePrefixes.steps_at_once and not Counting.steps_at_once

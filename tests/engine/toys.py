@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from pytest import MonkeyPatch
 
 import kvsim.engine.steps as steps_module
 from kvsim.cache.load import load_manager
@@ -154,13 +155,12 @@ def toy_simulation(
 
 
 def fused_and_unfused(run: Callable[[], Simulation]) -> tuple[Simulation, Simulation]:
-    """Two runs of one simulation, the second a step at a time; what they recorded is equal."""
+    """Two runs of one simulation, the second a step at a time and none of them the short way; what they recorded is equal."""
     fused = run()
-    longest, steps_module.LONGEST_RUN = steps_module.LONGEST_RUN, 1
-    try:
+    with MonkeyPatch.context() as patch:
+        patch.setattr(steps_module, "LONGEST_RUN", 1)
+        patch.setattr(steps_module.Steps, "_next_chunk", lambda self, now: False)
         unfused = run()
-    finally:
-        steps_module.LONGEST_RUN = longest
     assert sorted(fused.recorder.requests) == sorted(unfused.recorder.requests)
     assert sorted(fused.recorder.timeline) == sorted(unfused.recorder.timeline)
     return fused, unfused
