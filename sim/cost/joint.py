@@ -1,16 +1,18 @@
-"""Forms that come together: what their price has in common is looked up once, and each number they depend on adds one line."""
+"""Forms that come together in decode-only steps: what their price has in common is looked up once, and each number they
+depend on adds one line.
+
+Lines of forms have whole numbers of points of a fine lattice (:mod:`kvsim.cost.lattice`) as base and slope. So a run costs
+exactly what its steps cost one by one, however it is divided, and a run of which every number grows evenly is a ``range``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from kvsim.cost.form import Formed, divided
-from kvsim.cost.lattice import LATTICE
+from kvsim.cost.lattice import FINE_BITS, fine
 from kvsim.cost.linear import StepLinear
-from kvsim.cost.lines import ROUNDING, rounded
 from kvsim.cost.merged import Merged, Pieces
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
@@ -23,95 +25,131 @@ if TYPE_CHECKING:
 class Joint:
     """Decode-only steps of so many tokens with the same forms, all of whose kernels run one after another on the GPU."""
 
-    __slots__ = ("base", "entries", "linear", "slack")
+    __slots__ = ("base", "entries", "linear")
 
-    def __init__(self, linear: StepLinear, entries: list[tuple[int, Pieces, int]], slack: float) -> None:
-        """``entries``: number of the form, its pieces, over x // that. ``slack``: lattice steps, as in a plan."""
+    def __init__(self, linear: StepLinear, entries: list[tuple[int, Pieces, int]]) -> None:
+        """``entries``: number of the form, its pieces, over x // that."""
         self.linear = linear
-        self.base = linear.total_ns + linear.rest_ns
+        self.base = fine(linear.total_ns + linear.rest_ns)
         self.entries = entries
-        self.slack = slack * LATTICE
 
     def price(self, items: Sequence[Kernel | Formed], steps: int) -> JointRun | None:
-        """Of ``steps`` steps with these forms; None: they have to be divided."""
-        base, slope = self.base, 0.0
-        uses: list[tuple[Merged, Any]] = []
-        columns: list[tuple[float, list[Any]]] = []
+        """Of ``steps`` steps with these forms; None: in some of them a kernel is on no line."""
+        base, rise, low = self.base, 0, 0  # points; low: by how much some step may be less than the line
+        uses: list[tuple[Merged | list[Merged], Any]] = []
+        columns: list[list[int]] = []
         for at, pieces, over in self.entries:
             x: Any = items[at][1]
             if over != 1:
                 x = divided(x, over, steps)
-            line = pieces.last
+            line: Any = pieces.last
             if type(x) is Ramp:
                 first, grows = x
                 last = first + grows * (steps - 1)
-                if not line.first <= first <= line.last:
-                    line = pieces.at(first)  # type: ignore[assignment]
-                if line is None or not line.first <= last <= line.last:
-                    return None
-                base += line.base + line.slope * first
-                slope += line.slope * grows
-            elif type(x) is int:
-                if not line.first <= x <= line.last:
-                    line = pieces.at(x)  # type: ignore[assignment]
+                if first < line.first or first > line.last:
+                    line = pieces.at(first)
                     if line is None:
                         return None
-                base += line.base + line.slope * x
+                if line.first <= last <= line.last:
+                    base += line.points + line.rise * first
+                    rise += line.rise * grows
+                    uses.append((line, x))
+                    continue
+            elif type(x) is int:
+                if x < line.first or x > line.last:
+                    line = pieces.at(x)
+                    if line is None:
+                        return None
+                base += line.points + line.rise * x
+                uses.append((line, x))
+                continue
+            if type(x) is not list or type(x[0]) is not int:  # a line that ends, an array, numpy's numbers
+                x = [int(value) for value in (x if type(x) is list else listed(x, steps))]
+            least = min(x)
+            if least >= line.first and max(x) <= line.last:
+                slope = line.rise
+                base += line.points
+                low += slope * least
+                columns.append([slope * value for value in x])
             else:
-                if type(x) is not list:  # an array, or a float or a number of numpy's
-                    x = listed(x, steps)
-                if not line.first <= x[0] <= line.last:
-                    line = pieces.at(x[0])  # type: ignore[assignment]
-                if line is None or min(x) < line.first or max(x) > line.last:
+                line = [pieces.at(value) for value in x]
+                if None in line:
                     return None
-                base += line.base
-                columns.append((line.slope, x))
+                columns.append([each.points + each.rise * value for each, value in zip(line, x, strict=True)])
+                low += min(columns[-1])
             uses.append((line, x))
-        found = rounded((base, slope, columns), steps, self.slack)
-        return None if type(found) is int else JointRun(found, self.linear, uses)
+        lattice: Any
+        if not rise:
+            lattice = [base] * steps
+        else:
+            lattice = range(base, base + rise * steps, rise)
+            if rise < 0:
+                low += rise * (steps - 1)
+        for column in columns:
+            lattice = [a + b for a, b in zip(lattice, column)]  # noqa: B905 - a keyword costs more than the sum
+        return JointRun(lattice, base + low, self.linear, uses)
 
 
-def joint_of(model: KernelCostModel, tokens: int, sampled: int, items: Sequence[Any]) -> Joint | None:
+def joint_of(model: KernelCostModel, tokens: int, items: Sequence[Any]) -> Joint | None:
     """None: some item is no form, some kernel on no line, or in a lane of its own."""
-    slack, entries = ROUNDING, []
+    entries = []
     for at, item in enumerate(items):
         if type(item) is not Formed or item[0].lanes:
             return None
         plan = model.form_plan(item[0], item[1], 0, None)
         if not plan.in_turn:
             return None
-        slack += plan.slack
         entries += [(at, pieces, over) for pieces, over, _, _ in plan.entries]
-    return Joint(model.step_linear(tokens, sampled), entries, slack)
+    return Joint(model.step_linear(tokens, tokens), entries)
 
 
 class JointRun(Priced):
     """Steps on the lines of a joint."""
 
-    __slots__ = ("linear", "step_ns", "uses")
+    __slots__ = ("lattice", "least", "linear", "uses")
+    lattice: Sequence[int]
+    bits = FINE_BITS
 
-    def __init__(self, step_ns: Sequence[int], linear: StepLinear, uses: list[tuple[Merged, Any]]) -> None:
-        """``uses``: a line and its x, a number, a ramp or a list."""
-        self.step_ns = step_ns
+    def __init__(
+        self,
+        lattice: Sequence[int],
+        least: int,
+        linear: StepLinear,
+        uses: list[tuple[Merged | list[Merged], Any]],
+    ) -> None:
+        """``uses``: a line and its x, a number, a ramp or a list; or a line for each of a list."""
+        self.lattice = lattice
+        self.least = least
         self.linear = linear
         self.uses = uses
 
+    @property
+    def step_ns(self) -> list[int]:  # type: ignore[override]
+        return [price >> FINE_BITS for price in self.lattice]
+
     def count(self, usage: Usage, start: int, stop: int) -> int:
-        rows, steps = self.step_ns, stop - start
-        if steps != len(rows):
-            rows = rows[start:stop]
-        time_ns = sum(rows) if type(rows) is list else int(np.add.reduce(rows))
+        time_ns = sum(self.step_ns[start:stop])
+        self.add(usage, start, stop, time_ns)
+        return time_ns
+
+    def add(self, usage: Usage, start: int, stop: int, time_ns: int) -> None:
+        """Change. :meth:`count` of what takes ``time_ns``."""
+        steps = stop - start
         usage.steps_ns += time_ns
         linear = self.linear
         linear.steps += steps
         linear.uses += steps
         for line, x in self.uses:
-            line.rows += steps
+            if type(line) is list:
+                for each, value in zip(line[start:stop], x[start:stop], strict=True):
+                    each.rows += 1
+                    each.units += value
+                continue
+            line.rows += steps  # type: ignore[union-attr]
             if type(x) is Ramp:
                 first, grows = x
-                line.units += steps * (first + grows * start) + grows * (steps * (steps - 1) // 2)
+                line.units += steps * (first + grows * start) + grows * (steps * (steps - 1) // 2)  # type: ignore[union-attr]
             elif type(x) is list:
-                line.units += sum(x[start:stop])
+                line.units += sum(x[start:stop])  # type: ignore[union-attr]
             else:
-                line.units += steps * x
-        return time_ns
+                line.units += steps * x  # type: ignore[union-attr]

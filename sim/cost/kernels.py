@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import floor
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,15 @@ from kvsim.cost.disk import DiskGather
 from kvsim.cost.form import Form, Formed, written_out
 from kvsim.cost.forward import ForwardPass
 from kvsim.cost.generic import RooflinePricer, TablePricer
-from kvsim.cost.joint import Joint, joint_of
+from kvsim.cost.joint import Joint, JointRun, joint_of
 from kvsim.cost.lattice import SCALE, quantise
 from kvsim.cost.line import first_of
+from kvsim.cost.line_run import Joined
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, Spent, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
-from kvsim.cost.lines import VECTOR_STEPS, price_run
+from kvsim.cost.lines import VECTOR_STEPS, each_step, price_run
 from kvsim.cost.merged import Plan, plan_of
-from kvsim.cost.mixed import Turn, price_prefill
+from kvsim.cost.mixed import MixedStep, Turn, price_prefill
 from kvsim.cost.model import CostModel, Priced
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
@@ -37,7 +39,7 @@ from kvsim.cost.setting import Setting
 from kvsim.cost.step import price_step
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.usage import DecodePlan, DecodeRun, EvenRun, Usage
-from kvsim.cost.work import Ramp, StepWork
+from kvsim.cost.work import Kernel, Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.spec import GpuSpec, LinkSpec
 from kvsim.model.spec import DTYPE_BYTES, ModelSpec
@@ -49,6 +51,7 @@ register_kernel("forward_pass")(ForwardPass)
 
 
 UNKNOWN: Any = object()
+FORM_OF = itemgetter(0)
 
 
 class KernelCostModel(CostModel):
@@ -89,7 +92,7 @@ class KernelCostModel(CostModel):
         self.terms = terms or EngineTerms()
         self.strict = strict
         self._linear = LinearPart(self.setting)
-        self._decode = DecodeAttention(self.setting, self.terms)
+        self.decode_attention = DecodeAttention(self.setting, self.terms)
         self.spares_reads = bool(self.terms.shared_factors)
         plain = model.moe is None and model.state is None and DTYPE_BYTES[model.weight_dtype] == 2
         self._graphs = bool(self.terms.graph_factors) and plain and tensor_parallel == pipeline_parallel == 1
@@ -98,7 +101,7 @@ class KernelCostModel(CostModel):
         self._step_linear: dict[tuple[int, int], StepLinear] = {}
         self.prefill_attention = PrefillAttention(self.setting)
         self.pricers: dict[str, Pricer] = {  # those that were asked for
-            "decode_attention": self._decode,
+            "decode_attention": self.decode_attention,
             "prefill_attention": self.prefill_attention,
         }
         # by factor, then by number of tokens or sampled rows
@@ -118,13 +121,13 @@ class KernelCostModel(CostModel):
         self._engine_spent = Spent(self._usage.engine)
         self._usage.spent += (
             self._engine_spent,
-            *self._decode.spent.values(),
+            *self.decode_attention.spent.values(),
             *self.prefill_attention.spent.values(),
         )
         self._form_ratios = [(1.0, 1.0), self.mixed]  # of steps without prefill and with it
         self.form_plans: list[dict[Any, Plan]] = [{}, {}]
         self.turns: dict[Form, Turn] = {}  # of steps with prefill
-        # of decode-only steps: by tokens, sampled rows and forms
+        # of decode-only steps: by tokens and forms
         self._joints: dict[tuple[Any, ...], Joint | None] = {}
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
@@ -159,23 +162,21 @@ class KernelCostModel(CostModel):
         else:
             priced: Priced | None
             if tokens == sampled:
-                joint = self._joint(tokens, sampled, kernels)
+                together = tokens, *map(FORM_OF, kernels)
+                joint = self._joints.get(together, UNKNOWN)
+                if joint is UNKNOWN:
+                    joint = self._joints[together] = joint_of(self, tokens, kernels)
                 priced = None if joint is None else joint.price(kernels, steps)
+                if priced is None and joint is not None and steps > 1:
+                    return Joined([self.price(one, link_share) for one in each_step(work)])
             else:  # prompts, mostly
-                priced = price_prefill(self, work) if steps == 1 else None
+                mixed = price_prefill(self, tokens, sampled, kernels) if steps == 1 else None
+                priced = None if mixed is None else MixedStep(mixed)
             if priced is not None:
                 return priced
         if steps == 1:
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
-
-    def _joint(self, tokens: int, sampled: int, items: tuple[Any, ...]) -> Joint | None:
-        """Of decode-only steps; None: they have something that is no form."""
-        together = tokens, sampled, *[item[0] for item in items]
-        found = self._joints.get(together, UNKNOWN)
-        if found is UNKNOWN:
-            found = self._joints[together] = joint_of(self, tokens, sampled, items)
-        return found  # type: ignore[no-any-return]
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
         return int(read_again * (1 - self.terms.shared_factor(num_seqs, self.setting.kv_heads)))
@@ -188,7 +189,7 @@ class KernelCostModel(CostModel):
             until, base, slope = plan.even[bisect_right(plan.knots, sum_context) - 1]
             if sum_context + num_seqs * (steps - 1) <= until:  # most runs
                 first, rise = base + slope * sum_context, slope * num_seqs
-                return EvenRun(range(first, first + rise * steps, rise), plan, sum_context, num_seqs)
+                return EvenRun(range(first, first + rise * steps, rise), first, plan, sum_context, num_seqs)
         return self._decode_run(plan, num_seqs, sum_context, num_seqs, steps)
 
     def mixed_ns(
@@ -209,7 +210,7 @@ class KernelCostModel(CostModel):
         shared_ns = 0.0
         launch_ns = self.prefill_attention.launch_ns
         if num_seqs:
-            time_ns, spent = self._decode.at(num_seqs, sum_context)
+            time_ns, spent = self.decode_attention.at(num_seqs, sum_context)
             if decode_factor != 1.0:
                 time_ns = floor(time_ns * decode_factor * SCALE + 0.5) / SCALE
             total += time_ns
@@ -234,6 +235,20 @@ class KernelCostModel(CostModel):
             self._engine_spent.ns += self._engine_ns
         return step_ns
 
+    def step_ns(
+        self,
+        tokens: int,
+        sampled: int,
+        kernels: Sequence[Kernel | Formed],
+        chunks: Sequence[tuple[int, int]],
+        link_share: Mapping[str, float] | None = None,
+    ) -> int:
+        if tokens != sampled and not self.strict:
+            mixed = price_prefill(self, tokens, sampled, kernels, chunks)
+            if mixed is not None:
+                return mixed.count(self._usage)
+        return super().step_ns(tokens, sampled, kernels, chunks, link_share)
+
     def account(self, priced: Priced, start: int, stop: int) -> int:
         return priced.count(self._usage, start, stop) if stop > start else 0  # type: ignore[attr-defined]
 
@@ -250,6 +265,9 @@ class KernelCostModel(CostModel):
                     plan.even_steps += stop
                     plan.even_ns += time_ns
                     continue
+            elif type(one) is JointRun:
+                one.add(usage, 0, stop, time_ns)
+                continue
             one.count(usage, 0, stop)  # type: ignore[attr-defined]
 
     def account_engine(self, time_ns: int) -> None:
@@ -292,7 +310,7 @@ class KernelCostModel(CostModel):
         if found is None:
             layers, head, engine_ns = self.linear(tokens, sampled, False, 1.0)
             fixed = (*layers.parts, *head.parts)
-            found = DecodePlan(fixed, engine_ns, self._decode.curve(num_seqs))
+            found = DecodePlan(fixed, engine_ns, self.decode_attention.curve(num_seqs))
             self._plans[tokens, sampled, num_seqs] = found
             self._usage.plans.append(found)
         return found

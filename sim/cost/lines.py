@@ -59,6 +59,11 @@ def price_run(model: KernelCostModel, work: StepWork, link_share: Mapping[str, f
         found = rest
 
 
+def each_step(work: StepWork) -> list[StepWork]:
+    """The steps on their own."""
+    return [_rows(work, at, at + 1) for at in range(work.steps)]
+
+
 def _rows(work: StepWork, start: int, stop: int) -> StepWork:
     """Some steps of ``work``."""
     return StepWork(

@@ -8,7 +8,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvsim.cost.form import Form, Size
-from kvsim.cost.lattice import quantise
+from kvsim.cost.lattice import fine, quantise
 from kvsim.cost.line import INFINITE, Line
 from kvsim.cost.pricer import Pricer
 from kvsim.cost.work import Kernel, Ramp
@@ -32,12 +32,16 @@ class Term(NamedTuple):
 
 
 class Merged:
-    """A sum of lines over u: ``base + slope * u`` nanoseconds where ``first <= u <= last``. Counts its uses as a line does."""
+    """A sum of lines over u: ``base + slope * u`` nanoseconds where ``first <= u <= last``. Counts its uses as a line does.
 
-    __slots__ = ("base", "first", "last", "rows", "slope", "terms", "units")
+    ``points``, ``rise``: base and slope as points of the finer lattice.
+    """
+
+    __slots__ = ("base", "first", "last", "points", "rise", "rows", "slope", "terms", "units")
 
     def __init__(self, base: float, slope: float, first: float, last: float, terms: list[Term]) -> None:
         self.base, self.slope = base, slope
+        self.points, self.rise = fine(base), fine(slope)
         self.first, self.last = first, last
         self.terms = terms
         self.rows = self.units = 0

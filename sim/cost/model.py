@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kvsim.cost.work import Kernel, Ramp, StepWork
+
+if TYPE_CHECKING:
+    from kvsim.cost.form import Formed
 
 PROVENANCES = ("measured", "imported", "derived", "extrapolated")
 
@@ -16,11 +20,14 @@ class Priced(ABC):
     __slots__ = ()
 
     step_ns: Sequence[int]  # device time of each step, integer nanoseconds; of long runs an int64 array
+    # where there is a ``lattice``
+    least: int  # none of it is less
+    bits: int  # of a nanosecond
 
     @property
-    def lattice(self) -> range | None:
-        """The same on the lattice (:mod:`kvsim.cost.lattice`), cut to whole nanoseconds by ``>> LATTICE_BITS``, where it grows
-        evenly; None = somewhere it does not, or nobody knows."""
+    def lattice(self) -> Sequence[int] | None:
+        """The same as whole numbers of 2**-bits ns (:mod:`kvsim.cost.lattice`), cut to nanoseconds by ``>> bits``; None = nobody
+        knows."""
         return None
 
 
@@ -63,6 +70,21 @@ class CostModel(ABC):
             self.account(priced, 0, 1)
         return int(priced.step_ns[0])
 
+    def step_ns(
+        self,
+        tokens: int,
+        sampled: int,
+        kernels: Sequence[Kernel | Formed],
+        chunks: Sequence[tuple[int, int]],
+        link_share: Mapping[str, float] | None = None,
+    ) -> int:
+        """Change. Device time of one step of any kernels and then of plain prefill chunks of (new, past) tokens, in nanoseconds:
+        it is simulated time from now on."""
+        work = (*kernels, *map(prefill_of, chunks))
+        priced = self.price(StepWork(1, tokens, sampled, work), link_share)
+        self.account(priced, 0, 1)
+        return int(priced.step_ns[0])
+
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
         """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing,
         in reads of their own."""
@@ -91,6 +113,11 @@ class CostModel(ABC):
         """Simulated nanoseconds so far by (kernel, provenance); provenance is one of PROVENANCES."""
 
 
+def prefill_of(chunk: tuple[int, int]) -> Kernel:
+    """Of a chunk of (new, past) tokens."""
+    return Kernel("prefill_attention", {"new": chunk[0], "past": chunk[1]})
+
+
 def mixed_work(
     tokens: int,
     num_seqs: int,
@@ -99,7 +126,7 @@ def mixed_work(
     sampled: int,
 ) -> StepWork:
     """What :meth:`CostModel.mixed_ns` prices."""
-    kernels = [Kernel("prefill_attention", {"new": new, "past": past}) for new, past in chunks]
+    kernels = [*map(prefill_of, chunks)]
     if num_seqs:
         kernels.insert(0, Kernel("decode_attention", {"num_seqs": num_seqs, "sum_context": sum_context}))
     return StepWork(1, tokens, sampled, tuple(kernels))

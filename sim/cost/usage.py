@@ -113,7 +113,8 @@ class DecodePlan:
         base, slope = self.base[i] * SCALE, self.slope[i] * SCALE
         if slope <= 0 or not base.is_integer() or not slope.is_integer():
             return -1.0, 0, 0
-        return min(self.knots[i + 1] - 1, (MOST_EXACT - base) / slope), int(base), int(slope)
+        until = min(self.knots[i + 1] - 1, (MOST_EXACT - base) / slope)
+        return until, int(base), int(slope)
 
     def expand(self, add: Any, engine: Key) -> int:
         """Add what was counted by kernel; returns the nanoseconds of all counted steps."""
@@ -185,12 +186,14 @@ class DecodeRun(Priced):
 class EvenRun(Priced):
     """Plain decode steps on the first line of a plan."""
 
-    __slots__ = ("lattice", "plan", "start", "step")
+    __slots__ = ("lattice", "least", "plan", "start", "step")
     lattice: range
+    bits = LATTICE_BITS
 
-    def __init__(self, lattice: range, plan: DecodePlan, start: int, step: int) -> None:
-        """The sum of contexts of step i is ``start + step * i``."""
+    def __init__(self, lattice: range, least: int, plan: DecodePlan, start: int, step: int) -> None:
+        """``least``: its first point. The sum of contexts of step i is ``start + step * i``."""
         self.lattice = lattice
+        self.least = least
         self.plan = plan
         self.start = start
         self.step = step

@@ -52,9 +52,9 @@ class ReplicaState(Services):
         "_alarm", "_arrives", "_at", "_blocked", "_budget", "_clocks", "_closed", "_copies_from", "_decided", "_decode_host",
         "_deep", "_device_end", "_due", "_frees_late", "_goes_on", "_gone", "_head_changes", "_horizon", "_in_flight", "_last",
         "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests", "_outstanding_tokens",
-        "_plain", "_plain_decodes", "_priority", "_pushes", "_rings", "_run", "_runs", "_shares", "_spares_reads",
-        "_step_ns", "_swaps", "_swaps_end", "_tap",
-        "_to_free", "batch", "check", "cost", "engine", "env", "evicted_before", "fetching", "finishing", "handed",
+        "_plain", "_plain_decodes", "_plain_prefills", "_priority", "_pushes", "_rings", "_run", "_runs", "_shares",
+        "_spares_reads", "_step_ns", "_swaps", "_swaps_end", "_tap", "_to_free",
+        "batch", "check", "cost", "engine", "env", "evicted_before", "fetching", "finishing", "handed",
         "index", "joins", "links", "loaded", "loading", "manager", "num_events", "num_kept", "num_moving",
         "num_pushed_out", "on_idle", "owner", "partial", "peers", "polled", "recomputed_tokens", "running",
         "sample_at", "stalled_ns", "step_tokens", "streams", "swapped_before", "swapped_ns", "tally", "waiting",
@@ -162,7 +162,8 @@ class ReplicaState(Services):
         # swapped out are loaded to when they have been copied.)
         self._frees_late = self.engine.async_scheduling and bool(self.links.read) and not manager.swaps
         self._plain_decodes = type(manager).decode_work is CacheManager.decode_work
-        self._plain = self._plain_decodes and type(manager).prefill_work is CacheManager.prefill_work
+        self._plain_prefills = type(manager).prefill_work is CacheManager.prefill_work
+        self._plain = self._plain_decodes and self._plain_prefills
         watches = type(manager).begin_decode is not CacheManager.begin_decode
         self._spares_reads = self.cost.spares_reads and watches and not manager.reads_alone
         # decisions that only go on with a prompt are quickly made

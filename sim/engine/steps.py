@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from kvsim.cache.manager import Transfer
 from kvsim.cost.form import Formed
-from kvsim.cost.lattice import LATTICE_BITS
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import At
 from kvsim.engine.chunk_step import ChunkStep
@@ -15,6 +14,7 @@ from kvsim.engine.timing import Times, even_steps, lay_out
 from kvsim.entities import NEVER, Request
 
 LONGEST_RUN = 4096
+NO_CHUNKS: tuple[tuple[int, int], ...] = ()
 
 
 class Steps(ChunkStep):
@@ -120,9 +120,11 @@ class Steps(ChunkStep):
             lattice is not None
             and self._deep
             and launch <= cpu <= before - now
-            and cpu <= (first := lattice.start >> LATTICE_BITS) >= tail
+            and cpu <= (first := priced.least >> priced.bits) >= tail
         ):  # the device is the bottleneck throughout
-            boundaries, end = even_steps(before, lattice, NEVER if self.waiting else self._arrives)
+            boundaries, end = even_steps(
+                before, lattice, priced.bits, NEVER if self.waiting else self._arrives
+            )
         else:
             step_ns = priced.step_ns
             boundaries, ends = lay_out(now, before, step_ns, launch, cpu, tail, self._deep)
@@ -155,6 +157,7 @@ class Steps(ChunkStep):
         if self._spares_reads and (again := manager.tokens_read_again):
             sum_context -= self.spared_tokens(decodes, again)
         kernels: list[Kernel | Formed] = []  # unless they are the plain ones
+        plain_prefills = self._plain_prefills
         if decodes:
             if not plain:
                 kernels += manager.decode_work(batch, 1)
@@ -193,7 +196,7 @@ class Steps(ChunkStep):
             computed, padded = request.computed, tokens + request.pad_input
             chunks.append((padded, request.cached + computed))
             step_tokens += padded
-            if not plain:
+            if not plain_prefills:
                 kernels += manager.prefill_work(request, computed, padded)
             request.computed = computed = computed + tokens
             if computed < request.to_compute:
@@ -242,9 +245,9 @@ class Steps(ChunkStep):
             price = self.cost.mixed_ns(step_tokens, decodes, sum_context, chunks, sampled)
         else:
             share = self._note_links(kernels)
-            priced = self.cost.price(StepWork(1, step_tokens, sampled, tuple(kernels)), share)
-            self.cost.account(priced, 0, 1)
-            price = int(priced.step_ns[0])
+            price = self.cost.step_ns(
+                step_tokens, sampled, kernels, chunks if plain_prefills else NO_CHUNKS, share
+            )
         if clocks is not None:
             price += self._slowed_ns(clocks, start, price)
         end = self._join_loads(start, price, loads) if loads else start + price

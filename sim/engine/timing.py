@@ -8,8 +8,6 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from kvsim.cost.lattice import LATTICE_BITS
-
 Array = npt.NDArray[np.int64]
 Times = Sequence[int] | Array
 
@@ -51,25 +49,30 @@ def lay_out(
 LOOP_STEPS = 64  # up to which a plain loop over a run beats numpy
 
 
-def even_steps(device_end: int, lattice: range, until: int) -> tuple[Times, int]:
+def even_steps(device_end: int, lattice: Sequence[int], bits: int, until: int) -> tuple[Times, int]:
     """:func:`lay_out` where the device is the bottleneck throughout: the boundaries, up to the first one from ``until`` on,
-    and when the last of these steps ends; each ends at the next boundary."""
+    and when the last of these steps ends; each ends at the next boundary. ``lattice``: prices, in
+    points of a lattice of 2**-bits ns."""
     if len(lattice) > LOOP_STEPS:
-        return _many_even_steps(device_end, lattice, until)
+        return _many_even_steps(device_end, lattice, bits, until)
     boundaries: list[int] = []
     append = boundaries.append
     at = device_end
     for price in lattice:
         append(at)
         if at >= until:
-            return boundaries, at + (price >> LATTICE_BITS)
-        at += price >> LATTICE_BITS
+            return boundaries, at + (price >> bits)
+        at += price >> bits
     return boundaries, at
 
 
-def _many_even_steps(device_end: int, lattice: range, until: int) -> tuple[Times, int]:
-    times = np.arange(lattice.start - lattice.step, lattice.stop, lattice.step)
-    times >>= LATTICE_BITS
+def _many_even_steps(device_end: int, lattice: Sequence[int], bits: int, until: int) -> tuple[Times, int]:
+    times = np.empty(len(lattice) + 1, dtype=np.int64)
+    if type(lattice) is range:
+        times[1:] = np.arange(lattice.start, lattice.stop, lattice.step)
+    else:
+        times[1:] = lattice
+    times >>= bits
     times[0] = device_end
     np.cumsum(times, out=times)
     steps = len(lattice)

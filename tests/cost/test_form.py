@@ -1,4 +1,4 @@
-"""Forms are priced and counted as the kernels that they stand for."""
+"""Forms are priced and counted as the kernels that they stand for, but for rounding; runs of them exactly as their steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvsim.cost import joint, lines, mixed, step
+from kvsim.cost import lines, step
 from kvsim.cost.form import Form, Formed, Size, written_out
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile
@@ -85,47 +85,79 @@ def by_kernel(work: StepWork) -> StepWork:
 
 
 def each_step(work: StepWork) -> list[StepWork]:
-    """The steps on their own, kernel by kernel."""
+    """The steps on their own."""
 
     def at(item: Kernel | Formed, i: int) -> Kernel | Formed:
-        return (
-            item.form.at(item.x[0] + item.x[1] * i) if type(item) is Formed and type(item.x) is Ramp else item
-        )
+        if type(item) is not Formed or work.steps == 1:
+            return item
+        x = item.x
+        return item.form.at(x.start + x.step * i if type(x) is Ramp else int(x[i]))
 
     rows = [tuple(at(item, i) for item in work.kernels) for i in range(work.steps)]
-    return [by_kernel(work._replace(steps=1, kernels=row)) for row in rows]
+    return [work._replace(steps=1, kernels=row) for row in rows]
 
 
 @given(works(), st.integers(0, 69), st.sampled_from([{}, {"h2d": 0.5}]))
 @settings(deadline=None, max_examples=400)
 def test_a_form_costs_what_its_kernels_cost(work: StepWork, cut: int, share: dict[str, float]) -> None:
     formed, kernels = FORMED.price(work, share), KERNELS.price(by_kernel(work), share)
-    assert list(formed.step_ns) == list(kernels.step_ns)
+    assert np.abs(np.array(formed.step_ns) - kernels.step_ns).max() <= 1
     if work.steps == 1:
         assert step.price_step(KERNELS, by_kernel(work), share).step_ns == kernels.step_ns
     cut = min(cut, work.steps)
-    assert FORMED.account(formed, 0, cut) == KERNELS.account(kernels, 0, cut)
-    assert FORMED.account(formed, cut, work.steps) == KERNELS.account(kernels, cut, work.steps)
+    for start, stop in ((0, cut), (cut, work.steps)):
+        found, wanted = (
+            FORMED.account(formed, start, stop),
+            KERNELS.account(kernels, start, stop),
+        )
+        assert abs(found - wanted) <= stop - start
     counted, expected = FORMED.used_ns(), KERNELS.used_ns()
     for key in counted.keys() | expected.keys():  # whole nanoseconds, what is left over goes to the engine
-        assert counted.get(key, 0) == pytest.approx(expected.get(key, 0), abs=3), key
+        slack = DOUBTS if key[0] == "engine" else 3
+        assert counted.get(key, 0) == pytest.approx(expected.get(key, 0), abs=slack), key
 
 
-def test_where_rounding_is_in_doubt_a_step_is_priced_kernel_by_kernel(
+DOUBTS = 1000  # of all the steps of a test few are near the next nanosecond
+
+
+@given(works(), st.integers(0, 69), st.sampled_from([{}, {"h2d": 0.5}]))
+@settings(deadline=None, max_examples=400)
+def test_a_run_costs_what_its_steps_cost(work: StepWork, cut: int, share: dict[str, float]) -> None:
+    at_once, one_by_one = model(), model()
+    run = at_once.price(work, share)
+    steps = [one_by_one.price(one, share) for one in each_step(work)]
+    assert list(run.step_ns) == [one.step_ns[0] for one in steps]
+    if run.lattice is not None:
+        assert run.least <= min(run.lattice)
+    cut = min(cut, work.steps)
+    found = at_once.account(run, 0, cut) + at_once.account(run, cut, work.steps)
+    assert found == sum(one_by_one.account(one, 0, 1) for one in steps)
+    counted, expected = at_once.used_ns(), one_by_one.used_ns()
+    for key in counted.keys() | expected.keys():
+        # plain attention has what a step's rounding adds
+        assert counted.get(key, 0) == pytest.approx(expected.get(key, 0), abs=3 + work.steps), key
+
+
+def test_where_rounding_is_in_doubt_lanes_are_priced_kernel_by_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (step, lines, joint, mixed):
+    for module in (step, lines):
         monkeypatch.setattr(module, "LATTICE", 0.02)
     priced = model()
     for name, form in FORMS.items():
         for x in range(40_001, 40_031):
-            for work in (
-                StepWork(1, 9, 9, (form(9).at(x),)),
-                StepWork(1, 709, 9, (form(9).at(x), PROMPT)),
-                StepWork(5, 9, 9, (form(9).at(Ramp(x, 9)),)),
-            ):
-                steps = [step.price_step(KERNELS, one, None).step_ns[0] for one in each_step(work)]
-                assert list(priced.price(work).step_ns) == steps, name
+            for steps in (1, 5):
+                at = Ramp(x, 9) if steps > 1 else x
+                work = StepWork(steps, 9, 9, (form(9).at(at), FORMS["side by side"](9).at(at)))
+                apart = [step.price_step(KERNELS, by_kernel(one), None).step_ns[0] for one in each_step(work)]
+                assert list(priced.price(work).step_ns) == apart, name
+
+
+def test_a_plain_form_costs_what_attention_costs_in_a_plain_step() -> None:
+    for x in range(40_001, 40_101):
+        work = StepWork(1, 709, 9, (FORMS["plain"](9).at(x), PROMPT))
+        assert FORMED.price(work).step_ns == [KERNELS.mixed_ns(709, 9, x, [(700, 300)], 9)]
+        assert FORMED.step_ns(709, 9, work.kernels[:1], [(700, 300)]) == FORMED.price(work).step_ns[0]
 
 
 @pytest.mark.parametrize("x", [np.int64(40_000), 40_000.0, np.array([40_000] * 3)])
