@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import numpy.typing as npt
 
 from kvsim.workloads.trace import NS_PER_S, Array
 
@@ -19,6 +20,9 @@ FIRST_LINE = re.compile(
 # of lines of this form: the numbers with a space after each
 BESIDE_NUMBERS = bytes(byte for byte in range(256) if byte not in b"0123456789.,\n")
 SPACES = bytes.maketrans(b",\n", b"  ")
+# float64 has all whole numbers of so many digits and these powers of ten, so that a quotient is the nearest to what is written
+MOST_DIGITS = 15
+POWERS = np.array([float(10**power) for power in range(MOST_DIGITS)])
 
 
 class LengthLines:
@@ -36,10 +40,31 @@ class LengthLines:
             return None
         end = found.end()
         text = block[start:end].translate(SPACES, BESIDE_NUMBERS)
-        numbers = np.fromstring(text, dtype=np.float64, sep=" ").reshape(-1, len(REQUIRED))
+        numbers = read_numbers(text).reshape(-1, len(REQUIRED))
         arrivals, *tokens = (numbers[:, column] for column in self._columns)
         arrival_ns = np.rint(arrivals * NS_PER_S).astype(np.int64)
         return end, arrival_ns, tokens[0].astype(np.int64), tokens[1].astype(np.int64)
+
+
+def read_numbers(text: bytes) -> npt.NDArray[np.float64]:
+    """Numbers as TIME and TOKENS have them, with a space after each: what ``float`` makes of them, shape (numbers,)."""
+    digits = np.frombuffer(text.replace(b".", b""), dtype=np.uint8)
+    ends = np.flatnonzero(digits == ord(" "))
+    widths = np.diff(ends, prepend=-1) - 1
+    widest = int(widths.max())
+    if widest > MOST_DIGITS:
+        return np.fromstring(text, dtype=np.float64, sep=" ")
+    found = np.zeros(len(ends), dtype=np.int64)
+    for place in range(widest):
+        having = np.flatnonzero(widths > place)
+        found[having] += (digits[ends[having] - 1 - place].astype(np.int64) - ord("0")) * 10**place
+    written = np.frombuffer(text, dtype=np.uint8)
+    ends, points = np.flatnonzero(written == ord(" ")), np.flatnonzero(written == ord("."))
+    of = ends.searchsorted(points)
+    decimals = np.zeros(len(ends), dtype=np.int64)
+    decimals[of] = ends[of] - points - 1
+    numbers: npt.NDArray[np.float64] = found / POWERS[decimals]
+    return numbers
 
 
 def lines_like(line: bytes) -> LengthLines | None:

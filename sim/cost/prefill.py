@@ -132,17 +132,19 @@ class Prompts(_Times):
             log(self._times[i + 1] / self._times[i]) / log(self._lengths[i + 1] / self._lengths[i])
             for i in range(len(points) - 1)
         ] + [2.0]
-        self._shortest = min(self._times)
+        self._shortest, self._longest = min(self._times), self._lengths[-1]
         self._found: dict[float, float] = {}  # the past of a chunk is where the one before it ended
 
     def at(self, new: float, past: float) -> tuple[float, str]:
         end, whole = new + past, self._found
-        kind = "extrapolated" if end > self._lengths[-1] else "derived" if past else "measured"
-        alone = whole.get(new) or self._whole(new)
+        try:
+            alone, until_end, until_past = whole[new], whole[end], whole[past]
+        except KeyError:
+            alone, until_end, until_past = self._whole(new), self._whole(end), self._whole(past)
         if not past:
-            return alone, kind
-        over = self._shortest + (whole.get(end) or self._whole(end)) - (whole.get(past) or self._whole(past))
-        return (alone if alone >= over else over), kind
+            return alone, "extrapolated" if end > self._longest else "measured"
+        over = self._shortest + until_end - until_past
+        return (alone if alone >= over else over), "extrapolated" if end > self._longest else "derived"
 
     def _whole(self, length: float) -> float:
         found = self._look_up(length)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kvsim.results.columns import Floats
@@ -14,9 +16,16 @@ def statistics(values: Floats) -> dict[str, float | None]:
     names = ["mean", *(f"p{p}" for p in PERCENTILES)]
     if not len(values):
         return dict.fromkeys(names)
-    ordered = np.sort(values)
-    found = [float(values.mean()), *(quantile(ordered, percent / 100) for percent in PERCENTILES)]
+    found = [float(values.mean()), *quantiles(values, [percent / 100 for percent in PERCENTILES])]
     return dict(zip(names, found, strict=True))
+
+
+def quantiles(values: Floats, shares: Sequence[float]) -> list[float]:
+    """:func:`quantile` of numbers in any order, without sorting them all."""
+    below = {int((len(values) - 1) * share) for share in shares}
+    places = sorted(below | {min(place + 1, len(values) - 1) for place in below})
+    ordered = np.partition(values, places)
+    return [quantile(ordered, share) for share in shares]
 
 
 def quantile(ordered: Floats, share: float) -> float:

@@ -17,7 +17,7 @@ from kvsim.results.fronts import responses, small_model
 from kvsim.results.histogram import DurationHistogram
 from kvsim.results.outcome import LinkUse, Outcome
 from kvsim.results.pools import autoscaling, cluster_facts, cost, disaggregation, members_of, pool_facts
-from kvsim.results.statistics import PERCENTILES, quantile, ratio, statistics
+from kvsim.results.statistics import PERCENTILES, quantiles, ratio, statistics
 from kvsim.results.steady import backlog, percentile_intervals
 from kvsim.results.swaps import swaps
 from kvsim.version import __version__
@@ -140,7 +140,7 @@ def _ttft_parts(done: RequestColumns) -> dict[str, dict[str, float | None]]:
         }
 
     everyone = np.ones(len(done.request), dtype=bool)
-    slowest = done.ttft_s >= quantile(np.sort(done.ttft_s), 0.95) if everyone.any() else everyone
+    slowest = done.ttft_s >= quantiles(done.ttft_s, [0.95])[0] if everyone.any() else everyone
     return {"mean": means(everyone), "slowest_5_percent": means(slowest)}
 
 

@@ -12,7 +12,7 @@ from kvsim.results import reading
 from kvsim.results.columns import RequestColumns
 from kvsim.results.recorder import RequestRow
 from kvsim.results.rows import Rows
-from kvsim.results.statistics import quantile
+from kvsim.results.statistics import quantile, quantiles
 from kvsim.results.steady import MIN_BEYOND, backlog, mser5, percentile_intervals, warm_up_ns
 from kvsim.results.summary import summarise
 
@@ -160,3 +160,5 @@ def test_quantiles_are_numpys_bit_for_bit():
         values = rng.exponential(size=size)
         for share in (0.5, 0.9, 0.95, 0.99, rng.random()):
             assert quantile(np.sort(values), share) == float(np.quantile(values, share))
+        shares = [0.5, 0.9, 0.95, 0.99]
+        assert quantiles(values, shares) == np.quantile(values, shares).tolist()

@@ -48,6 +48,19 @@ def test_kvsim_lengths_only(write):
     assert trace.sources[0]["file"] == "t.jsonl" and len(trace.sources[0]["sha256"]) == 64
 
 
+@pytest.mark.parametrize("most", [15, 30])  # beyond 15 digits numpy's own reader takes them
+def test_numbers_are_read_as_float_reads_them(most: int):
+    draw = random.Random(3)
+    whole = [draw.randrange(10 ** draw.randint(1, 9)) for _ in range(2_000)]
+    decimals = [draw.randint(0, most - len(str(number))) for number in whole]
+    texts = [
+        f"{number}.{''.join(draw.choices('0123456789', k=places))}" if places else f"{number}"
+        for number, places in zip(whole, decimals, strict=True)
+    ]
+    found = lengths.read_numbers(b"".join(b"%b " % text.encode() for text in texts))
+    assert found.tolist() == [float(text) for text in texts]
+
+
 def test_kvsim_lengths_are_read_many_lines_at_once(write, monkeypatch):
     """To the same numbers as line by line, which a further field enforces; lines of either kind may mix."""
     monkeypatch.setattr(files, "BLOCK_BYTES", 200)
