@@ -125,26 +125,30 @@ class Capped:
 class Pages:
     """Pages of ``size`` tokens that hold what the requests read."""
 
-    __slots__ = ("_batch", "_phase", "_size", "_whole")
+    __slots__ = ("_batch", "_lacking", "_pages", "_size")
 
     def __init__(self, batch: Batch, size: int) -> None:
         self._batch, self._size = batch, size
-        self._phase = [0] * size  # requests by base modulo page size
-        self._whole = 0  # sum over requests of base // size
+        # requests by the tokens that their last page lacks at round 0, two times over: in step i those at (round + 1 + i) % size
+        # fill a page
+        self._lacking = [0] * (2 * size)
+        self._pages = 0  # sum over requests of base / size, rounded up
         for request in batch.requests:
             self.add(request)
 
     def add(self, request: Request) -> None:
         """``request`` decodes from the next step on."""
-        whole, phase = divmod(request.base, self._size)
-        self._whole += whole
-        self._phase[phase] += 1
+        self._count(request.base, 1)
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
-        whole, phase = divmod(request.base, self._size)
-        self._whole -= whole
-        self._phase[phase] -= 1
+        self._count(request.base, -1)
+
+    def _count(self, base: int, num: int) -> None:
+        lacking, size = -base % self._size, self._size
+        self._pages += num * ((base + lacking) // size)
+        self._lacking[lacking] += num
+        self._lacking[lacking + size] += num
 
     def sum_read(self, steps: int) -> int | Ints:
         """Sum over requests of the pages that hold the tokens read."""
@@ -153,22 +157,31 @@ class Pages:
 
     def sums_read(self, steps: int) -> int | list[int]:
         """:meth:`sum_read`, of several steps as plain numbers."""
-        whole, rest = divmod(self._batch.round, self._size)
-        first = self._whole + len(self._batch.requests) * (whole + 1) + sum(self._phase[self._size - rest :])
+        batch, lacking, size = self._batch, self._lacking, self._size
+        whole, rest = divmod(batch.round, size)
+        # of so many tokens more a request has one page more where its last one lacks fewer
+        first = self._pages + len(batch.requests) * whole + sum(lacking[: rest + 1])
         if steps == 1:
             return first
-        return list(accumulate(self._filled(steps - 1), initial=first))
+        filled = lacking[rest + 1 : rest + steps] if steps <= size else self._filled(steps - 1)
+        return list(accumulate(filled, initial=first))
 
     def num_filled(self, steps: int) -> int | Ints:
         """Requests whose own token is the last one of a page."""
+        found = self.nums_filled(steps)
+        return found if type(found) is int else np.array(found)
+
+    def nums_filled(self, steps: int) -> int | list[int]:
+        """:meth:`num_filled`, of several steps as plain numbers."""
         if steps == 1:
-            return self._phase[-(self._batch.round + 1) % self._size]
-        return np.array(self._filled(steps))
+            return self._lacking[self._batch.round % self._size + 1]
+        return self._filled(steps)
 
     def _filled(self, steps: int) -> list[int]:
-        phase, at = self._phase, -(self._batch.round + 1) % self._size
-        cycle = phase[at::-1] + phase[:at:-1]  # the phases at, at - 1, ... around
-        return cycle[:steps] if steps <= self._size else (cycle * (steps // self._size + 1))[:steps]
+        first, size = self._batch.round % self._size + 1, self._size
+        if steps <= size:
+            return self._lacking[first : first + steps]
+        return (self._lacking[first : first + size] * (steps // size + 1))[:steps]
 
 
 class Share:

@@ -11,6 +11,7 @@ import numpy as np
 
 from kvsim.contexts import NEVER as NEVER  # for those who import it from here
 from kvsim.contexts import Capped, Grown, Holding, Pages, Share, Total, blocks_begun
+from kvsim.cost.work import Ramp
 
 
 @dataclass(slots=True, eq=False)
@@ -122,6 +123,12 @@ class Batch:
     def sum_context(self) -> int:
         """Tokens with KV, over all requests."""
         return self.sum_base + len(self.requests) * self.round
+
+    def sum_read(self, steps: int) -> int | Ramp:
+        """Tokens that the next steps read, over all requests: each its past and its new one. A column over the steps."""
+        num = len(self.requests)
+        first = self.sum_base + num * (self.round + 1)
+        return first if steps == 1 else Ramp(first, num)
 
     @property
     def contexts(self) -> np.ndarray[Any, Any]:

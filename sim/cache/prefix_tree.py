@@ -86,6 +86,7 @@ class PrefixTreeManager(Paged):
         self._only_matches = (
             type(self).match is PrefixTreeManager.match and not self._has_tiers and not self._expiring
         )
+        self._no_hit: dict[int, Plan] = {}  # by tokens of the prompt
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
         self.own_blocks = 0  # that a subclass holds for something else
@@ -127,6 +128,8 @@ class PrefixTreeManager(Paged):
             if tree is self.tree:
                 self.free_blocks += dropped
         node, blocks = self.tree.match(request.ids, request.ends, limit)
+        if self._only_matches and node is self.tree.root:
+            return self._no_hit.get(tokens) or self._plan_without_hit(tokens)
         if not self._has_tiers:
             found = blocks * size
             hits = (found, *[0] * len(self.config.tiers))
@@ -144,6 +147,13 @@ class PrefixTreeManager(Paged):
             transfers=transfers,
             detail=Found(node, blocks, loads),
         )
+
+    def _plan_without_hit(self, tokens: int) -> Plan:
+        hits = (0,) * (1 + len(self.config.tiers))
+        plan = self._no_hit[tokens] = Plan(
+            tokens, hits_by_tier=hits, detail=Found(self.tree.root, 0, NO_LOADS)
+        )
+        return plan
 
     def to_compute(self, request: Request) -> int:
         if not self._only_matches:
@@ -213,13 +223,13 @@ class PrefixTreeManager(Paged):
         self.tree.extend(held.leaf, full_blocks)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
+        if not self._has_tiers:
+            return ()
         transfers = self._write(request.kv, request, request.cached + request.computed)
         return transfers + self.tiers.demote(0) if self._demotes else transfers
 
     def _write(self, held: Held, request: Request, tokens: int) -> tuple[Transfer, ...]:
-        """Offer full blocks to the tiers."""
-        if not self._has_tiers:
-            return ()
+        """Offer full blocks to the tiers, if there are any."""
         if not self.config.store_answers:
             tokens = min(tokens, request.input_tokens)
         full_blocks = tokens // self.block_tokens
@@ -276,7 +286,7 @@ class PrefixTreeManager(Paged):
     def release(self, request: Request, context: int) -> tuple[Transfer, ...]:
         held: Held = request.kv
         self._full(request, context)
-        transfers = self._write(held, request, context)
+        transfers = self._write(held, request, context) if self._has_tiers else ()
         for tree in self._on_finish:
             if tree.policy.finished(request) and tree is not self.tree:  # HBM's is ranked as it is let go
                 tree.rank_again(tree.match(request.ids, request.ends, context // self.block_tokens)[0])
@@ -286,7 +296,8 @@ class PrefixTreeManager(Paged):
     def _full(self, request: Request, context: int) -> None:
         """The request stops with ``context`` tokens: full blocks stay reusable, the last part of one is freed."""
         held: Held = request.kv
-        self._pay(held, held.owed_blocks)
+        if held.owed_blocks:
+            self._pay(held, held.owed_blocks)
         held.leaf.live = False
         full = held.leaf.end if held.loading else self._complete(request, context) // self.block_tokens
         self._index(held, full)

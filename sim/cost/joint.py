@@ -37,7 +37,7 @@ class Joint:
         """Of ``steps`` steps with these forms; None: in some of them a kernel is on no line."""
         base, rise, low = self.base, 0, 0  # points; low: by how much some step may be less than the line
         uses: list[tuple[Merged | list[Merged], Any]] = []
-        columns: list[list[int]] = []
+        columns: list[tuple[int, list[int]]] = []
         for at, pieces, over in self.entries:
             x: Any = items[at][1]
             if over != 1:
@@ -63,30 +63,35 @@ class Joint:
                 base += line.points + line.rise * x
                 uses.append((line, x))
                 continue
-            if type(x) is not list or type(x[0]) is not int:  # a line that ends, an array, numpy's numbers
-                x = [int(value) for value in (x if type(x) is list else listed(x, steps))]
+            if type(x) is not list:  # a line that ends, an array or a number of numpy's
+                x = listed(x, steps)
+            if type(x[0]) is not int:
+                x = [*map(int, x)]
             least = min(x)
             if least >= line.first and max(x) <= line.last:
-                slope = line.rise
                 base += line.points
-                low += slope * least
-                columns.append([slope * value for value in x])
+                low += line.rise * least
+                columns.append((line.rise, x))
             else:
                 line = [pieces.at(value) for value in x]
                 if None in line:
                     return None
-                columns.append([each.points + each.rise * value for each, value in zip(line, x, strict=True)])
-                low += min(columns[-1])
+                each_ns = [each.points + each.rise * value for each, value in zip(line, x, strict=True)]
+                low += min(each_ns)
+                columns.append((1, each_ns))
             uses.append((line, x))
-        lattice: Any
-        if not rise:
-            lattice = [base] * steps
-        else:
+        lattice: Any = None
+        if rise:
             lattice = range(base, base + rise * steps, rise)
             if rise < 0:
                 low += rise * (steps - 1)
-        for column in columns:
-            lattice = [a + b for a, b in zip(lattice, column)]  # noqa: B905 - a keyword costs more than the sum
+        elif not columns:
+            lattice = [base] * steps
+        for slope, x in columns:
+            if lattice is None:
+                lattice = [base + slope * value for value in x]
+            else:
+                lattice = [point + slope * value for point, value in zip(lattice, x)]  # noqa: B905
         return JointRun(lattice, base + low, self.linear, uses)
 
 

@@ -363,6 +363,12 @@ class KernelCostModel(CostModel):
             )
         return *found, 0.0
 
+    def mixed_linear(self, tokens: int, sampled: int) -> tuple[LinearPriced, LinearPriced, float]:
+        """:meth:`linear` of a step with prefill."""
+        factor, _, layers_of, head_of = self._mixed
+        layers = layers_of.get(tokens) or self.layers(tokens, factor)
+        return layers, head_of.get(sampled) or self.head(sampled, factor), self._engine_ns
+
     def step_linear(self, tokens: int, sampled: int) -> StepLinear:
         """:meth:`linear` of a decode-only step; cached."""
         found = self._step_linear.get((tokens, sampled))

@@ -161,7 +161,7 @@ def price_prefill(
         spent_ns.append((spent, time_ns))
     if not prefills:
         return None
-    layers, head, engine_ns = model.linear(tokens, sampled, True, factor)
+    layers, head, engine_ns = model.mixed_linear(tokens, sampled)
     total_ns += layers.total_ns + head.total_ns + engine_ns + 0.5
     return Mixed(floor(total_ns), layers, head, uses, spent_ns, parts, engine_ns)
 

@@ -14,7 +14,7 @@ from kvsim.cache.manager import CacheConfig, Plan
 from kvsim.cache.paged import blocks_for
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cost.form import Form, Formed, Size
-from kvsim.cost.work import Kernel, Ramp
+from kvsim.cost.work import Kernel
 from kvsim.entities import Batch, Request
 
 
@@ -64,8 +64,5 @@ class Kivi(PrefixTreeManager):
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
         if self.bits == 16:
             return super().decode_work(batch, steps)
-        num = len(batch)
-        first = batch.sum_context + num
-        read = Ramp(first, num) if steps > 1 else first
-        groups = batch.pages(self.group).num_filled(steps)
-        return self.reading.at(read), self.packing.at(groups)
+        groups = batch.pages(self.group).nums_filled(steps)
+        return self.reading.at(batch.sum_read(steps)), self.packing.at(groups)

@@ -13,7 +13,7 @@ from kvsim.cache.manager import CacheConfig
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierStack
 from kvsim.cost.form import Form, Formed, Size
-from kvsim.cost.work import Kernel, Ramp
+from kvsim.cost.work import Kernel
 from kvsim.entities import Batch
 
 
@@ -49,7 +49,11 @@ class Quest(PrefixTreeManager):
                 Form([Kernel("decode_attention", sizes, calls=1 - self.dense_share)]),
             )
         whole, some = self.reading[num]
-        pages = batch.pages(self.page).sum_read(steps) * (selected.num_beyond(steps) > 0)
-        first = batch.sum_context + num
-        read = Ramp(first, num) if steps > 1 else first
-        return self.selecting.at(pages), whole.at(read), some.at(selected.sum_read(steps))
+        beyond, pages = selected.num_beyond(steps), batch.pages(self.page)
+        compared: Any
+        if type(beyond) is int:
+            compared = pages.sums_read(steps) if beyond else 0
+        else:  # it begins in one of these steps
+            compared = pages.sum_read(steps) * (beyond > 0)
+        read = batch.sum_read(steps)
+        return self.selecting.at(compared), whole.at(read), some.at(selected.sum_read(steps))
