@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
 from operator import itemgetter
 from typing import Any
@@ -248,6 +248,35 @@ class KernelCostModel(CostModel):
             if mixed is not None:
                 return mixed.count(self._usage)
         return super().step_ns(tokens, sampled, kernels, chunks, link_share)
+
+    def chunk_price(self, tokens: int, num_seqs: int) -> Callable[[int, int], int]:
+        if self.strict or not num_seqs:
+            return super().chunk_price(tokens, num_seqs)
+        factor, decode_factor = self.mixed
+        layers, head = self.layers(tokens, factor), self.head(num_seqs + 1, factor)
+        fixed_ns = layers.total_ns + head.total_ns + self._engine_half_ns
+        decode, prefill, new = self.decode_attention.at, self.prefill_attention.at, tokens - num_seqs
+        launch_ns, usage = self.prefill_attention.launch_ns, self._usage
+        engine, engine_ns = self._engine_spent, self._engine_ns
+
+        def step_ns(sum_context: int, past: int) -> int:
+            decode_ns, decodes = decode(num_seqs, sum_context)
+            chunk_ns, chunk = prefill(new, past)
+            chunk_ns -= launch_ns
+            if decode_factor != 1.0:
+                decode_ns = floor(decode_ns * decode_factor * SCALE + 0.5) / SCALE
+            if factor != 1.0:
+                chunk_ns = floor(chunk_ns * factor * SCALE + 0.5) / SCALE
+            decodes.ns += decode_ns
+            chunk.ns += chunk_ns
+            engine.ns += engine_ns
+            layers.uses += 1
+            head.uses += 1
+            time_ns = floor(fixed_ns + decode_ns + chunk_ns)
+            usage.steps_ns += time_ns
+            return time_ns
+
+        return step_ns
 
     def account(self, priced: Priced, start: int, stop: int) -> int:
         return priced.count(self._usage, start, stop) if stop > start else 0  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvsim.cost.work import Kernel, Ramp, StepWork
@@ -84,6 +84,12 @@ class CostModel(ABC):
         priced = self.price(StepWork(1, tokens, sampled, work), link_share)
         self.account(priced, 0, 1)
         return int(priced.step_ns[0])
+
+    def chunk_price(self, tokens: int, num_seqs: int) -> Callable[[int, int], int]:
+        """:meth:`mixed_ns` of steps with one chunk, which fills what ``num_seqs`` decodes leave of ``tokens``, as a function of
+        the decodes' ``sum_context`` and the chunk's past; each call is simulated time."""
+        new, sampled = tokens - num_seqs, num_seqs + 1
+        return lambda sum_context, past: self.mixed_ns(tokens, num_seqs, sum_context, ((new, past),), sampled)
 
     def spared_tokens(self, num_seqs: int, read_again: int) -> int:
         """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing,

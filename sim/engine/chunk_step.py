@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvsim.engine.admission import Admission
 from kvsim.engine.clocks import Clocks
 from kvsim.engine.run import RUNS_AT_ONCE
@@ -28,19 +30,22 @@ class ChunkStep(Admission):
             self._finish_later([], batch.finished())
         request.computed = computed + tokens
         self._blocked, self._shares, self.step_tokens = False, None, step_tokens
-        sampled = decodes + 1
-        price = self.cost.mixed_ns(
-            step_tokens, decodes, sum_context, ((tokens, request.cached + computed),), sampled
-        )
-        host = self._mixed_host.get(sampled) or self._host_of(sampled)
-        is_eager = step_tokens > engine.graph_tokens
+        price_of, cpu, tail = self._chunks.get(decodes) or self._chunks_beside(decodes)
+        price = price_of(sum_context, request.cached + computed)
         start = now + engine.launch_ns
         if start < self._device_end:
             start = self._device_end
-        if is_eager and self._clocks is not None:
+        if step_tokens > engine.graph_tokens and self._clocks is not None:
             price += self._slowed_ns(self._clocks, start, price)
-        self._place(now, start + price, price, now + host[is_eager], host[2], decodes)
+        self._place(now, start + price, price, now + cpu, tail, decodes)
         return True
+
+    def _chunks_beside(self, decodes: int) -> tuple[Callable[[int, int], int], int, int]:
+        """What ``_chunks`` has for steps with so many decodes."""
+        piecewise, eager, tail = self._host_of(decodes + 1)
+        cpu = eager if self._budget > self.engine.graph_tokens else piecewise
+        found = self._chunks[decodes] = self.cost.chunk_price(self._budget, decodes), cpu, tail
+        return found
 
     def _slowed_ns(self, clocks: Clocks, start: int, price: int) -> int:
         """Change. What the power limit adds to the ``price`` of a step of ``step_tokens`` tokens."""

@@ -49,15 +49,15 @@ class ReplicaState(Services):
 
     # more attributes than Python keeps quickly without: these are looked at at every step
     __slots__ = (
-        "_alarm", "_arrives", "_at", "_blocked", "_budget", "_clocks", "_closed", "_copies_from", "_decided", "_decode_host",
-        "_deep", "_device_end", "_due", "_frees_late", "_goes_on", "_gone", "_head_changes", "_horizon", "_in_flight", "_last",
-        "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests", "_outstanding_tokens",
-        "_plain", "_plain_decodes", "_plain_prefills", "_priority", "_pushes", "_rings", "_run", "_runs", "_shares",
-        "_spares_reads", "_step_ns", "_swaps", "_swaps_end", "_tap", "_to_free",
-        "batch", "check", "cost", "engine", "env", "evicted_before", "fetching", "finishing", "handed",
-        "index", "joins", "links", "loaded", "loading", "manager", "num_events", "num_kept", "num_moving",
-        "num_pushed_out", "on_idle", "owner", "partial", "peers", "polled", "recomputed_tokens", "running",
-        "sample_at", "stalled_ns", "step_tokens", "streams", "swapped_before", "swapped_ns", "tally", "waiting",
+        "_alarm", "_arrives", "_at", "_blocked", "_budget", "_chunks", "_clocks", "_closed", "_copies_from", "_decided",
+        "_decode_host", "_deep", "_device_end", "_due", "_frees_late", "_goes_on", "_gone", "_head_changes", "_horizon",
+        "_in_flight", "_last", "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests",
+        "_outstanding_tokens", "_plain", "_plain_decodes", "_plain_prefills", "_priority", "_pushes", "_rings", "_run",
+        "_runs", "_shares", "_spares_reads", "_step_ns", "_swaps", "_swaps_end", "_tap", "_to_free", "batch", "check", "cost",
+        "engine", "env", "evicted_before", "fetching", "finishing", "handed", "index", "joins", "links", "loaded", "loading",
+        "manager", "num_events", "num_kept", "num_moving", "num_pushed_out", "on_idle", "owner", "partial", "peers", "polled",
+        "recomputed_tokens", "running", "sample_at", "stalled_ns", "step_tokens", "streams", "swapped_before", "swapped_ns",
+        "tally", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -109,6 +109,8 @@ class ReplicaState(Services):
         self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
         # of steps with prefill, by sequences: thread_ns up to graph_tokens and beyond, output_ns
         self._mixed_host: dict[int, tuple[int, int, int]] = {}
+        # of steps that a chunk fills, by decodes: price by sum of contexts and past, thread_ns, output_ns
+        self._chunks: dict[int, tuple[Callable[[int, int], int], int, int]] = {}
         self._priority = PRIORITY_BOUNDARY + (index if rank is None else rank)
         self._rings = rings
         self.streams = False  # KV of prompts goes to other replicas while it is computed

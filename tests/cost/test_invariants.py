@@ -122,6 +122,24 @@ def test_a_plain_mixed_step_costs_the_same_as_its_kernels(
     assert models[0].used_ns() == models[1].used_ns()
 
 
+@given(
+    st.integers(0, 400),
+    st.integers(401, 8_192),
+    st.lists(st.tuples(st.integers(1, 9_000), st.integers(0, 9_000))),
+)
+@settings(deadline=None)
+def test_chunks_beside_the_same_decodes_cost_the_same_as_mixed_steps(
+    num_seqs: int, tokens: int, found: list[tuple[int, int]]
+) -> None:
+    """Contexts within the table and beyond it; with and without a past."""
+    first, second = pair()
+    price = first.chunk_price(tokens, num_seqs)
+    for context, past in found:
+        arguments = tokens, num_seqs, num_seqs * context, [(tokens - num_seqs, past)], num_seqs + 1
+        assert price(num_seqs * context, past) == second.mixed_ns(*arguments)
+    assert first.used_ns() == second.used_ns()
+
+
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b"])
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_numbers_of_tokens_cost_the_same_one_by_one(name: str, gpus: int) -> None:
