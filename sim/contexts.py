@@ -274,8 +274,10 @@ class Holding(Protocol):
     """Slices of the cache that hold all of a request's context but some tokens each."""
 
     slices: int
-    twice: Ints
-    """Slices by tokens on their last block where the context is a multiple of the block size; two times over."""
+
+    @property
+    def twice(self) -> Ints:
+        """Slices by tokens on their last block where the context is a multiple of the block size; two times over."""
 
 
 class Grown:

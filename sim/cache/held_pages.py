@@ -7,6 +7,7 @@ modulo the page, all of them together are one number more whenever the context g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,27 +18,46 @@ from kvsim.cache.parts.tokens import TokenPolicy
 from kvsim.entities import Request
 
 Ints = np.ndarray[Any, Any]  # int64
+FEW = 8  # classes, up to which a plain loop beats numpy
 REMEMBERED = 1 << 15  # prompts, about a KiB each
 
 
 class Stays:
     """What remains of prompts of one length."""
 
-    __slots__ = ("apart", "below", "constant", "less", "slices", "twice")
+    __slots__ = ("_phases", "_twice", "apart", "below", "constant", "less", "slices")
 
-    def __init__(self, size: int, slices: Ints, lacking: Ints, constant: int, apart: int) -> None:
+    def __init__(
+        self, size: int, slices: Ints, lacking: Sequence[int] | Ints, constant: int, apart: int
+    ) -> None:
         """``lacking``: tokens of the prompt that each of the classes lacks that grow, ``slices`` theirs. ``constant``: pages that
         never change; ``apart``: pages of a prompt beside which generated tokens have their own."""
         self.constant, self.apart = constant, apart
-        pages, rest = np.divmod(lacking, size)
-        self.less: int = slices.dot(pages).item()
-        phases: list[int] = np.bincount(rest, slices, size).astype(np.int64).tolist()
+        self.less = 0
+        phases = [0] * size
+        if len(lacking) <= FEW:
+            for num, tokens in zip(slices.tolist(), lacking, strict=True):
+                pages, rest = divmod(tokens, size)
+                self.less += num * pages
+                phases[rest] += num
+        else:
+            of_each, rests = np.divmod(lacking, size)
+            self.less = slices.dot(of_each).item()
+            phases = np.bincount(rests, slices, size).astype(np.int64).tolist()
         self.slices = sum(phases)
         self.below: list[int] = [0, *accumulate(phases[:-1])]
         """By tokens of a context on its last page: slices that have begun a page with them."""
-        holding = [phases[0], *phases[:0:-1]]
-        self.twice: Ints = np.array(holding + holding)
+        self._phases = phases
+        self._twice: Ints | None = None
+
+    @property
+    def twice(self) -> Ints:
         """Slices by tokens on their last page where the context is a multiple of the page; two times over."""
+        found = self._twice
+        if found is None:
+            phases = self._phases
+            found = self._twice = np.array([phases[0], *phases[:0:-1]] * 2)
+        return found
 
     def grown(self, context: int) -> int:
         """Pages of the slices that grow."""
@@ -115,11 +135,15 @@ class HeldPages:
         constant = [slices * -(-kept[i] // size) for i, slices in self._constant]
         apart = [slices * -(-kept[i] // size) for i, slices in self._with_new]
         growing = kept if len(self._growing) == len(kept) else [kept[i] for i in self._growing]
-        lacking = prompt - np.array(growing, dtype=np.int64)
+        lacking: Any
+        if len(growing) <= FEW:
+            lacking = [prompt - tokens for tokens in growing]
+        else:
+            lacking = prompt - np.array(growing, dtype=np.int64)
         if self._apart:
             found = Stays(size, self._growing_slices, lacking, sum(constant), sum(apart))
         else:
-            least = np.sort(lacking)[:1]
+            least = [int(min(lacking))] if len(lacking) else []
             found = Stays(
                 size, self._growing_slices[:1], least, max(constant, default=0), max(apart, default=0)
             )

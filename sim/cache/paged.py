@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from kvsim.cache.manager import API_VERSION, CacheConfig, CacheManager, Plan, Transfer
 from kvsim.cache.node import Changed
+from kvsim.contexts import blocks_begun
 from kvsim.entities import Batch, Request
 from kvsim.registry import Registry
 
@@ -47,6 +48,7 @@ class Paged(CacheManager):
         self.block_bytes = config.block_bytes
         self.capacity_blocks = config.num_blocks
         self.free_blocks = self.capacity_blocks  # blocks without content
+        self._grows_plainly = type(self).new_blocks is Paged.new_blocks
 
     @property
     def num_free_blocks(self) -> int:
@@ -126,7 +128,13 @@ class Paged(CacheManager):
         return low
 
     def commit(self, batch: Batch, steps: int) -> None:
-        if blocks := self.new_blocks(batch, steps):
+        if not self._grows_plainly:
+            blocks = self.new_blocks(batch, steps)
+        elif steps == 1:  # batch.new_blocks(steps), on the spot
+            blocks = batch.by_phase[-batch.round % self.block_tokens]
+        else:
+            blocks = blocks_begun(batch.by_phase, batch.round, steps, len(batch.requests))
+        if blocks:
             self._take(blocks)
 
     def preempt(self, request: Request, context: int) -> None:

@@ -36,7 +36,7 @@ class Joint:
     def price(self, items: Sequence[Kernel | Formed], steps: int) -> JointRun | None:
         """Of ``steps`` steps with these forms; None: in some of them a kernel is on no line."""
         base, rise, low = self.base, 0, 0  # points; low: by how much some step may be less than the line
-        uses: list[tuple[Merged | list[Merged], Any]] = []
+        uses: list[tuple[Any, Any]] = []
         columns: list[tuple[int, list[int]]] = []
         for at, pieces, over in self.entries:
             x: Any = items[at][1]
@@ -44,7 +44,7 @@ class Joint:
                 x = divided(x, over, steps)
             line: Any = pieces.last
             if type(x) is Ramp:
-                first, grows = x
+                first, grows = x[0], x[1]
                 last = first + grows * (steps - 1)
                 if first < line.first or first > line.last:
                     line = pieces.at(first)
@@ -116,11 +116,7 @@ class JointRun(Priced):
     bits = FINE_BITS
 
     def __init__(
-        self,
-        lattice: Sequence[int],
-        least: int,
-        linear: StepLinear,
-        uses: list[tuple[Merged | list[Merged], Any]],
+        self, lattice: Sequence[int], least: int, linear: StepLinear, uses: list[tuple[Any, Any]]
     ) -> None:
         """``uses``: a line and its x, a number, a ramp or a list; or a line for each of a list."""
         self.lattice = lattice
@@ -144,17 +140,18 @@ class JointRun(Priced):
         linear = self.linear
         linear.steps += steps
         linear.uses += steps
+        of_steps = steps * start + steps * (steps - 1) // 2  # the sum of their numbers
         for line, x in self.uses:
-            if type(line) is list:
+            if type(x) is int:
+                line.rows += steps
+                line.units += steps * x
+            elif type(x) is Ramp:
+                line.rows += steps
+                line.units += steps * x[0] + of_steps * x[1]
+            elif type(line) is Merged:
+                line.rows += steps
+                line.units += sum(x) if steps == len(x) else sum(x[start:stop])
+            else:
                 for each, value in zip(line[start:stop], x[start:stop], strict=True):
                     each.rows += 1
                     each.units += value
-                continue
-            line.rows += steps  # type: ignore[union-attr]
-            if type(x) is Ramp:
-                first, grows = x
-                line.units += steps * (first + grows * start) + grows * (steps * (steps - 1) // 2)  # type: ignore[union-attr]
-            elif type(x) is list:
-                line.units += sum(x[start:stop])  # type: ignore[union-attr]
-            else:
-                line.units += steps * x  # type: ignore[union-attr]

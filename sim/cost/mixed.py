@@ -163,7 +163,10 @@ def price_prefill(
         return None
     layers, head, engine_ns = model.mixed_linear(tokens, sampled)
     total_ns += layers.total_ns + head.total_ns + engine_ns + 0.5
-    return Mixed(floor(total_ns), layers, head, uses, spent_ns, parts, engine_ns)
+    return _new(Mixed, (floor(total_ns), layers, head, uses, spent_ns, parts, engine_ns))
+
+
+_new = tuple.__new__  # Mixed(...) takes three times as long
 
 
 def _turn(model: KernelCostModel, form: Form, x: Any) -> Turn:
