@@ -41,7 +41,8 @@ class PrivatePrefixes(Paged):
 
     def __init__(self, config: CacheConfig) -> None:
         super().__init__(config)
-        self.num_evictable = self.num_evicted = 0  # blocks
+        self.num_evictable = 0  # blocks
+        self._left_behind = 0  # that were ever let go, but for those that were found again
         # the least recently used first; empty = nobody wants any of them
         self._freed: deque[Freed] = deque()
         self._num_wanted = 0  # of those
@@ -75,6 +76,7 @@ class PrivatePrefixes(Paged):
         if found:
             request.kv.blocks -= found
             self.num_evictable -= found
+            self._left_behind -= found
         if request.kv is not None:
             self._wants_no_more(request.kv)
             request.kv = None
@@ -89,7 +91,7 @@ class PrivatePrefixes(Paged):
             return True
         if left + self.num_evictable < 0:
             return False
-        self._take(need)
+        self._make_room(left)
         return True
 
     def decode_steps(self, batch: Batch, steps: int) -> int:
@@ -108,7 +110,7 @@ class PrivatePrefixes(Paged):
         if left >= 0:
             self.free_blocks = left
         else:
-            self._take(blocks)
+            self._make_room(left)
 
     def step(self, batch: Batch, request: Request, tokens: int) -> bool:
         before, size = request.cached + request.computed, self.block_tokens
@@ -119,7 +121,7 @@ class PrivatePrefixes(Paged):
             return True
         if left + self.num_evictable < 0:
             return False
-        self._take(blocks)
+        self._make_room(left)
         return True
 
     def _take(self, blocks: int) -> None:
@@ -127,10 +129,13 @@ class PrivatePrefixes(Paged):
         left = self.free_blocks - blocks
         if left >= 0:
             self.free_blocks = left
-            return
+        else:
+            self._make_room(left)
+
+    def _make_room(self, left: int) -> None:
+        """Change. ``left`` < 0 empty blocks are left: as many are evicted."""
         self.free_blocks = 0
         self.num_evictable += left
-        self.num_evicted -= left
         if self._freed:
             self._evict(-left)
 
@@ -177,6 +182,7 @@ class PrivatePrefixes(Paged):
         if full * size != context:
             self.free_blocks += 1
         self.num_evictable += full
+        self._left_behind += full
         return full
 
     def check_integrity(self) -> None:
@@ -187,4 +193,4 @@ class PrivatePrefixes(Paged):
         assert 0 <= self.num_free_blocks <= self.capacity_blocks
 
     def evicted_tokens(self) -> tuple[int, ...]:
-        return (self.num_evicted * self.block_tokens,)
+        return ((self._left_behind - self.num_evictable) * self.block_tokens,)
