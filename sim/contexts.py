@@ -51,8 +51,11 @@ class Capped:
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
-        below, base = self._below, self._base(request)
-        if below and base <= below[-1]:
+        below = self._below
+        if not below:
+            return
+        base = self._base(request)
+        if base <= below[-1]:
             del below[bisect_left(below, base)]
             self._count(base, -1)
             self._full_at = self._cap - below[-1] if below else NEVER

@@ -19,13 +19,9 @@ if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
 
 
-class Turn(NamedTuple):
-    """A form in steps with prefill: pieces over u = x // over (None: it has other lanes, or no lines), whether its decode
-    attention shares the launch of a prefill, and sequences of which decode attention is all there is (0: it is not)."""
-
-    entries: tuple[tuple[Pieces, int], ...] | None
-    decodes: bool
-    num_plain: int
+Turn = tuple[tuple[tuple[Pieces, int], ...] | None, bool, int]
+"""A form in steps with prefill: pieces over u = x // over (None: it has other lanes, or no lines), whether its decode attention
+shares the launch of a prefill, and sequences of which decode attention is all there is (0: it is not)."""
 
 
 class Mixed(NamedTuple):
@@ -173,5 +169,5 @@ def _turn(model: KernelCostModel, form: Form, x: Any) -> Turn:
     """Of a form; cached."""
     plan = model.form_plan(form, x, 1, None)
     entries = tuple([(pieces, over) for pieces, over, _, _ in plan.entries]) if plan.in_turn else None
-    found = model.turns[form] = Turn(entries, form.decodes, form.num_plain)
+    found = model.turns[form] = entries, form.decodes, form.num_plain
     return found

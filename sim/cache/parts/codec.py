@@ -268,8 +268,12 @@ class PackedKv:
             form = Form(self._writing(group * together, Size(), generated=True))
             found = self._group_writes[num] = form, together
         form, together = found
-        filled = batch.pages(group).num_filled(steps)
-        return (form.at(filled if together == 1 else -(-filled // together)),) if form.kernels else ()
+        if not form.kernels:
+            return ()
+        pages = batch.pages(group)
+        if together == 1:
+            return (form.at(pages.nums_filled(steps)),)
+        return (form.at(-(-pages.num_filled(steps) // together)),)
 
     @cached_property
     def _reads(self) -> dict[tuple[int, float], Form]:

@@ -37,18 +37,14 @@ class Quest(PrefixTreeManager):
             [Kernel("topk_page_select", {"num_bytes": page_keys}, calls=1 - self.dense_share)]
         )
         self.reading: dict[int, tuple[Form, Form]] = {}  # everything, and what is selected, by sequences
+        self.selects = self.budget < config.max_model_len
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
-        if self.budget >= self.config.max_model_len:
+        if not self.selects:
             return super().decode_work(batch, steps)
-        num, selected = len(batch), batch.capped(self.budget)
-        if num not in self.reading:
-            sizes: dict[str, Any] = {"num_seqs": num, "sum_context": Size()}
-            self.reading[num] = (
-                Form([Kernel("decode_attention", sizes, calls=self.dense_share)]),
-                Form([Kernel("decode_attention", sizes, calls=1 - self.dense_share)]),
-            )
-        whole, some = self.reading[num]
+        num = len(batch.requests)
+        whole, some = self.reading.get(num) or self._reading(num)
+        selected = batch.capped(self.budget)
         beyond, pages = selected.num_beyond(steps), batch.pages(self.page)
         compared: Any
         if type(beyond) is int:
@@ -57,3 +53,11 @@ class Quest(PrefixTreeManager):
             compared = pages.sum_read(steps) * (beyond > 0)
         read = batch.sum_read(steps)
         return self.selecting.at(compared), whole.at(read), some.at(selected.sum_read(steps))
+
+    def _reading(self, num: int) -> tuple[Form, Form]:
+        sizes: dict[str, Any] = {"num_seqs": num, "sum_context": Size()}
+        found = self.reading[num] = (
+            Form([Kernel("decode_attention", sizes, calls=self.dense_share)]),
+            Form([Kernel("decode_attention", sizes, calls=1 - self.dense_share)]),
+        )
+        return found
