@@ -67,8 +67,14 @@ class Joint:
                 x = listed(x, steps)
             if type(x[0]) is not int:
                 x = [*map(int, x)]
-            least = min(x)
-            if least >= line.first and max(x) <= line.last:
+            if not line.first <= x[0] <= line.last:
+                line = pieces.at(x[0])
+                if line is None:
+                    return None
+            if line.endless:
+                base += line.points
+                columns.append((line.rise, x))
+            elif line.first <= (least := min(x)) and max(x) <= line.last:
                 base += line.points
                 low += line.rise * least
                 columns.append((line.rise, x))

@@ -34,15 +34,16 @@ class Term(NamedTuple):
 class Merged:
     """A sum of lines over u: ``base + slope * u`` nanoseconds where ``first <= u <= last``. Counts its uses as a line does.
 
-    ``points``, ``rise``: base and slope as points of the finer lattice.
+    ``points``, ``rise``: base and slope as points of the finer lattice. ``endless``: it has every u there is, and does not fall.
     """
 
-    __slots__ = ("base", "first", "last", "points", "rise", "rows", "slope", "terms", "units")
+    __slots__ = ("base", "endless", "first", "last", "points", "rise", "rows", "slope", "terms", "units")
 
     def __init__(self, base: float, slope: float, first: float, last: float, terms: list[Term]) -> None:
         self.base, self.slope = base, slope
         self.points, self.rise = fine(base), fine(slope)
         self.first, self.last = first, last
+        self.endless = first <= 0 and last == INFINITE and slope >= 0
         self.terms = terms
         self.rows = self.units = 0
 

@@ -53,6 +53,9 @@ def check(batch: Batch, steps: int, cap: int, page: int) -> None:
     assert column(below.num_beyond(steps), steps).tolist() == (read > cap).sum(0).tolist()
     assert column(pages.sum_read(steps), steps).tolist() == (-(-read // page)).sum(0).tolist()
     assert column(pages.num_filled(steps), steps).tolist() == (read % page == 0).sum(0).tolist()
+    for plain in (pages.sums_read(steps), pages.nums_filled(steps)):
+        assert type(plain) is int if steps == 1 else {type(number) for number in plain} == {int}
+    assert column(batch.sum_read(steps), steps).tolist() == read.sum(0).tolist()
     for part, whole, less in ((1, 3, 0), (page, 20, 0), (7, 20, 5), (3, 4 * 20, start)):
         off = np.array([[less if isinstance(less, int) else less(each)] for each in batch.requests] or [[0]])
         share = batch.share(part, whole, less)
