@@ -25,6 +25,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
         "cached_token": _time(fit.host["cached_token"]),
         "intake_token": _time(fit.host["intake_token"]),
         "graph_tokens": base.graph_tokens,
+        "lazy_rows": list(base.lazy_rows),
         "piecewise_cpu": _time(fit.host["piecewise_cpu"]),
         "eager_cpu": _time(fit.host["eager_cpu"]),
         "tail": _time(fit.host["tail"]),
@@ -56,6 +57,7 @@ def profile_text(fit: Fit, base: EngineSpec, name: str, gpu: str, model: str, so
 def _device(terms: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "step": _time(terms["step"]),
+        **({"stall": _time(terms["stall"])} if "stall" in terms else {}),
         "graphs": [[size, round(factor, 3)] for size, factor in terms["graphs"]],
         "kv_read": f"{terms['kv_read_bytes_per_s'] / 1e9:.0f} GB/s",
         "prefill_factor": round(terms["prefill_factor"], 3),
@@ -71,8 +73,7 @@ def _device(terms: dict[str, Any]) -> dict[str, Any]:
         }
     if terms["uneven"]:
         found["uneven"] = [[pairs, round(factor, 3)] for pairs, factor in terms["uneven"]]
-    if terms["shared"]:
-        found["shared"] = [[pairs, round(price, 3)] for pairs, price in terms["shared"]]
+    found["shared_bytes"] = [[size, round(price, 3)] for size, price in terms["shared"]]
     return found
 
 

@@ -19,14 +19,15 @@ Only microbenchmarks are read: a fit that saw a workload could not be checked on
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kvsim.calibrate.engines.fit_copies import fit_copies
 from kvsim.calibrate.engines.fit_device import captured_sizes, fit_device
-from kvsim.calibrate.engines.fit_host import fit_host
+from kvsim.calibrate.engines.fit_host import fit_host, fit_stall
+from kvsim.calibrate.engines.fit_shared import Batch, fit_shared
 from kvsim.calibrate.engines.residual import Residual
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import CalibrationError
@@ -34,6 +35,7 @@ from kvsim.validate.folder import read_run, run_names
 from kvsim.validate.measured import MeasuredRun
 
 Folders = Sequence[Sequence[MeasuredRun]]
+Points = Sequence[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -75,8 +77,14 @@ def read_microbenchmarks(folder: Path, wanted: Sequence[str] = ()) -> list[Measu
     return runs
 
 
-def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
+def fit_engine(
+    folders: Folders,
+    base: EngineSpec,
+    batches: Sequence[Batch] = (),
+    kept: Callable[[str], Points] = lambda kv_dtype: (),
+) -> Fit:
     """Fit on the set-up with most runs; ``base`` has what microbenchmarks cannot tell (graph sizes, poll of loads).
+    ``batches``: of the engine's attention kernel; without them the price of shared KV is ``kept`` for a type of KV.
 
     Device times are fitted on all folders together, and once more for each other type of KV that was measured on the
     same model and GPU. Host times differ from machine to machine, so each folder gives a median of its own and the
@@ -86,6 +94,7 @@ def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
         CalibrationError: the runs do not tell what a profile needs.
     """
     notes: list[str] = []
+    base = replace(base, lazy_rows=())
     copies, copy_residuals = fit_copies([run for folder in folders for run in folder], notes)
     by_setup = _setups(folders)
     most = max(by_setup, key=lambda setup: sum(map(len, by_setup[setup])))
@@ -96,6 +105,10 @@ def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
     engine = replace(base, **host_ns)
     runs = [run for folder in folders for run in folder]
     device, residuals = fit_device(runs, engine, notes)
+    device["stall"] = fit_stall(folders, notes)
+    spec = runs[0].setup.model
+    heads = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    device["shared"] = fit_shared(batches, gpu, (*heads, kv_dtype), notes) or kept(kv_dtype)
     device["graph_sizes"] = captured_sizes(runs[0].setup.meta.max_num_seqs)
     by_kv_dtype = {}
     for setup, others in by_setup.items():
@@ -104,10 +117,12 @@ def fit_engine(folders: Folders, base: EngineSpec) -> Fit:
             notes.append(f"left out: {len(runs)} runs of another set-up ({label})")
             continue
         try:
-            by_kv_dtype[setup[1]], found = fit_device(runs, engine, [], device["power_limit"])
+            terms, found = fit_device(runs, engine, [], device["power_limit"])
         except CalibrationError:  # copies were all that was measured
             notes.append(f"only copies: {len(runs)} runs of another set-up ({label})")
             continue
+        shared = fit_shared(batches, gpu, (*heads, setup[1]), notes) or kept(setup[1])
+        by_kv_dtype[setup[1]] = {**terms, "shared": shared}
         residuals += [
             (f"{setup[1]} KV: {part}", points, median, bias) for part, points, median, bias in found
         ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvsim.calibrate.engines.residual import Residual, residual
+from kvsim.calibrate.engines.steady import steady
 from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import load_profile, profile_for_gpu
 from kvsim.cost.roofline import Roofline
@@ -29,13 +30,8 @@ DEVICE_BOUND = 1920  # tokens from which a step outlasts its launch
 OUTLIER = 0.03  # relative error from which on its size counts, not its square
 FULL_SHARE = 0.97  # of the token budget
 STALL = 0.3  # a step that takes so much longer waited for the host
-SETTLED = 3  # steps of an unchanged batch before the first that counts
 LEAST_KV_SHARE = 0.05
 """Below it, an error of a percent in a step's constant is one of a fifth in the rate at which its KV is read."""
-ONE_WAVE = 132
-"""(Sequence, KV head) pairs that the multiprocessors of an H100 or H200 take at once. Up to there the longest context sets
-the pace of decode attention, and a prefix that others read, too, saves what depends on the other contexts: less than
-``shared_uneven`` says in the recorded steps of workloads (docs/validation.md)."""
 LARGE = 3000, 8192  # tokens of steps at which the power limit's factor is fitted
 SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall further; read off the step times, not fitted."""
@@ -79,13 +75,6 @@ def fit_device(
     known = EngineTerms(
         step_ns=step_ns, graph_factors=tuple(graphs), kv_read_bytes_per_s=rate, uneven_factors=tuple(uneven)
     )
-    shared = _shared(
-        [run for run in runs if run.name.split(".", 1)[1].startswith("shared_uneven")],
-        bases,
-        slope_ns,
-        known,
-        notes,
-    )
     prefill, errors = _prefill(
         Prompts(
             _of(steps, "inject", "irregular", "sustained"),
@@ -105,7 +94,6 @@ def fit_device(
         "graphs": graphs,
         "kv_read_bytes_per_s": rate,
         "uneven": uneven,
-        "shared": shared,
         **prefill,
     }
     return device, residuals
@@ -121,36 +109,14 @@ def _of(steps: Iterable[tuple[str, list[Step]]], *kinds: str) -> list[list[Step]
     return [run for name, run in steps if name.split(".", 1)[1].startswith(kinds)]
 
 
-def _steady(run: list[Step]) -> Iterable[tuple[int, float, float]]:
-    """(sequences, KV tokens read, seconds) of stretches in which nothing but one batch decodes, by their medians."""
-    begin = 0
-    for i in range(1, len(run) + 1):
-        plain = i < len(run) and not run[i].prefills and not run[i - 1].ends_busy
-        if plain and run[i].decodes == run[begin].decodes:
-            continue
-        inside = run[begin + SETTLED : i]
-        if (
-            len(inside) > 12
-            and not any(step.prefills for step in inside)
-            and all(step.is_sure for step in inside)
-        ):
-            gaps = np.diff([step.seen_s for step in inside])
-            yield (
-                inside[0].decodes,
-                float(np.mean([step.sum_context for step in inside[1:]])),
-                float(np.median(gaps)),
-            )
-        begin = i
-
-
 def _decode(
     runs: list[list[Step]], graph_sizes: Sequence[int]
 ) -> tuple[dict[int, float], float, list[float]]:
     """(constant by CUDA graph, ns; ns per KV token; relative errors). One slope for all graphs, relative errors."""
     points = [
-        (_padded(sequences, graph_sizes), read, seconds)
+        (_padded(stretch.sequences, graph_sizes), stretch.read, stretch.step_s)
         for run in runs
-        for sequences, read, seconds in _steady(run)
+        for stretch in steady(run)
     ]
     counts = Counter(size for size, _, _ in points)
     if sum(count > 1 for count in counts.values()) < 2:
@@ -188,10 +154,11 @@ def _uneven(
     how the attention kernel spreads its work over the GPU."""
     ratios = defaultdict(list)
     for run in runs:
-        for sequences, read, seconds in _steady(run):
-            base_ns = _constant_ns(bases, sequences)
-            if sequences > 1 and slope_ns * read >= LEAST_KV_SHARE * base_ns:
-                ratios[2 ** round(log2(sequences))].append((seconds * 1e9 - base_ns) / (slope_ns * read))
+        for stretch in steady(run):
+            sequences, base_ns = stretch.sequences, _constant_ns(bases, stretch.sequences)
+            even_ns = slope_ns * stretch.read
+            if sequences > 1 and even_ns >= LEAST_KV_SHARE * base_ns:
+                ratios[2 ** round(log2(sequences))].append((stretch.step_s * 1e9 - base_ns) / even_ns)
     if not ratios:
         notes.append("not identifiable: uneven (no batch of uneven contexts); 1")
     for sequences, found in sorted(ratios.items()):
@@ -201,47 +168,6 @@ def _uneven(
             + " of the even rate"
         )
     return [(size * kv_heads, float(np.median(found))) for size, found in sorted(ratios.items())]
-
-
-def _shared(
-    runs: Sequence[MeasuredRun],
-    bases: dict[int, float],
-    slope_ns: float,
-    terms: EngineTerms,
-    notes: list[str],
-) -> list[tuple[int, float]]:
-    """((sequence, KV head) pairs, price of KV that another sequence of the batch reads, too, in reads of its own), from
-    batches whose contexts differ behind one prefix; 1 up to ONE_WAVE."""
-    found = defaultdict(list)
-    for run in runs:
-        kv_heads, shared = run.setup.model.num_kv_heads, _common_prefix(run)
-        for sequences, read, seconds in _steady(reconstruct(run)):
-            if sequences > 1 and shared:
-                base_ns = _constant_ns(bases, sequences)
-                token_ns = slope_ns * terms.uneven_factor(sequences, kv_heads)
-                again = (sequences - 1) * shared
-                price = 1 - (read - (seconds * 1e9 - base_ns) / token_ns) / again
-                found[2 ** round(log2(sequences)) * kv_heads].append(price)
-    if not found:
-        notes.append("not identifiable: shared (no batch of unequal contexts behind one prefix); 1")
-    for pairs, prices in sorted(found.items()):
-        notes.append(
-            f"KV read again by another sequence, about {pairs} (sequence, KV head) pairs: costs "
-            + ", ".join(f"{price:.2f}" for price in prices)
-            + " of a read"
-        )
-    return [
-        (pairs, 1.0 if pairs <= ONE_WAVE else min(1.0, max(0.0, float(np.median(prices)))))
-        for pairs, prices in sorted(found.items())
-    ]
-
-
-def _common_prefix(run: MeasuredRun) -> int:
-    """Tokens of the segment that all prompts of a run begin with; 0 = they do not."""
-    trace = run.trace
-    first = trace.segment_offsets[:-1]
-    ids, tokens = trace.segment_id[first], trace.segment_tokens[first]
-    return int(tokens[0]) if (ids == ids[0]).all() else 0
 
 
 class Prompts(NamedTuple):

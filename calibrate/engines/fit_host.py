@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvsim.calibrate.engines.steady import steady
 from kvsim.engine.spec import EngineSpec
 from kvsim.errors import CalibrationError
 from kvsim.validate.measured import Floats, Ints, MeasuredRun
@@ -17,6 +18,15 @@ CHUNK_S = 0.1  # longer: the prompt had more chunks than the tables tell
 LAUNCH_BOUND = 800  # tokens up to which the device is through with a step long before its eager launch
 LAUNCHES = ("piecewise_cpu", "eager_cpu")
 LONE = ("solo", "past")  # runs of one prompt at a time
+STEADY = (
+    "decode_",
+    "inject",
+    "irregular",
+    "uneven",
+    "shared",
+    "sustained",
+)  # runs with decodes that nothing else delays
+FEWEST_STEADY = 500  # decode steps of a folder that tell how often they stall
 BURST = 16  # requests that come at once, at least
 APART_S = 0.05  # between bursts
 TOGETHER_S = 5e-4  # first tokens of one step
@@ -61,7 +71,7 @@ def fit_host(
     }
     for key in LAUNCHES:
         medians = []
-        for number, (folder, of_folder) in enumerate(zip(folders, delays, strict=True), 1):
+        for folder, of_folder in zip(folders, delays, strict=True):
             holds = [_hold(delay, sequence_s, request_s, intake_s) for delay in of_folder[key]]
             how = "launches"
             if len(holds) < 3:
@@ -72,13 +82,38 @@ def fit_host(
             medians.append(float(np.median(holds)))
             low, high = np.percentile(holds, [10, 90]) * 1e3
             notes.append(
-                f"{key}, folder {number}: {len(holds)} {how}, median {medians[-1] * 1e3:.1f} ms, "
+                f"{key}, {_phases(folder)}: {len(holds)} {how}, median {medians[-1] * 1e3:.1f} ms, "
                 f"10 % to 90 %: {low:.1f} to {high:.1f} ms"
             )
         if not medians:
             notes.append(f"not identifiable: {key} (no prompt that its launch delays); kept")
         found[key] = float(np.mean(medians)) if medians else getattr(base, f"{key}_ns") / 1e9
     return {key: seconds * 1e9 for key, seconds in found.items()}
+
+
+def _phases(folder: Sequence[MeasuredRun]) -> str:
+    """Starts of the engine in a folder: batches and stores."""
+    return " and ".join(sorted({run.name.partition(".")[0] for run in folder}))
+
+
+def fit_stall(folders: Sequence[Sequence[MeasuredRun]], notes: list[str]) -> float:
+    """ns that a decode step waits on average for a thread that the machine held up: what steady decodes take beyond what
+    most of them take; the mean of the folders."""
+    means = []
+    for folder in folders:
+        late, steps = 0.0, 0
+        for run in folder:
+            if not run.name.split(".", 1)[1].startswith(STEADY):
+                continue
+            for stretch in steady(reconstruct(run)):
+                late += float((stretch.gaps_s - stretch.step_s).sum())
+                steps += len(stretch.gaps_s)
+        if steps >= FEWEST_STEADY:
+            means.append(max(0.0, late / steps))
+            notes.append(f"stalls, {_phases(folder)}: {means[-1] * 1e6:.0f} us a decode step, of {steps}")
+    if not means:
+        notes.append("not identifiable: stall (too few steady decode steps); 0")
+    return 1e9 * float(np.mean(means)) if means else 0.0
 
 
 def _front_end(runs: Sequence[MeasuredRun], base: EngineSpec, notes: list[str]) -> tuple[float, float]:
@@ -151,7 +186,7 @@ def _delays(runs: Sequence[MeasuredRun], base: EngineSpec) -> dict[str, list[Del
     """Prompts put into a quiet batch: the step before is read when the launch is through, the own step a tail later."""
     found: dict[str, list[Delay]] = {"piecewise_cpu": [], "eager_cpu": [], "tail": []}
     for run in runs:
-        if not run.name.split(".", 1)[1].startswith("inject"):
+        if not run.name.split(".", 1)[1].startswith(("inject", "irregular")):
             continue
         steps = reconstruct(run)
         for i in range(4, len(steps)):

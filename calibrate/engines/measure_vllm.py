@@ -437,4 +437,6 @@ def main(plan_path: str, out_dir: str, *names: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or sys.argv[1] in ("-h", "--help"):
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -82,8 +82,8 @@ class Services:
         """Device time of computing ``tokens`` prompt tokens over ``past`` cached ones."""
         raise NotImplementedError
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing."""
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        """How many of ``read_again`` tokens, see :attr:`CacheManager.shared_reads`, cost nothing in a decode step."""
         raise NotImplementedError
 
 
@@ -319,16 +319,17 @@ class CacheManager(ABC):
         """
         num = len(batch)
         first = batch.sum_context + num  # each request reads its past and its new token
-        if again := self.tokens_read_again:
-            first -= self.services.spared_tokens(num, again)
+        again, shared = self.shared_reads
+        if again:
+            first -= self.services.spared_tokens(again, shared)
         read = Ramp(first, num) if steps > 1 else first
         return (Kernel("decode_attention", {"num_seqs": num, "sum_context": read}),)
 
     @property
-    def tokens_read_again(self) -> int:
-        """Tokens of KV that several of the decodes of a step read, counted for each but the first. 0 where nobody has told
-        of decodes (:meth:`begin_decode`): on GPUs where it would change nothing."""
-        return 0
+    def shared_reads(self) -> tuple[int, int]:
+        """Tokens of KV that several of the decodes of a step read: (counted for each decode but the first, different ones).
+        None where nobody has told of decodes (:meth:`begin_decode`): on GPUs where it would change nothing."""
+        return 0, 0
 
     def begin_decode(self, request: Request) -> None:  # noqa: B027
         """Change. ``request`` is among the decodes from the next step on."""

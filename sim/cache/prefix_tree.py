@@ -270,8 +270,9 @@ class PrefixTreeManager(Paged):
     # ---- decoding and the end
 
     @property
-    def tokens_read_again(self) -> int:
-        return self.tree.blocks_read_again * self.block_tokens
+    def shared_reads(self) -> tuple[int, int]:
+        tree, size = self.tree, self.block_tokens
+        return tree.blocks_read_again * size, tree.blocks_shared * size
 
     def begin_decode(self, request: Request) -> None:
         self.tree.read(request.kv.leaf, 1)

@@ -43,13 +43,14 @@ class SharedPrefixOptions(BaseModel):
 class Shared:
     """Decodes over one prefix: ``own_base`` + ``num`` x round are the tokens behind it, of all of them together.
 
-    ``read_again``: tokens that several of the *other* decodes read, for each but the first.
+    ``read_again``: tokens that several of the *other* decodes read, for each but the first; ``shared``: different ones.
     """
 
     num: int
     prefix: int
     own_base: int
     read_again: int
+    shared: int
 
 
 @cache_managers.register("shared_prefix")
@@ -94,13 +95,13 @@ class SharedPrefixManager(PrefixTreeManager):
         sum_base = batch.sum_base - shared.own_base - shared.num * shared.prefix
         read = sum_base + rest * (batch.round + 1)
         if shared.read_again:
-            read -= self.services.spared_tokens(rest, shared.read_again)
+            read -= self.services.spared_tokens(shared.read_again, shared.shared)
         reads = Ramp(read, rest) if steps > 1 else read
         return (Kernel("decode_attention", {"num_seqs": rest, "sum_context": reads}), kernel)
 
     def _find(self, batch: Batch) -> Shared | None:
         """Look. The prefix that spares most reads; None if that is too few."""
-        if self.tokens_read_again < self.options.min_spared_tokens:
+        if self.shared_reads[0] < self.options.min_spared_tokens:
             return None
         paths = {request: list(_read_path(request.kv.leaf)) for request in batch.requests}
         readers = Counter(node for path in paths.values() for node in path)
@@ -112,9 +113,11 @@ class SharedPrefixManager(PrefixTreeManager):
         if (len(group) - 1) * prefix < self.options.min_spared_tokens:
             return None
         others = Counter(node for path in paths.values() if best not in path for node in path)
-        again = sum((count - 1) * (node.end - node.start) for node, count in others.items())
+        sizes = [(count - 1, node.end - node.start) for node, count in others.items() if count > 1]
+        again, size = sum(times * blocks for times, blocks in sizes), self.block_tokens
         own_base = sum(request.base - prefix for request in group)
-        return Shared(len(group), prefix, own_base, again * self.block_tokens)
+        shared = sum(blocks for _, blocks in sizes)
+        return Shared(len(group), prefix, own_base, again * size, shared * size)
 
 
 def _read_path(leaf: Node) -> Iterator[Node]:

@@ -28,6 +28,7 @@ class PrefixTree(Blocks):
         self.root.ref = 1
         self.num_blocks = 0  # of all copies of all nodes
         self.blocks_read_again = 0  # in one step by more than one decode: without the first time
+        self.blocks_shared = 0  # those that more than one decode reads
         self.num_evictable = 0  # of those, the ones that nobody pins
         self.num_evicted = 0
         self.num_copies = 0  # :class:`Copy` objects; zero nearly always
@@ -178,7 +179,10 @@ class PrefixTree(Blocks):
                 before = step.readers
                 step.readers = after = before + readers
                 if before > 1 or after > 1:  # with another one
-                    self.blocks_read_again += readers * (step.end - step.start)
+                    blocks = readers * (step.end - step.start)
+                    self.blocks_read_again += blocks
+                    if before == 1 or after == 1:
+                        self.blocks_shared += blocks
             step = step.parent
 
     def _release_copy(self, node: Node, leaf: Node) -> bool:
@@ -329,7 +333,7 @@ class PrefixTree(Blocks):
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless counts and references agree with the nodes."""
-        blocks = evictable = copies = again = 0
+        blocks = evictable = copies = again = shared = 0
         stack = [self.root]
         while stack:
             node = stack.pop()
@@ -349,14 +353,15 @@ class PrefixTree(Blocks):
                     evictable += size
                 if readers > 1:
                     again += size * (readers - 1)
+                    shared += size
                 if child.copies:
                     copies += len(child.copies)
                     blocks += size * len(child.copies)
                     evictable += size * sum(copy.holder is None for copy in child.copies)
                 if child.children:
                     stack.append(child)
-        assert again == self.blocks_read_again, (
-            f"prefix tree: {again} read again, {self.blocks_read_again} counted"
+        assert (again, shared) == (self.blocks_read_again, self.blocks_shared), (
+            f"prefix tree: {again} read again of {shared}, {self.blocks_read_again} of {self.blocks_shared} counted"
         )
         assert blocks == self.num_blocks, f"prefix tree: {blocks} blocks in nodes, {self.num_blocks} counted"
         assert evictable == self.num_evictable, (

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -172,7 +173,10 @@ def _progress() -> Iterator[Progress]:
 def engine(
     runs: Annotated[
         list[Path],
-        typer.Option("--from", help="Folder of measured microbenchmarks, one machine each; may be repeated."),
+        typer.Option(
+            "--from",
+            help="Folder of measured microbenchmarks, one machine each, perhaps with attention.jsonl.gz; may be repeated.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The engine profile to write.")] = Path("engine.yaml"),
     name: Annotated[str, typer.Option(help="Its name.")] = "fitted",
@@ -186,23 +190,29 @@ def engine(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fit host overhead, CUDA graph bases and prefill factors and the GPU's power limit to microbenchmarks of an engine."""
+    """Fit host overhead, CUDA graph bases, prefill factors, the GPU's power limit and the price of shared KV to microbenchmarks
+    of an engine."""
     from kvsim.calibrate.engines.engine_profile import profile_text, report_lines, write_profile
     from kvsim.calibrate.engines.fit import fit_engine, read_microbenchmarks
+    from kvsim.calibrate.engines.fit_shared import read_batches
     from kvsim.engine.profile import load_engine
     from kvsim.workloads.writer import check_output_file
 
     check_output_file(out, force)
     folders = [read_microbenchmarks(folder, run or ()) for folder in runs]
+    batches = [batch for folder in runs for batch in read_batches(folder)]
     setup = folders[0][0].setup
-    spec, _ = load_engine(
+    from_base = partial(
+        load_engine,
         base,
         max_num_seqs=setup.meta.max_num_seqs,
         max_num_batched_tokens=setup.meta.max_num_batched_tokens,
         max_model_len=setup.meta.engine.max_model_len,
         gpu=setup.gpu,
+        served_at_once=0,
     )
-    fit = fit_engine(folders, spec)
+    spec, _ = from_base()
+    fit = fit_engine(folders, spec, batches, lambda kv_dtype: from_base(kv_dtype=kv_dtype)[1].shared_factors)
     write_profile(
         profile_text(fit, spec, name, setup.gpu, setup.model.name, [str(folder) for folder in runs]), out
     )

@@ -60,6 +60,8 @@ def validate(
         ):
             found.append(item)
     results = [result for result, _, _ in found]
+    for line in (line for result in results for line in result["notes"]):
+        note(line)
     if html is not None:
         from kvsim.reports.validation import write_page
 

@@ -94,6 +94,8 @@ class KernelCostModel(CostModel):
         self._linear = LinearPart(self.setting)
         self.decode_attention = DecodeAttention(self.setting, self.terms)
         self.spares_reads = bool(self.terms.shared_factors)
+        numbers = model.latent.cached if model.latent else 2 * self.setting.kv_heads * model.head_dim
+        self._layer_kv_bytes = numbers * DTYPE_BYTES[model.kv_dtype]  # of a token on a GPU
         plain = model.moe is None and model.state is None and DTYPE_BYTES[model.weight_dtype] == 2
         self._graphs = bool(self.terms.graph_factors) and plain and tensor_parallel == pipeline_parallel == 1
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
@@ -111,6 +113,7 @@ class KernelCostModel(CostModel):
         self._plans: dict[tuple[int, int, int], DecodePlan] = {}
         self._plain_plans: dict[int, DecodePlan] = {}  # of plain decodes, by number of sequences
         self._engine_ns = quantise(self.terms.step_ns)
+        self._stall_ns = quantise(self.terms.stall_ns)
         self._engine_half_ns = self._engine_ns + 0.5  # int() then rounds
         factor = self.terms.prefill_factor
         # of steps with prefill: factor on the GPU kernels, and the same on decode attention
@@ -178,8 +181,8 @@ class KernelCostModel(CostModel):
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return int(read_again * (1 - self.terms.shared_factor(num_seqs, self.setting.kv_heads)))
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        return int(read_again * (1 - self.terms.shared_factor(shared_tokens * self._layer_kv_bytes)))
 
     def price_decodes(self, num_seqs: int, sum_context: int, steps: int) -> Priced:
         plan = self._plain_plans.get(num_seqs)
@@ -378,8 +381,10 @@ class KernelCostModel(CostModel):
     ) -> tuple[LinearPriced, LinearPriced, float]:
         """Linear layers, LM head and what the engine adds (lattice nanoseconds) of a step."""
         layers, head = self.layers(tokens, factor), self.head(sampled, factor)
-        if prefills or not self._graphs or not tokens:
+        if prefills or not tokens:
             return layers, head, self._engine_ns
+        if not self._graphs:
+            return layers, head, self._engine_ns + self._stall_ns
         found = self._decode_linear.get((tokens, sampled))
         if found is None:
             floor_ns = self.setting.roofline.time_ns(
@@ -390,7 +395,7 @@ class KernelCostModel(CostModel):
                 self._measured(layers, scale),
                 self._measured(head, scale),
             )
-        return *found, 0.0
+        return *found, self._stall_ns
 
     def mixed_linear(self, tokens: int, sampled: int) -> tuple[LinearPriced, LinearPriced, float]:
         """:meth:`linear` of a step with prefill."""

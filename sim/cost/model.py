@@ -91,9 +91,9 @@ class CostModel(ABC):
         new, sampled = tokens - num_seqs, num_seqs + 1
         return lambda sum_context, past: self.mixed_ns(tokens, num_seqs, sum_context, ((new, past),), sampled)
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        """Of ``read_again`` tokens that ``num_seqs`` decodes read beside the first that reads them: how many cost nothing,
-        in reads of their own."""
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        """Of ``read_again`` tokens, ``shared_tokens`` different ones, that decodes read beside the first that reads them: how
+        many cost nothing, in reads of their own."""
         return 0
 
     @abstractmethod

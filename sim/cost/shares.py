@@ -159,8 +159,10 @@ class SharedSteps(CostModel):
                 slot, tried = (slot + 1) % stages, tried + 1
         return shares
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return self._largest.spared_tokens(-(-num_seqs // self._shares), read_again)
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        """Each share has a first reading of its own: no fewer than this are read again if the decodes are dealt out evenly."""
+        within = read_again - (self._shares - 1) * shared_tokens
+        return self._largest.spared_tokens(within, shared_tokens) if within > 0 else 0
 
     def account(self, priced: Priced, start: int, stop: int) -> int:
         assert isinstance(priced, SharedPriced)

@@ -26,8 +26,8 @@ class Slower(CostModel):
         self.inner, self.factor = inner, factor
         self.spares_reads = inner.spares_reads
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return self.inner.spared_tokens(num_seqs, read_again)
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        return self.inner.spared_tokens(read_again, shared_tokens)
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> Priced:
         priced = self.inner.price(work, link_share)

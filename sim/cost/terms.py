@@ -14,12 +14,15 @@ from kvsim.errors import CalibrationError
 class EngineTerms:
     """Device time that no kernel table shows (launch gaps, clocks under the load of whole steps).
 
-    A step costs ``kernels * factors + step_ns``. A decode-only step runs as one CUDA graph; where
-    that was measured, it costs a multiple of the roofline of its linear layers, which stands for these layers and
+    A step costs ``kernels * factors + step_ns``, and ``stall_ns`` without prefill. A decode-only step runs as one CUDA graph;
+    where that was measured, it costs a multiple of the roofline of its linear layers, which stands for these layers and
     all that the engine adds, plus reading the KV. The defaults are neutral: kernels only.
     """
 
     step_ns: float = 0.0  # per step
+    stall_ns: float = (
+        0.0  # per step without prefill: mean wait for an engine's thread that its machine held up
+    )
     prefill_factor: float = (
         1.0  # on the GPU kernels of a step that carries prefill: whole steps against lone kernels
     )
@@ -33,8 +36,8 @@ class EngineTerms:
     """((sequence, KV head) pairs on a GPU, factor on decode attention of two sequences and more): contexts of real
     batches differ, those of the table do not. Straight between the points, the nearest beyond them; () = 1."""
     shared_factors: tuple[tuple[int, float], ...] = ()
-    """((sequence, KV head) pairs on a GPU, price of KV that another sequence of the decode step reads, too, in reads of
-    its own): the GPU's L2 cache serves it. As above; () = 1."""
+    """(bytes of a layer's KV on a GPU that several sequences of the decode step read, price of reading them again, in
+    first reads): the GPU's L2 cache serves what it holds. As above; () = 1."""
     graph_sizes: tuple[int, ...] = ()
     """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
@@ -52,11 +55,11 @@ class EngineTerms:
             return 1.0
         return between(self.uneven_factors, num_seqs * kv_heads)
 
-    def shared_factor(self, num_seqs: int, kv_heads: int) -> float:
-        """Price of reading KV that another of ``num_seqs`` decodes reads, too, in reads of its own."""
-        if num_seqs <= 1 or not self.shared_factors:
+    def shared_factor(self, num_bytes: float) -> float:
+        """Price of reading KV again that several decodes read, ``num_bytes`` of it in a layer on a GPU, in first reads."""
+        if not self.shared_factors:
             return 1.0
-        return between(self.shared_factors, num_seqs * kv_heads)
+        return between(self.shared_factors, num_bytes)
 
     def __post_init__(self) -> None:
         if self.provenance not in PROVENANCES:
@@ -79,7 +82,7 @@ class EngineTerms:
         factors += [factor for _, factor in (*self.graph_factors, *self.uneven_factors)]
         if any(factor < 0 for _, factor in self.shared_factors):
             raise CalibrationError(f"engine terms: shared_factors must be >= 0, found {self.shared_factors}")
-        if min(self.step_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
+        if min(self.step_ns, self.stall_ns, self.kv_read_bytes_per_s) < 0 or min(factors) <= 0:
             raise CalibrationError(f"engine terms: times must be >= 0 and factors > 0, found {self}")
 
 

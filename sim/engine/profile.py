@@ -8,6 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from kvsim.cost.terms import EngineTerms
 from kvsim.engine.clocks import PowerLimit
 from kvsim.engine.queue import make_queue
@@ -31,7 +33,7 @@ HOST = (
     "front_out",
 )
 COPIES = ("load_operation", "load_latency", "store_operation", "store_latency")
-DEVICE_TIMES = ("step",)
+DEVICE_TIMES = ("step", "stall")
 DEVICE_FACTORS = ("prefill_factor", "mixed_attention_factor")
 
 
@@ -57,12 +59,14 @@ def load_engine(
     kv_dtype: str = "",
     queue: PolicySpec = "fcfs",
     swaps_overlap: bool = False,
+    served_at_once: int | None = None,
 ) -> tuple[EngineSpec, EngineTerms]:
     """The engine profile ``name`` (or a path ending in .yaml) with a scenario's limits.
 
     Device terms count as measured for the model, types of KV and GPU that the profile was fitted on, for others as
     derived. Decode attention of another model or type of KV, and all of a decode step on another GPU, are priced by the
-    kernel table.
+    kernel table. ``served_at_once``: most requests that an engine, fresh but for these, has served at once; None = all that
+    will ever be.
 
     Raises:
         ScenarioError: no such profile, or a key or value in it that cannot be; no such order of the queue.
@@ -80,7 +84,10 @@ def load_engine(
         path = Path(name)
         if not path.is_file():
             raise ScenarioError(f"engine.profile: no file {name}")
-        data = parse_yaml(path.read_text())
+        try:
+            data = parse_yaml(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ScenarioError(f"engine.profile: {name}: not YAML: {' '.join(str(error).split())}") from None
     else:
         if name not in engine_profiles():
             raise ScenarioError(
@@ -112,6 +119,7 @@ def load_engine(
         graph_tokens=_whole(
             take(host, "graph_tokens", max_num_batched_tokens), f"{where}: host.graph_tokens"
         ),
+        lazy_rows=_rows(take(host, "lazy_rows", []), f"{where}: host.lazy_rows", at_home, served_at_once),
         power_limit=_power_limit(take(device, "power_limit", None), f"{where}: device.power_limit"),
         load_decisions=_whole(take(host, "load_decisions", 0), f"{where}: host.load_decisions"),
         inputs_after_loads=bool(take(host, "inputs_after_loads", False)),
@@ -124,8 +132,11 @@ def load_engine(
     rate = take(device, "kv_read", None)
     points = {
         key: _points(take(device, key, []), f"{where}: device.{key}")
-        for key in ("graphs", "uneven", "shared")
+        for key in ("graphs", "uneven", "shared_bytes")
     }
+    if any(price < 0 for _, price in points["shared_bytes"]):
+        found = list(map(list, points["shared_bytes"]))
+        raise ScenarioError(f"{where}: device.shared_bytes: expected [bytes, price >= 0], found {found}")
     sizes = f"{where}: device.graph_sizes"
     terms = EngineTerms(
         **{
@@ -135,7 +146,7 @@ def load_engine(
         **{key: _number(take(device, key, 1.0), f"{where}: device.{key}") for key in DEVICE_FACTORS},
         graph_factors=points["graphs"] if at_home else (),
         uneven_factors=points["uneven"],
-        shared_factors=points["shared"],
+        shared_factors=points["shared_bytes"],
         graph_sizes=tuple([_whole(size, sizes) for size in _listed(take(device, "graph_sizes", []), sizes)]),
         kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
         if at_home and own and rate
@@ -147,6 +158,14 @@ def load_engine(
             key = next(iter(left))
             raise ScenarioError(f"{where}: {part}{key}: unknown key")
     return spec, terms
+
+
+def _rows(value: Any, where: str, at_home: bool, served_at_once: int | None) -> tuple[int, ...]:
+    """Numbers of requests whose kernels are not loaded yet."""
+    rows = [_whole(rows, where) for rows in _listed(value, where)]
+    if rows != sorted(set(rows)):
+        raise ScenarioError(f"{where}: the numbers must rise, found {rows}")
+    return () if served_at_once is None or not at_home else tuple(n for n in rows if n > served_at_once)
 
 
 def _power_limit(data: Any, where: str) -> PowerLimit | None:

@@ -56,6 +56,9 @@ class EngineSpec:
     inputs_after_loads: bool = (
         False  # a step's inputs come over the copy engine of loads, behind earlier ones
     )
+    lazy_rows: tuple[int, ...] = ()
+    """Rising numbers of requests at which a kernel begins that is not loaded yet (:mod:`kvsim.engine.lazy`): the thread waits
+    until the device is through with the first step with prefill that takes it. () = all are loaded."""
     power_limit: PowerLimit | None = (
         None  # of the GPU, in steps with prefill of more than graph_tokens tokens
     )

@@ -14,6 +14,7 @@ from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import PRIORITY_BOUNDARY, At
 from kvsim.engine.clocks import Clocks
+from kvsim.engine.lazy import LazyKernels
 from kvsim.engine.link import Links
 from kvsim.engine.queue import make_queue
 from kvsim.engine.run import Effects, Run, Tally
@@ -51,7 +52,7 @@ class ReplicaState(Services):
     __slots__ = (
         "_alarm", "_arrives", "_at", "_blocked", "_budget", "_chunks", "_clocks", "_closed", "_copies_from", "_decided",
         "_decode_host", "_deep", "_device_end", "_due", "_frees_late", "_goes_on", "_gone", "_head_changes", "_horizon",
-        "_in_flight", "_last", "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests",
+        "_in_flight", "_last", "_lazy", "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests",
         "_outstanding_tokens", "_plain", "_plain_decodes", "_plain_prefills", "_priority", "_pushes", "_rings", "_run",
         "_runs", "_shares", "_spares_reads", "_step_ns", "_swaps", "_swaps_end", "_tap", "_to_free", "batch", "check", "cost",
         "engine", "env", "evicted_before", "fetching", "finishing", "handed", "index", "joins", "links", "loaded", "loading",
@@ -106,6 +107,7 @@ class ReplicaState(Services):
         self._device_end = 0  # of the step scheduled last
         self._decided = 0  # when the thread last turned to a decision
         self._clocks = Clocks(engine.power_limit) if engine.power_limit else None
+        self._lazy = LazyKernels(engine.lazy_rows) if engine.lazy_rows else None
         self._decode_host: dict[int, tuple[int, int]] = {}  # of decode steps: thread_ns and output_ns
         # of steps with prefill, by sequences: thread_ns up to graph_tokens and beyond, output_ns
         self._mixed_host: dict[int, tuple[int, int, int]] = {}
@@ -170,7 +172,7 @@ class ReplicaState(Services):
         self._spares_reads = self.cost.spares_reads and watches and not manager.reads_alone
         # decisions that only go on with a prompt are quickly made
         hindered = self._rings or self._makes_room or self._spares_reads
-        self._goes_on = self._plain and manager.steps_at_once and not hindered
+        self._goes_on = self._plain and manager.steps_at_once and not hindered and self._lazy is None
         if self._spares_reads or manager.watches_decodes:
             batch.watch(SimpleNamespace(add=manager.begin_decode, remove=manager.end_decode))
 
@@ -209,8 +211,8 @@ class ReplicaState(Services):
         kernel = Kernel("prefill_attention", {"new": tokens, "past": past})
         return int(self.cost.price(StepWork(1, tokens, 0, (kernel,))).step_ns[0])
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return self.cost.spared_tokens(num_seqs, read_again)
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        return self.cost.spared_tokens(read_again, shared_tokens)
 
     @property
     def num_running(self) -> int:

@@ -105,8 +105,10 @@ class Steps(ChunkStep):
         if self._plain_decodes:
             self._shares = None
             reads = batch.sum_base + num * (batch.round + 1)
-            if self._spares_reads and (again := self.manager.tokens_read_again):
-                reads -= self.spared_tokens(num, again)
+            if self._spares_reads:
+                again, shared = self.manager.shared_reads
+                if again:
+                    reads -= self.cost.spared_tokens(again, shared)
             priced = self.cost.price_decodes(num, reads, steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
@@ -154,8 +156,10 @@ class Steps(ChunkStep):
         before = self._device_end
         decodes = len(batch.requests)
         sum_context = batch.sum_base + decodes * (batch.round + 1)
-        if self._spares_reads and (again := manager.tokens_read_again):
-            sum_context -= self.spared_tokens(decodes, again)
+        if self._spares_reads:
+            again, shared = manager.shared_reads
+            if again:
+                sum_context -= self.cost.spared_tokens(again, shared)
         kernels: list[Kernel | Formed] = []  # unless they are the plain ones
         plain_prefills = self._plain_prefills
         if decodes:
@@ -251,6 +255,8 @@ class Steps(ChunkStep):
         if clocks is not None:
             price += self._slowed_ns(clocks, start, price)
         end = self._join_loads(start, price, loads) if loads else start + price
+        if self._lazy is not None and chunks and self._lazy.loads(sampled) and free < end:
+            free = end
         self._place(now, end, price, free, tail, decodes - len(joined))
         if self.streams:
             for request, _ in prefills:

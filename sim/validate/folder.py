@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from kvsim.errors import ScenarioError, did_you_mean
-from kvsim.validate.measured import MeasuredRun, read_iterations, read_requests, read_transfers, trace_of
-from kvsim.validate.setup import read_setup
+from kvsim.validate.measured import (
+    MeasuredRun,
+    most_at_once,
+    read_iterations,
+    read_requests,
+    read_transfers,
+    trace_of,
+)
+from kvsim.validate.setup import Workload, read_setup
 
 REQUESTS, ITERATIONS, TRANSFERS = ".requests.csv.gz", ".iterations.csv.gz", ".transfers.csv.gz"
 MICROBENCHMARK = re.compile(
@@ -62,10 +70,34 @@ def read_run(folder: Path, name: str) -> MeasuredRun:
         trace,
         rows,
         read_transfers(transfers) if transfers.is_file() else None,
+        _served_at_once(folder, phase, workload, setup.meta.workloads),
     )
+
+
+def _served_at_once(folder: Path, phase: str, workload: str, order: Sequence[Workload]) -> int | None:
+    """``MeasuredRun.served_at_once``: from the tables of earlier workloads; all requests of one whose table is missing."""
+    names = [earlier.name for earlier in order]
+    if workload not in names:
+        return None
+    most = 0
+    for earlier in order[: names.index(workload)]:
+        table = folder / f"{phase}.{earlier.name}{REQUESTS}"
+        if table.is_file():
+            most = max(most, _most_of(table, table.stat().st_mtime_ns))
+        elif earlier.requests is None:
+            return None
+        else:
+            most = max(most, earlier.requests)
+    return most
 
 
 def read_runs(folder: Path, wanted: Sequence[str] = ()) -> Iterator[MeasuredRun]:
     """The chosen runs one after another."""
     for name in chosen(folder, wanted):
         yield read_run(folder, name)
+
+
+@cache
+def _most_of(table: Path, mtime_ns: int) -> int:
+    """:func:`most_at_once` of a requests table as it was last written: all later workloads of a start ask."""
+    return most_at_once(read_requests(table))

@@ -24,6 +24,9 @@ OPEN_LOOP_S = 0.05
 """Submitted this close to the planned arrival (median): the client went by the clock."""
 
 
+TOGETHER_S = 5e-4  # around the time of a step: its tokens reach a client within it
+
+
 @dataclass(frozen=True, slots=True)
 class Requests:
     """Columns of a requests table, rows by number; seconds at the client."""
@@ -85,11 +88,21 @@ class MeasuredRun:
     trace: Trace  # arrivals are the measured submissions
     rows: Ints  # trace row of each request of the table
     transfers: Transfers | None = None
+    served_at_once: int | None = None
+    """Most requests that the same start of the engine had served at once before; None = not known."""
 
     @property
     def preemptions(self) -> int | None:
         """None where no iterations were recorded."""
         return None if self.iterations is None else int(np.nansum(self.iterations.preempted))
+
+
+def most_at_once(requests: Requests) -> int:
+    """Most requests between their first and their last token at one time; tokens of one step come together."""
+    first = requests.submit_s + requests.ttft_s - TOGETHER_S
+    last = requests.submit_s + requests.e2e_s + TOGETHER_S
+    steps = np.repeat([1, -1], len(first))
+    return int(np.cumsum(steps[np.argsort(np.concatenate([first, last]), kind="stable")]).max())
 
 
 def tpot_s(ttft_s: Floats, e2e_s: Floats, output_tokens: Ints) -> Floats:

@@ -44,8 +44,9 @@ class Replayed:
     waiting: Floats
 
 
-def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, EngineTerms]:
-    """The engine profile with the measured engine's limits."""
+def engine_of(run: MeasuredRun, assumptions: Assumptions) -> tuple[EngineSpec, EngineTerms]:
+    """The engine profile with the measured engine's limits, and what its start had not loaded before the run."""
+    setup = run.setup
     return load_engine(
         assumptions.engine,
         max_num_seqs=setup.meta.max_num_seqs,
@@ -54,6 +55,7 @@ def engine_of(setup: Setup, assumptions: Assumptions) -> tuple[EngineSpec, Engin
         gpu=setup.gpu,
         model=setup.model.name,
         kv_dtype=setup.model.kv_dtype,
+        served_at_once=run.served_at_once,
     )
 
 
@@ -98,7 +100,7 @@ def replay(run: MeasuredRun, assumptions: Assumptions, step_factor: float = 1.0)
         KvsimError: a profile cannot be used, or a request does not fit the simulated engine.
     """
     setup = run.setup
-    engine, terms = engine_of(setup, assumptions)
+    engine, terms = engine_of(run, assumptions)
     cost = cost_of(setup, assumptions, terms)
     if step_factor != 1.0:
         cost = Slower(cost, step_factor)

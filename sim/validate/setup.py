@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kvsim.errors import ScenarioError, did_you_mean
 from kvsim.hardware.load import gpu_presets
@@ -33,6 +33,15 @@ class EngineArguments(BaseModel):
     """GiB of pinned host memory."""
 
 
+class Workload(BaseModel):
+    """A workload of an engine's start; other keys are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    requests: int | None = None
+
+
 class Meta(BaseModel):
     """What a run's meta file has to say; other keys are ignored."""
 
@@ -46,6 +55,22 @@ class Meta(BaseModel):
     gpu: str | None = None
     """A GPU preset; else the name in ``versions``, else h100-sxm."""
     versions: dict[str, str] = {}
+    workloads: tuple[Workload, ...] = ()
+    """In the order in which the engine served them; () = not known."""
+
+    @field_validator("workloads", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """What is not laid out so tells nothing: other tools write other keys of this name."""
+        listed = value if isinstance(value, list) else []
+        return listed if all(map(_is_workload, listed)) else []
+
+
+def _is_workload(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return False
+    requests = value.get("requests")
+    return requests is None or (type(requests) is int and requests >= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +96,7 @@ def read_setup(path: Path) -> Setup:
     meta = _read_meta(path)
     try:
         model = load_model(meta.engine.model.split(" ")[0])
-        gpu = meta.gpu or _preset_of(meta.versions.get("gpu"))
+        gpu = meta.gpu or preset_of(meta.versions.get("gpu"))
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from None
     dtype = meta.engine.kv_cache_dtype
@@ -98,7 +123,12 @@ def _read_meta(path: Path) -> Meta:
         raise ScenarioError(f"{path}: {where or 'file'}: {first['msg'].lower()}") from None
 
 
-def _preset_of(name: str | None) -> str:
+def preset_of(name: str | None) -> str:
+    """The GPU preset for the name that a driver gives a GPU; None = h100-sxm.
+
+    Raises:
+        ScenarioError: no preset is known to be that GPU.
+    """
     if name is None:
         return "h100-sxm"
     for part, preset in GPU_NAMES.items():

@@ -35,6 +35,7 @@ class Step:
     read_again: int = (
         0  # of the decodes' prompt tokens, those that another decode reads, too, but for the first
     )
+    shared: int = 0  # different tokens among these
     is_sure: bool = True
     ends_busy: bool = False  # the engine ran empty after it
 
@@ -73,8 +74,8 @@ def reconstruct(run: MeasuredRun) -> list[Step]:
     for step, is_sure, ends in zip(steps, sure.tolist(), idle.tolist(), strict=True):
         step.is_sure, step.ends_busy = is_sure, ends
     _spread_prefills(steps, run, first)
-    for step, tokens in zip(steps, _read_again(run, first, last, len(rows)), strict=True):
-        step.read_again = tokens
+    for step, (again, shared) in zip(steps, _read_again(run, first, last, len(rows)), strict=True):
+        step.read_again, step.shared = again, shared
     recorded = iterations.batch_tokens[rows]
     for step, tokens in zip(steps, recorded.tolist(), strict=True):
         if tokens == tokens and tokens != step.tokens:  # not NaN
@@ -82,8 +83,8 @@ def reconstruct(run: MeasuredRun) -> list[Step]:
     return steps
 
 
-def _read_again(run: MeasuredRun, first: Ints, last: Ints, num_rows: int) -> list[int]:
-    """Tokens of whole prompt blocks that several decodes of a row read, counted for each but the first."""
+def _read_again(run: MeasuredRun, first: Ints, last: Ints, num_rows: int) -> list[tuple[int, int]]:
+    """Tokens of whole prompt blocks that several decodes of a row read: counted for each but the first, and once."""
     trace, block = run.trace, run.setup.meta.block_size
     joins: dict[int, list[int]] = defaultdict(list)
     leaves: dict[int, list[int]] = defaultdict(list)
@@ -92,12 +93,13 @@ def _read_again(run: MeasuredRun, first: Ints, last: Ints, num_rows: int) -> lis
         leaves[int(last[i]) + 1].append(i)
     readers: Counter[int] = Counter()
     blocks: dict[int, list[int]] = {}
-    again, found = 0, []
+    again, shared, found = 0, 0, []
     for row in range(num_rows):
         for i in leaves[row]:
             for key in blocks.pop(i):
                 readers[key] -= 1
                 again -= block * (readers[key] > 0)
+                shared -= block * (readers[key] == 1)
         for i in joins[row]:
             segments = slice(trace.segment_offsets[i], trace.segment_offsets[i + 1])
             blocks[i] = _blocks(
@@ -105,8 +107,9 @@ def _read_again(run: MeasuredRun, first: Ints, last: Ints, num_rows: int) -> lis
             )
             for key in blocks[i]:
                 again += block * (readers[key] > 0)
+                shared += block * (readers[key] == 1)
                 readers[key] += 1
-        found.append(again)
+        found.append((again, shared))
     return found
 
 

@@ -14,6 +14,7 @@ from kvsim.validate.teacher import KINDS
 
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 KIND_NAMES = ("decode only", "prefill, with graph", "prefill, eager")
+DECODE_COLUMNS = ("typical decode", "stalled")
 
 
 def signed_percent(ratio: float | None) -> str:
@@ -33,6 +34,10 @@ def print_results(results: Sequence[Result], console: Console) -> None:
     if forced:
         console.print()
         console.print(_teacher(forced))
+        console.print(
+            "typical decode: median error of single decode steps; stalled: share of their time that steps take beyond their "
+            "price where that is 1.5 ms and more; steps compared: that lie in a window"
+        )
 
 
 def mark(result: Result) -> str:
@@ -123,13 +128,22 @@ def _teacher(results: Sequence[Result]) -> Table:
     title = "step time, recorded steps priced without the scheduler: bias, median |error| of windows (number)"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("run")
-    for name in ("all", *KIND_NAMES, "steps compared"):
+    for name in ("all", *KIND_NAMES, *DECODE_COLUMNS, "steps compared"):
         table.add_column(name, justify="right")
     for result in results:
         forced = result["teacher_forced"]
         cells = [teacher_cell(forced[kind]) for kind in ("all", *KINDS)]
-        table.add_row(mark(result), *cells, percent(forced["compared_ratio"]))
+        table.add_row(mark(result), *cells, *decode_cells(forced), percent(forced["compared_ratio"]))
     return table
+
+
+def decode_cells(forced: Result) -> list[str]:
+    """Of single decode steps; headers in DECODE_COLUMNS."""
+    stalled = forced["stalled_ratio"]
+    return [
+        signed_percent(forced["typical_decode_error"]),
+        UNDEFINED if stalled is None else f"{100 * stalled:.1f} %",
+    ]
 
 
 def teacher_cell(errors: Result) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from known_engine import (
@@ -26,6 +28,7 @@ import kvsim.cluster.simulation as cluster_run
 import kvsim.engine.steps as steps_module
 from kvsim.calibrate.engines.engine_profile import profile_text, write_profile
 from kvsim.calibrate.engines.fit import Fit, fit_copies, fit_engine, read_microbenchmarks
+from kvsim.calibrate.engines.fit_host import fit_stall
 from kvsim.calibrate.engines.measure_vllm import rows_of
 from kvsim.cli.main import run_command
 from kvsim.cost.kernels import KernelCostModel
@@ -167,6 +170,7 @@ def test_constants_of_a_known_engine_are_found(known_runs: Path) -> None:
     assert host["intake_token"] == pytest.approx(300, rel=0.02)
     assert host["cached_token"] == pytest.approx(150, rel=0.1)
     assert host["front_in"] + host["front_out"] == pytest.approx(3e6, rel=0.01)
+    assert device["stall"] < 2e3 and not device["shared"]
     # a step's constant and the factor on its kernels trade against each other; what steps cost in all does not
     found = EngineTerms(
         step_ns=device["step"],
@@ -228,6 +232,22 @@ def test_a_fitted_profile_carries_the_copies_and_a_replay_uses_them(known_runs: 
     assert (
         loads_s[0].sum() > 1.2 * replay(run, Assumptions()).requests.load_s[-6:].sum()
     )  # not the shipped copies
+
+
+def test_stalls_are_what_steady_decodes_take_on_average_beyond_most(known_runs: Path) -> None:
+    """One step in 20 waits 6 ms for the thread."""
+    runs = [run for run in read_microbenchmarks(known_runs) if ".inject_b" in run.name]
+    late = []
+    for run in runs:
+        assert run.iterations is not None
+        waits_s = 0.006 * (np.arange(len(run.iterations.t_s)) % 20 == 0)
+        late.append(
+            replace(run, iterations=replace(run.iterations, t_s=run.iterations.t_s + np.cumsum(waits_s)))
+        )
+    notes: list[str] = []
+    assert fit_stall([runs, late], notes) / 1e3 == pytest.approx(300 / 2, rel=0.15)
+    assert len(notes) == 2 and notes[0].startswith("stalls, sim: 0 us a decode step, of ")
+    assert fit_stall([[]], notes) == 0 and notes[-1].startswith("not identifiable: stall")
 
 
 # ---- what it cannot find

@@ -14,6 +14,7 @@ from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.model import CostModel
 from kvsim.cost.profile import load_profile
 from kvsim.cost.shares import SharedSteps
+from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork
 from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
@@ -54,6 +55,20 @@ def used(model: CostModel, work: StepWork) -> dict[str, tuple[str, int]]:
 def decode(num_seqs: int, context: int) -> StepWork:
     sizes = {"num_seqs": num_seqs, "sum_context": num_seqs * context}
     return StepWork(1, num_seqs, num_seqs, (Kernel("decode_attention", sizes),))
+
+
+def test_shared_kv_is_read_again_within_a_share_only() -> None:
+    """Decodes over one prefix of 8,000 tokens: dealt out to shares, each share reads it a first time."""
+    terms = EngineTerms(shared_factors=((0, 0.25),))
+
+    def spared(decodes: int, **parallel: int) -> int:
+        cost = SharedSteps(lambda groups: costs("llama-3.1-8b", terms=terms), Parallel(1, **parallel), 8192)
+        return cost.spared_tokens((decodes - 1) * 8000, 8000)
+
+    assert spared(2) == 6000
+    assert spared(2, pipeline=2) == spared(2, data=2) == spared(4, pipeline=4) == 0
+    assert spared(16, pipeline=4) == 12 * 6000
+    assert spared(16, pipeline=2, data=2) == 12 * 6000
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3-30b-a3b"])

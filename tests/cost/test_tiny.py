@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,25 @@ def test_measured_decode_terms(tiny: Make) -> None:
     mixed = prefill((4, 0), also=decode(1, 1).kernels)
     table = tiny(terms=EngineTerms(step_ns=7, kv_read_bytes_per_s=1e9))
     assert times(model, mixed) == times(table, mixed)  # not one graph
+
+
+def test_a_decode_step_waits_for_stalls(tiny: Make) -> None:
+    """On average; a step with prefill does not, and a CUDA graph has no other constant."""
+    terms = EngineTerms(step_ns=1_000, stall_ns=300)
+    model = tiny(terms=terms)
+    assert times(model, decode(1, Ramp(1, 50), 2)) == [LINEAR + 9_300, LINEAR + 13_300]
+    mixed = prefill((4, 0), also=decode(1, 1).kernels)
+    assert times(model, mixed) == times(tiny(terms=EngineTerms(step_ns=1_000)), mixed)
+    graphs = EngineTerms(step_ns=1_000, graph_factors=((1, 2.0),))
+    both = [times(tiny(terms=found), decode(1, 1))[0] for found in (graphs, replace(graphs, stall_ns=300))]
+    assert both[1] == both[0] + 300
+
+
+def test_the_price_of_shared_kv_goes_by_its_bytes(tiny: Make) -> None:
+    model = tiny(terms=EngineTerms(shared_factors=((1024, 0.2), (3072, 0.6))))
+    assert model.spared_tokens(50, 8) == 30  # 256 bytes of a token and layer
+    assert model.spared_tokens(50, 0) == 40 and model.spared_tokens(50, 10**6) == 20
+    assert tiny().spared_tokens(50, 2) == 0
 
 
 def test_lanes_run_side_by_side_and_groups_in_turn(tiny: Make) -> None:

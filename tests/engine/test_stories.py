@@ -295,4 +295,13 @@ def test_a_prefix_that_two_decodes_read_costs_less_if_the_gpu_says_so(
     # step 5: one decode over 17: 127 -> 768 or 762
     end = 635 if spares else 641
     assert times(simulation) == {0: (232, end + 127), 1: (491, end)}
-    assert simulation.replicas[0].manager.tokens_read_again == 0
+    assert simulation.replicas[0].manager.shared_reads == (0, 0)
+
+
+def test_of_a_prefix_that_three_decodes_read_two_readings_cost_less() -> None:
+    """Contents of 12, 12 and 8 common tokens: 8 are read three times, 4 twice."""
+    parts = [[(1, 12), (2, 1)], [(1, 12), (3, 1)], [(1, 8), (4, 5)]]
+    trace = toy_trace([(0, 13, 3), (0, 13, 3), (0, 13, 3)], parts)
+    plain, spared = (times(toy_simulation(trace, "prefix_tree", spares=spares)) for spares in (False, True))
+    # 8 + 12 tokens are read again, 12 different ones: 20 - 6 cost nothing, in each of two steps
+    assert {i: (first, last - 28) for i, (first, last) in plain.items()} == spared

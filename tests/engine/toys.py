@@ -36,8 +36,8 @@ class ToyCost(CostModel):
         self.accounted = 0
         self.spares_reads = spares
 
-    def spared_tokens(self, num_seqs: int, read_again: int) -> int:
-        return read_again // 2 if self.spares_reads else 0
+    def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
+        return read_again - shared_tokens // 2 if self.spares_reads else 0
 
     def price(self, work: StepWork, link_share: Mapping[str, float] | None = None) -> ToyPriced:
         steps = work.steps

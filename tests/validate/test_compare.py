@@ -10,11 +10,16 @@ import pytest
 
 from kvsim.validate.compare import compare
 from kvsim.validate.folder import read_run
-from kvsim.validate.replay import Assumptions, Replayed, replay
+from kvsim.validate.measured import Requests, most_at_once
+from kvsim.validate.replay import Assumptions, Replayed, engine_of, replay
 
 from .conftest import META, REQUESTS, Cli, write_gz
 
 IDEAL = Assumptions("ideal")
+UNKNOWN_START = (
+    "small.chat: small.meta.json does not say in 'workloads' what the engine had served before; replayed as if it had loaded "
+    "all its kernels"
+)
 
 
 def forged(base: Replayed, **columns: list[float]) -> Replayed:
@@ -124,6 +129,60 @@ def test_table_and_page(cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch) -
     code, out, err = cli("validate", runs, "--html", runs / "page.html")
     assert code == 0
     assert "small.chat" in out and "TTFT p95" in out
-    assert err == f"page: {runs / 'page.html'}\n"
+    assert err == f"{UNKNOWN_START}\npage: {runs / 'page.html'}\n"
     text = (runs / "page.html").read_text()
     assert "small.chat" in text and "<script src" not in text and "http-equiv" not in text
+
+
+def test_what_the_files_do_not_tell_is_said(cli: Cli, runs: Path) -> None:
+    """Without contents nothing is shared in the replay, whatever was cached; without iterations there is no step to price."""
+    (runs / "workloads" / "chat.jsonl.gz").unlink()
+    code, _, err = cli("validate", runs, "--teacher-forced")
+    assert code == 0
+    assert err.splitlines() == [
+        "small.chat: 44% of its prompt tokens were cached when it was measured, and nothing is shared in the replay: "
+        "workloads/chat.jsonl.gz is missing, or says nothing of contents",
+        UNKNOWN_START,
+        "small.chat: no small.chat.iterations.csv.gz, so no steps to price",
+    ]
+
+
+def test_what_an_engine_has_served_before_a_run(runs: Path) -> None:
+    """Kernels of larger batches are loaded when the first of them comes: later workloads of a start find them loaded."""
+    assert read_run(runs, "small.chat").served_at_once is None  # the meta file says nothing
+    meta = json.loads((runs / "small.meta.json").read_text())
+
+    def served(*workloads: dict[str, object]) -> int | None:
+        (runs / "small.meta.json").write_text(json.dumps({**meta, "workloads": [*workloads]}))
+        run = read_run(runs, "small.chat")
+        engine, _ = engine_of(run, Assumptions())
+        loaded = {None: (), 0: (9, 17, 25, 33, 41, 49, 57, 65), 20: (25, 33, 41, 49, 57, 65)}
+        assert engine.lazy_rows == loaded[run.served_at_once]
+        ideal, _ = engine_of(run, IDEAL)
+        assert ideal.lazy_rows == ()
+        return run.served_at_once
+
+    chat = {"name": "chat", "requests": 3}
+    assert served(chat) == 0
+    assert served({"name": "gone", "requests": 20}, chat, {"name": "later", "requests": 99}) == 20
+    assert served({"name": "gone"}, chat) is None  # nor how many requests it had
+    assert served({"name": "other"}) is None
+    assert served("chat") is None  # type: ignore[arg-type]
+    assert served({"name": "gone", "requests": -5}, chat) is None
+    assert served({"name": 5}, chat) is None
+
+
+def test_most_requests_at_once() -> None:
+    """Between their first and last tokens; tokens of one step are in it together, also those of one token."""
+    rows = [
+        (0.0, 1.0, 3.0),
+        (0.5, 1.0, 1.9),
+        (2.0, 0.5, 1.0),
+        (9.0, 1.0, 1.0),
+        (9.0, 1.0002, 1.0002),
+        (9.0, 1.0, 1.0),
+    ]
+    submit_s, ttft_s, e2e_s = map(np.array, zip(*rows, strict=True))
+    numbers = np.ones(len(rows), dtype=np.int64)
+    requests = Requests(numbers, submit_s, submit_s, numbers, numbers, numbers, ttft_s, e2e_s)
+    assert most_at_once(requests) == 3
