@@ -14,15 +14,17 @@ from kvsim.validate.compare import LATENCIES
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Replayed
 from kvsim.validate.table import (
+    DECODES,
     ERROR_COLUMNS,
-    KIND_NAMES,
     NAMES,
+    SATURATED,
+    STEP_COLUMNS,
+    STEPS,
     error_row,
     mark,
     signed_percent,
-    teacher_cell,
+    step_row,
 )
-from kvsim.validate.teacher import KINDS
 from kvsim.version import __version__
 
 Item = tuple[dict[str, Any], MeasuredRun, Replayed]
@@ -47,13 +49,9 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
     blocks = [markup.table(("run", *ERROR_COLUMNS), rows)]
     forced = [result for result in results if result.get("teacher_forced")]
     if forced:
-        cells = (
-            [mark(result), *(teacher_cell(result["teacher_forced"][kind]) for kind in ("all", *KINDS))]
-            for result in forced
-        )
-        lead = "Step time, recorded steps priced without the scheduler: bias, median |error| of windows."
-        blocks.append(f"<p>{lead}</p>" + markup.table(("run", "all", *KIND_NAMES), cells))
-    lead = "Predicted / measured - 1. (µ) microbenchmark, (s) saturated: judge it on makespan and throughput."
+        cells = ([mark(result), *step_row(result)] for result in forced)
+        blocks.append(f"<p>{STEPS}; {DECODES}.</p>" + markup.table(("run", *STEP_COLUMNS), cells))
+    lead = f"Predicted / measured - 1. {SATURATED}."
     return markup.section("Errors", lead, *blocks)
 
 
@@ -86,6 +84,7 @@ def workload(result: dict[str, Any], run: MeasuredRun, predicted: Replayed) -> s
     )
     header = ("", "measured", "predicted", "error", "at +1 % step time")
     lead = f"{result['requests']} requests; mean error of E2E by request {100 * result['wape_e2e']:.1f} %."
+    lead = " ".join([lead, *(f"{line}." for line in result["notes"])])
     return markup.section(mark(result), lead, markup.columns(*charts), markup.table(header, rows))
 
 

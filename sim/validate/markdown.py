@@ -9,31 +9,15 @@ from pathlib import Path
 from kvsim.validate.compare import Result
 from kvsim.validate.replay import Assumptions
 from kvsim.validate.run import validate
-from kvsim.validate.table import (
-    DECODE_COLUMNS,
-    ERROR_COLUMNS,
-    KIND_NAMES,
-    decode_cells,
-    error_row,
-    mark,
-    teacher_cell,
-)
-from kvsim.validate.teacher import KINDS
+from kvsim.validate.table import ERROR_COLUMNS, STEP_COLUMNS, error_row, mark, step_row
 
 
 def tables(results: Sequence[Result]) -> str:
     """Errors of every run, and of its step times."""
     forced = [result for result in results if result.get("teacher_forced")]
-    steps = (
-        [
-            mark(result),
-            *(teacher_cell(result["teacher_forced"][kind]) for kind in ("all", *KINDS)),
-            *decode_cells(result["teacher_forced"]),
-        ]
-        for result in forced
-    )
+    steps = ([mark(result), *step_row(result)] for result in forced)
     errors = _table(("run", *ERROR_COLUMNS), ([mark(result), *error_row(result)] for result in results))
-    return errors + "\n" + _table(("run", "all", *KIND_NAMES, *DECODE_COLUMNS), steps)
+    return errors + "\n" + _table(("run", *STEP_COLUMNS), steps)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

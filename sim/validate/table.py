@@ -14,7 +14,13 @@ from kvsim.validate.teacher import KINDS
 
 NAMES = {"ttft_s": "TTFT", "tpot_s": "TPOT", "e2e_s": "E2E"}
 KIND_NAMES = ("decode only", "prefill, with graph", "prefill, eager")
-DECODE_COLUMNS = ("typical decode", "stalled")
+STEP_COLUMNS = ("all", *KIND_NAMES, "typical decode", "stalled")
+STEPS = "Step time, recorded steps priced without the scheduler: bias, median |error| of windows (number)"
+DECODES = (
+    "Typical decode: median error of single decode steps; stalled: share of their time that steps take beyond their "
+    "price where that is 1.5 ms and more"
+)
+SATURATED = "(µ) microbenchmark, (s) saturated: judge it on makespan, throughput, TPOT and E2E"
 
 
 def signed_percent(ratio: float | None) -> str:
@@ -25,7 +31,7 @@ def signed_percent(ratio: float | None) -> str:
 def print_results(results: Sequence[Result], console: Console) -> None:
     """Print an error table of all runs, one of each workload's details and, where made, the step times."""
     console.print(_errors(results))
-    console.print("(µ) microbenchmark, (s) saturated: judge it on makespan, throughput, TPOT and E2E")
+    console.print(SATURATED)
     for result in results:
         if result["kind"] == "workload" or len(results) == 1:
             console.print()
@@ -34,10 +40,7 @@ def print_results(results: Sequence[Result], console: Console) -> None:
     if forced:
         console.print()
         console.print(_teacher(forced))
-        console.print(
-            "typical decode: median error of single decode steps; stalled: share of their time that steps take beyond their "
-            "price where that is 1.5 ms and more; steps compared: that lie in a window"
-        )
+        console.print(DECODES)
 
 
 def mark(result: Result) -> str:
@@ -125,28 +128,27 @@ def _error(pair: Result) -> str:
 
 
 def _teacher(results: Sequence[Result]) -> Table:
-    title = "step time, recorded steps priced without the scheduler: bias, median |error| of windows (number)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=STEPS, title_justify="left", box=None, pad_edge=False)
     table.add_column("run")
-    for name in ("all", *KIND_NAMES, *DECODE_COLUMNS, "steps compared"):
+    for name in (*STEP_COLUMNS, "steps compared"):
         table.add_column(name, justify="right")
     for result in results:
-        forced = result["teacher_forced"]
-        cells = [teacher_cell(forced[kind]) for kind in ("all", *KINDS)]
-        table.add_row(mark(result), *cells, *decode_cells(forced), percent(forced["compared_ratio"]))
+        table.add_row(mark(result), *step_row(result), percent(result["teacher_forced"]["compared_ratio"]))
     return table
 
 
-def decode_cells(forced: Result) -> list[str]:
-    """Of single decode steps; headers in DECODE_COLUMNS."""
+def step_row(result: Result) -> list[str]:
+    """Cells of one row of the table of step times, as text; headers in STEP_COLUMNS."""
+    forced = result["teacher_forced"]
     stalled = forced["stalled_ratio"]
     return [
+        *(_errors_of(forced[kind]) for kind in ("all", *KINDS)),
         signed_percent(forced["typical_decode_error"]),
         UNDEFINED if stalled is None else f"{100 * stalled:.1f} %",
     ]
 
 
-def teacher_cell(errors: Result) -> str:
+def _errors_of(errors: Result) -> str:
     """-1.8 %, 3.3 % (383)."""
     if not errors["windows"]:
         return UNDEFINED
