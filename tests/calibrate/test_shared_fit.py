@@ -120,6 +120,7 @@ def test_a_broken_line_is_named(line: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"not gzip", gzip.compress(b"{}" * 500)[:-9], gzip.compress(b"\xff\xfe"), gzip.compress(b"")],
+    ids=["not gzip", "cut off", "not UTF-8", "empty"],
 )
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(content)
