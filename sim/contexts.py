@@ -20,6 +20,7 @@ from kvsim.cost.work import Ramp
 if TYPE_CHECKING:
     from kvsim.entities import Batch, Request
 
+_new = tuple.__new__  # Ramp(...) takes three times as long
 NEVER = 1 << 62  # later than any time (ns) or round
 Ints = np.ndarray[Any, Any]  # int64, shape (steps,)
 
@@ -43,7 +44,9 @@ class Capped:
         """``request`` decodes from the next step on."""
         if self._batch.round >= self._full_at:
             self._settle()
-        base, cap = self._base(request), self._cap
+        base, cap = request.base, self._cap
+        if self._less is not None:
+            base -= self._less(request)
         if base + self._batch.round < cap:
             insort(self._below, base)
             self._count(base, 1)
@@ -54,14 +57,13 @@ class Capped:
         below = self._below
         if not below:
             return
-        base = self._base(request)
+        base = request.base
+        if self._less is not None:
+            base -= self._less(request)
         if base <= below[-1]:
             del below[bisect_left(below, base)]
             self._count(base, -1)
             self._full_at = self._cap - below[-1] if below else NEVER
-
-    def _base(self, request: Request) -> int:
-        return request.base if self._less is None else request.base - self._less(request)
 
     def _count(self, base: int, num: int) -> None:
         self._sum += num * base
@@ -85,7 +87,7 @@ class Capped:
         if steps == 1 or not below:
             return first
         if at + steps <= self._full_at:
-            return Ramp(first, below)
+            return _new(Ramp, (first, below))
         return np.array(list(accumulate(self._num_within(range(1, steps)), initial=first)))
 
     def num_beyond(self, steps: int) -> int | Ints:
@@ -141,17 +143,21 @@ class Pages:
 
     def add(self, request: Request) -> None:
         """``request`` decodes from the next step on."""
-        self._count(request.base, 1)
+        size, by_lacking = self._size, self._lacking
+        pages = -(-request.base // size)
+        lacking = pages * size - request.base
+        self._pages += pages
+        by_lacking[lacking] += 1
+        by_lacking[lacking + size] += 1
 
     def remove(self, request: Request) -> None:
         """``request`` has left."""
-        self._count(request.base, -1)
-
-    def _count(self, base: int, num: int) -> None:
-        lacking, size = -base % self._size, self._size
-        self._pages += num * ((base + lacking) // size)
-        self._lacking[lacking] += num
-        self._lacking[lacking + size] += num
+        size, by_lacking = self._size, self._lacking
+        pages = -(-request.base // size)
+        lacking = pages * size - request.base
+        self._pages -= pages
+        by_lacking[lacking] -= 1
+        by_lacking[lacking + size] -= 1
 
     def sum_read(self, steps: int) -> int | Ints:
         """Sum over requests of the pages that hold the tokens read."""
@@ -166,8 +172,11 @@ class Pages:
         first = self._pages + len(batch.requests) * whole + sum(lacking[: rest + 1])
         if steps == 1:
             return first
-        filled = lacking[rest + 1 : rest + steps] if steps <= size else self._filled(steps - 1)
-        return list(accumulate(filled, initial=first))
+        if steps > size:
+            return [*accumulate(self._filled(steps - 1), initial=first)]
+        growth = lacking[rest : rest + steps]
+        growth[0] = first
+        return [*accumulate(growth)]
 
     def num_filled(self, steps: int) -> int | Ints:
         """Requests whose own token is the last one of a page."""

@@ -16,12 +16,13 @@ from kvsim.cache.eviction.queue import own
 from kvsim.cache.future import Future
 from kvsim.cache.manager import CacheConfig, Plan, Transfer
 from kvsim.cache.node import Changed, Node
-from kvsim.cache.paged import Paged, blocks_for, cache_managers
+from kvsim.cache.paged import Paged, cache_managers
 from kvsim.cache.private_tree import PrivateTree
 from kvsim.cache.saved import SavedRun, dump_tree, load_tree
 from kvsim.cache.tiers import Load, Prefetch, TierStack, Write
 from kvsim.cache.tree import PrefixTree
-from kvsim.entities import Request
+from kvsim.contexts import blocks_begun
+from kvsim.entities import Batch, Request
 
 
 @dataclass(slots=True)
@@ -86,6 +87,10 @@ class PrefixTreeManager(Paged):
         self._only_matches = (
             type(self).match is PrefixTreeManager.match and not self._has_tiers and not self._expiring
         )
+        # what decodes take is one number
+        self._only_counts = (
+            counts and self._grows_plainly and not self._demotes and _takes_plainly(type(self))
+        )
         self._no_hit: dict[int, Plan] = {}  # by tokens of the prompt
         self.owed_blocks = 0  # that admitted prompts still have to take
         self.private_blocks = 0  # held by requests, outside the tree: not full, or still loading
@@ -95,6 +100,30 @@ class PrefixTreeManager(Paged):
     @property
     def num_free_blocks(self) -> int:
         return self.free_blocks + self.tree.num_evictable
+
+    def decode_steps(self, batch: Batch, steps: int) -> int:
+        if self._only_counts:
+            most = len(batch.requests) * (steps // self.block_tokens + 1)
+            if most <= self.free_blocks + self.tree.num_evictable:
+                return steps  # more than enough, and quickly found
+        return super().decode_steps(batch, steps)
+
+    def commit(self, batch: Batch, steps: int) -> None:
+        if not self._only_counts:
+            super().commit(batch, steps)
+            return
+        # batch.new_blocks(steps) and _take, on the spot
+        if steps == 1:
+            blocks = batch.by_phase[-batch.round % self.block_tokens]
+        else:
+            blocks = blocks_begun(batch.by_phase, batch.round, steps, len(batch.requests))
+        self.private_blocks += blocks
+        left = self.free_blocks - blocks
+        if left >= 0:
+            self.free_blocks = left
+        else:
+            self.free_blocks = 0
+            self.tree.evict(-left)
 
     def _take(self, blocks: int) -> None:
         """Give blocks to requests: empty ones first, then evicted ones."""
@@ -169,7 +198,9 @@ class PrefixTreeManager(Paged):
     def admit(self, request: Request, plan: Plan) -> bool:
         found: Found = plan.detail
         need, loaded = self._room(request, found)
-        free = self.num_free_blocks - self.tree.evictable_on_path(found.node, found.blocks)
+        free = self.num_free_blocks
+        if found.blocks:
+            free -= self.tree.evictable_on_path(found.node, found.blocks)
         if need > free or (loaded and loaded > free - self.owed_blocks):
             return False  # a load leaves the prompts before it the room that they still need (as vLLM does)
         for admitted in self._on_admit:
@@ -188,7 +219,7 @@ class PrefixTreeManager(Paged):
 
     def _room(self, request: Request, found: Found) -> tuple[int, int]:
         """Look. Blocks that the prompt needs beyond those found in HBM, and how many of them loads fill."""
-        need = blocks_for(request.prompt_tokens, self.block_tokens) - found.blocks
+        need = -(-request.prompt_tokens // self.block_tokens) - found.blocks
         return need, sum([load.end - load.start for load in found.loads]) if found.loads else 0
 
     def can_resume(self, request: Request) -> bool:
@@ -200,16 +231,17 @@ class PrefixTreeManager(Paged):
         return context
 
     def grow(self, request: Request, tokens: int) -> bool:
-        before = self.private_blocks
-        if not super().grow(request, tokens):
+        computed, size = request.cached + request.computed, self.block_tokens
+        context = computed + tokens
+        need = -computed // size - -context // size  # more whole blocks, rounded up
+        if need > self.num_free_blocks:
             return False
+        self._take(need)
         held: Held = request.kv
-        taken = self.private_blocks - before
-        held.owed_blocks -= taken
-        self.owed_blocks -= taken
+        held.owed_blocks -= need
+        self.owed_blocks -= need
         if not held.loading:
-            context = request.cached + request.computed + tokens
-            self._index(held, self._complete(request, context) // self.block_tokens)
+            self._index(held, self._complete(request, context) // size)
         return True
 
     def _pay(self, held: Held, blocks: int) -> None:
@@ -307,7 +339,7 @@ class PrefixTreeManager(Paged):
         self.free_blocks += rest
 
     def _blocks_held(self, request: Request, context: int) -> int:
-        return blocks_for(context, self.block_tokens)
+        return -(-context // self.block_tokens)
 
     def _let_go(self, request: Request) -> None:
         self.tree.release(request.kv.leaf)
@@ -385,3 +417,9 @@ class PrefixTreeManager(Paged):
         tiers = self.tiers.tiers
         below = [(tier.config.name, tier.tree, tier.capacity_blocks - tier.reserve_blocks) for tier in tiers]
         return [("hbm", self.tree, self.capacity_blocks), *below]
+
+
+def _takes_plainly(manager: type[PrefixTreeManager]) -> bool:
+    """It has the free blocks of ``prefix_tree``, and takes them as that does."""
+    plain = PrefixTreeManager
+    return manager._take is plain._take and manager.num_free_blocks is plain.num_free_blocks

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
 
 
+Use = tuple[Any, Any, int | None]
+"""A line, its first x, and by how much that grows a step; or a line (or one for each step) and its x in each step, None."""
+
+
 class Joint:
     """Decode-only steps of so many tokens with the same forms, all of whose kernels run one after another on the GPU."""
 
@@ -36,32 +40,38 @@ class Joint:
     def price(self, items: Sequence[Kernel | Formed], steps: int) -> JointRun | None:
         """Of ``steps`` steps with these forms; None: in some of them a kernel is on no line."""
         base, rise, low = self.base, 0, 0  # points; low: by how much some step may be less than the line
-        uses: list[tuple[Any, Any]] = []
+        uses: list[Use] = []
         columns: list[tuple[int, list[int]]] = []
         for at, pieces, over in self.entries:
             x: Any = items[at][1]
             if over != 1:
                 x = divided(x, over, steps)
             line: Any = pieces.last
-            if type(x) is Ramp:
-                first, grows = x[0], x[1]
-                last = first + grows * (steps - 1)
+            kind = type(x)
+            if kind is Ramp:
+                first, grows = x
                 if first < line.first or first > line.last:
                     line = pieces.at(first)
                     if line is None:
                         return None
-                if line.first <= last <= line.last:
-                    base += line.points + line.rise * first
-                    rise += line.rise * grows
-                    uses.append((line, x))
+                if line.first <= first + grows * (steps - 1) <= line.last:
+                    slope = line.rise
+                    base += line.points + slope * first
+                    rise += slope * grows
+                    uses.append((line, first, grows))
                     continue
-            elif type(x) is int:
+            elif kind is int:
                 if x < line.first or x > line.last:
                     line = pieces.at(x)
                     if line is None:
                         return None
                 base += line.points + line.rise * x
-                uses.append((line, x))
+                uses.append((line, x, 0))
+                continue
+            elif kind is list and line.endless and type(x[0]) is int:
+                base += line.points
+                columns.append((line.rise, x))
+                uses.append((line, x, None))
                 continue
             if type(x) is not list:  # a line that ends, an array or a number of numpy's
                 x = listed(x, steps)
@@ -85,7 +95,7 @@ class Joint:
                 each_ns = [each.points + each.rise * value for each, value in zip(line, x, strict=True)]
                 low += min(each_ns)
                 columns.append((1, each_ns))
-            uses.append((line, x))
+            uses.append((line, x, None))
         lattice: Any = None
         if rise:
             lattice = range(base, base + rise * steps, rise)
@@ -121,10 +131,7 @@ class JointRun(Priced):
     lattice: Sequence[int]
     bits = FINE_BITS
 
-    def __init__(
-        self, lattice: Sequence[int], least: int, linear: StepLinear, uses: list[tuple[Any, Any]]
-    ) -> None:
-        """``uses``: a line and its x, a number, a ramp or a list; or a line for each of a list."""
+    def __init__(self, lattice: Sequence[int], least: int, linear: StepLinear, uses: list[Use]) -> None:
         self.lattice = lattice
         self.least = least
         self.linear = linear
@@ -147,13 +154,10 @@ class JointRun(Priced):
         linear.steps += steps
         linear.uses += steps
         of_steps = steps * start + steps * (steps - 1) // 2  # the sum of their numbers
-        for line, x in self.uses:
-            if type(x) is int:
+        for line, x, grows in self.uses:
+            if grows is not None:
                 line.rows += steps
-                line.units += steps * x
-            elif type(x) is Ramp:
-                line.rows += steps
-                line.units += steps * x[0] + of_steps * x[1]
+                line.units += steps * x + of_steps * grows
             elif type(line) is Merged:
                 line.rows += steps
                 line.units += sum(x) if steps == len(x) else sum(x[start:stop])

@@ -181,6 +181,20 @@ class KernelCostModel(CostModel):
             return price_step(self, work, link_share)
         return price_run(self, work, link_share)
 
+    def price_run(
+        self,
+        num_seqs: int,
+        kernels: tuple[Kernel | Formed, ...],
+        steps: int,
+        link_share: Mapping[str, float] | None = None,
+    ) -> Priced:
+        if len(kernels) > 1:  # the same forms as before, mostly
+            joint = self._joints.get((num_seqs, *map(FORM_OF, kernels)))
+            priced = None if joint is None else joint.price(kernels, steps)
+            if priced is not None:
+                return priced
+        return self.price(StepWork(steps, num_seqs, num_seqs, kernels), link_share)
+
     def spared_tokens(self, read_again: int, shared_tokens: int) -> int:
         return int(read_again * (1 - self.terms.shared_factor(shared_tokens * self._layer_kv_bytes)))
 

@@ -96,6 +96,16 @@ class CostModel(ABC):
         many cost nothing, in reads of their own."""
         return 0
 
+    def price_run(
+        self,
+        num_seqs: int,
+        kernels: tuple[Kernel | Formed, ...],
+        steps: int,
+        link_share: Mapping[str, float] | None = None,
+    ) -> Priced:
+        """:meth:`price` of decode-only steps of ``num_seqs`` sequences, with any kernels."""
+        return self.price(StepWork(steps, num_seqs, num_seqs, kernels), link_share)
+
     @abstractmethod
     def account(self, priced: Priced, start: int, stop: int) -> int:
         """Change. Count rows start..stop of ``priced`` as simulated time, by kernel and provenance; their sum in

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kvsim.cache.manager import Transfer
 from kvsim.cost.form import Formed
-from kvsim.cost.work import Kernel, StepWork
+from kvsim.cost.work import Kernel
 from kvsim.engine.channel import At
 from kvsim.engine.chunk_step import ChunkStep
 from kvsim.engine.link import layerwise_end_ns
@@ -113,7 +113,7 @@ class Steps(ChunkStep):
         else:
             kernels = self.manager.decode_work(batch, steps)
             share = self._note_links(kernels)
-            priced = self.cost.price(StepWork(steps, num, num, kernels), share)
+            priced = self.cost.price_run(num, kernels, steps, share)
         cpu, tail = self._decode_host.get(num) or self._host_of_decodes(num)
         lattice, before = priced.lattice, self._device_end
         boundaries: Times

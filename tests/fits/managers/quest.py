@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from kvsim.cache.manager import CacheConfig
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierStack
@@ -44,15 +46,14 @@ class Quest(PrefixTreeManager):
             return super().decode_work(batch, steps)
         num = len(batch.requests)
         whole, some = self.reading.get(num) or self._reading(num)
-        selected = batch.capped(self.budget)
-        beyond, pages = selected.num_beyond(steps), batch.pages(self.page)
-        compared: Any
-        if type(beyond) is int:
-            compared = pages.sums_read(steps) if beyond else 0
-        else:  # it begins in one of these steps
-            compared = pages.sum_read(steps) * (beyond > 0)
-        read = batch.sum_read(steps)
-        return self.selecting.at(compared), whole.at(read), some.at(selected.sum_read(steps))
+        read: Any = batch.sum_read(steps)
+        selected, pages = batch.capped(self.budget).sum_read(steps), batch.pages(self.page)
+        compared: Any = 0
+        if type(selected) is np.ndarray:  # it may begin in one of these steps
+            compared = pages.sum_read(steps) * (selected < read.array(steps))
+        elif selected != read:
+            compared = pages.sums_read(steps)
+        return self.selecting.at(compared), whole.at(read), some.at(selected)
 
     def _reading(self, num: int) -> tuple[Form, Form]:
         sizes: dict[str, Any] = {"num_seqs": num, "sum_context": Size()}
