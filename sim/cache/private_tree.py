@@ -72,8 +72,9 @@ class PrivateTree(PrefixTree):
 
     def evict(self, blocks: int) -> list[tuple[Node, int, int]]:
         """Nobody is told of which runs: a manager that wants to know keeps nodes."""
-        assert blocks <= self.num_evictable, f"evict {blocks} of {self.num_evictable} evictable blocks"
-        self.num_evictable -= blocks
+        left = self.num_evictable - blocks
+        assert left >= 0, f"evict {blocks} of {self.num_evictable} evictable blocks"
+        self.num_evictable = left
         self.num_blocks -= blocks
         self.num_evicted += blocks
         self._gone += blocks

@@ -112,7 +112,8 @@ class Steps(ChunkStep):
             priced = self.cost.price_decodes(num, reads, steps)
         else:
             kernels = self.manager.decode_work(batch, steps)
-            share = self._note_links(kernels)
+            self._shares = None
+            share = self._note_links(kernels) if self.links.read else None
             priced = self.cost.price_run(num, kernels, steps, share)
         cpu, tail = self._decode_host.get(num) or self._host_of_decodes(num)
         lattice, before = priced.lattice, self._device_end
@@ -248,7 +249,7 @@ class Steps(ChunkStep):
         if plain:
             price = self.cost.mixed_ns(step_tokens, decodes, sum_context, chunks, sampled)
         else:
-            share = self._note_links(kernels)
+            share = self._note_links(kernels) if self.links.read else None
             price = self.cost.step_ns(
                 step_tokens, sampled, kernels, chunks if plain_prefills else NO_CHUNKS, share
             )

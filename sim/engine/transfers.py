@@ -95,10 +95,7 @@ class Transfers(ReplicaState):
                     return
 
     def _note_links(self, kernels: Sequence[Kernel | Formed]) -> dict[str, float] | None:
-        """Change. The parts of the host link that copies inside the step get; None = there are none."""
-        self._shares = None
-        if not self.links.read:
-            return None  # nothing else takes a part of it
+        """Change. The parts of the host link that copies inside the step get; None = there are none. ``_shares`` is None before."""
         lanes: list[str] = []
         for item in kernels:
             if type(item) is Formed:
