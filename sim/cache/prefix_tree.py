@@ -117,13 +117,14 @@ class PrefixTreeManager(Paged):
             blocks = batch.by_phase[-batch.round % self.block_tokens]
         else:
             blocks = blocks_begun(batch.by_phase, batch.round, steps, len(batch.requests))
+        if not blocks:
+            return
         self.private_blocks += blocks
         left = self.free_blocks - blocks
-        if left >= 0:
-            self.free_blocks = left
-        else:
-            self.free_blocks = 0
+        if left < 0:
             self.tree.evict(-left)
+            left = 0
+        self.free_blocks = left
 
     def _take(self, blocks: int) -> None:
         """Give blocks to requests: empty ones first, then evicted ones."""
@@ -251,8 +252,10 @@ class PrefixTreeManager(Paged):
 
     def _index(self, held: Held, full_blocks: int) -> None:
         """Blocks up to ``full_blocks`` have content that others may reuse."""
-        self.private_blocks -= full_blocks - held.leaf.end
-        self.tree.extend(held.leaf, full_blocks)
+        leaf = held.leaf
+        self.private_blocks -= full_blocks - leaf.end
+        if full_blocks > leaf.end:
+            self.tree.extend(leaf, full_blocks)
 
     def prefilled(self, request: Request) -> tuple[Transfer, ...]:
         if not self._has_tiers:

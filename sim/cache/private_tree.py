@@ -25,8 +25,8 @@ class PrivateTree(PrefixTree):
         self._freed: OrderedDict[int, Node] = (
             OrderedDict()
         )  # by first content id; the least recently used first
-        # blocks of the oldest of these that are evicted: they lose them before somebody looks
-        self._gone = 0
+        # of the evicted blocks, those that the oldest of these have lost: they lose the others before somebody looks
+        self._settled = 0
 
     def match(self, ids: list[int], ends: list[int], limit: int) -> tuple[Node, int]:
         if ids[0] not in self._freed or not limit:
@@ -59,12 +59,17 @@ class PrivateTree(PrefixTree):
             self.num_blocks += end - leaf.end
             leaf.end = end
 
+    def forget_counts(self) -> None:
+        self._settle()
+        self._settled = 0
+        super().forget_counts()
+
     def release(self, leaf: Node) -> None:
         leaf.ref = 0
         if leaf.end:
             self.num_evictable += leaf.end
             self._freed[leaf.ids[0]] = leaf
-        if self._gone >= MOST_GONE:
+        if self.num_evicted - self._settled >= MOST_GONE:
             self._settle()
 
     def read(self, leaf: Node, readers: int) -> None:
@@ -77,12 +82,11 @@ class PrivateTree(PrefixTree):
         self.num_evictable = left
         self.num_blocks -= blocks
         self.num_evicted += blocks
-        self._gone += blocks
         return []
 
     def _settle(self) -> None:
         """Change. The oldest runs lose what is evicted, each from its tail."""
-        blocks, self._gone = self._gone, 0
+        blocks, self._settled = self.num_evicted - self._settled, self.num_evicted
         while blocks:
             oldest = next(iter(self._freed.values()))
             if oldest.end > blocks:
@@ -93,7 +97,7 @@ class PrivateTree(PrefixTree):
             del self._freed[oldest.ids[0]]
 
     def check_integrity(self) -> None:
-        counted = sum(run.end for run in self._freed.values()) - self._gone
+        counted = sum(run.end for run in self._freed.values()) - self.num_evicted + self._settled
         assert counted == self.num_evictable, f"{counted} blocks were let go, {self.num_evictable} counted"
         assert counted <= self.num_blocks, f"{counted} evictable of {self.num_blocks} blocks"
         assert all(run.end and not run.ref for run in self._freed.values()), "an empty or held run was let go"

@@ -39,6 +39,9 @@ class Quest(PrefixTreeManager):
             [Kernel("topk_page_select", {"num_bytes": page_keys}, calls=1 - self.dense_share)]
         )
         self.reading: dict[int, tuple[Form, Form]] = {}  # everything, and what is selected, by sequences
+        self.watched: Batch | None = None  # the replica's batch, of which these are sums
+        self.capped: Any = None
+        self.pages: Any = None
         self.selects = self.budget < config.max_model_len
 
     def decode_work(self, batch: Batch, steps: int) -> tuple[Kernel | Formed, ...]:
@@ -46,8 +49,10 @@ class Quest(PrefixTreeManager):
             return super().decode_work(batch, steps)
         num = len(batch.requests)
         whole, some = self.reading.get(num) or self._reading(num)
+        if batch is not self.watched:
+            self.watched, self.capped, self.pages = batch, batch.capped(self.budget), batch.pages(self.page)
         read: Any = batch.sum_read(steps)
-        selected, pages = batch.capped(self.budget).sum_read(steps), batch.pages(self.page)
+        selected, pages = self.capped.sum_read(steps), self.pages
         compared: Any = 0
         if type(selected) is np.ndarray:  # it may begin in one of these steps
             compared = pages.sum_read(steps) * (selected < read.array(steps))
