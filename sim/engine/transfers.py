@@ -95,7 +95,8 @@ class Transfers(ReplicaState):
                     return
 
     def _note_links(self, kernels: Sequence[Kernel | Formed]) -> dict[str, float] | None:
-        """Change. The parts of the host link that copies inside the step get; None = there are none. ``_shares`` is None before."""
+        """Change. The parts of the host link that copies inside the step get; None = there are none. Before,
+        ``_shares`` is None."""
         lanes: list[str] = []
         for item in kernels:
             if type(item) is Formed:
