@@ -96,11 +96,19 @@ class Joint:
                 low += min(each_ns)
                 columns.append((1, each_ns))
             uses.append((line, x, None))
+        if rise < 0:
+            low += rise * (steps - 1)
         lattice: Any = None
+        if len(columns) == 1:  # a loop is quicker than a range, a zip and a comprehension for them
+            ((slope, x),) = columns
+            lattice, point = [], base
+            append = lattice.append
+            for value in x:
+                append(point + slope * value)
+                point += rise
+            return JointRun(lattice, base + low, self.linear, uses)
         if rise:
             lattice = range(base, base + rise * steps, rise)
-            if rise < 0:
-                low += rise * (steps - 1)
         elif not columns:
             lattice = [base] * steps
         for slope, x in columns:
