@@ -84,9 +84,9 @@ class Joint:
             if line.endless:
                 base += line.points
                 columns.append((line.rise, x))
-            elif line.first <= (least := min(x)) and max(x) <= line.last:
+            elif line.first <= (least := min(x)) and (most := max(x)) <= line.last:
                 base += line.points
-                low += line.rise * least
+                low += line.rise * (least if line.rise >= 0 else most)
                 columns.append((line.rise, x))
             else:
                 line = [pieces.at(value) for value in x]

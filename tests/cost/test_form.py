@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from kvsim.cost import lines, step
 from kvsim.cost.form import Form, Formed, Size, written_out
+from kvsim.cost.joint import Joint
 from kvsim.cost.kernels import KernelCostModel
+from kvsim.cost.merged import Merged
 from kvsim.cost.profile import load_profile
 from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Kernel, Ramp, StepWork
@@ -118,6 +121,17 @@ def test_a_form_costs_what_its_kernels_cost(work: StepWork, cut: int, share: dic
 
 
 DOUBTS = 1000  # of all the steps of a test few are near the next nanosecond
+
+
+def test_no_step_on_a_falling_line_is_less_than_the_least() -> None:
+    line = Merged(10.0, -1.0, 0, 9, [])
+    linear: Any = SimpleNamespace(total_ns=0.0, rest_ns=0.0)
+    pieces: Any = SimpleNamespace(last=line)
+    items: Any = [(None, [2, 0, 3])]
+    run = Joint(linear, [(0, pieces, 1)]).price(items, 3)
+    assert run is not None
+    assert run.step_ns == [8, 10, 7]
+    assert run.least == min(run.lattice)
 
 
 @given(works(), st.integers(0, 69), st.sampled_from([{}, {"h2d": 0.5}]))
