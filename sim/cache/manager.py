@@ -192,6 +192,10 @@ class CacheManager(ABC):
             cls.hands_over = False
         if "steps_at_once" not in own:
             cls.steps_at_once = False
+        if "tokens_read_again" in own:
+            raise TypeError(
+                f"{cls.__name__}.tokens_read_again: shared_reads takes its place, (read again, different ones)"
+            )
 
     @abstractmethod
     def match(self, request: Request) -> Plan:
@@ -254,7 +258,8 @@ class CacheManager(ABC):
         return True
 
     def step(self, batch: Batch, request: Request, tokens: int) -> bool:
-        """Change. :meth:`commit` of one decode step and :meth:`grow` of ``tokens``; False = there is no room for both."""
+        """Change. :meth:`commit` of one decode step and :meth:`grow` of ``tokens``; False = there is no room for both, and
+        nothing has changed. :meth:`decode_steps` is not asked before; ``batch`` and ``request`` are as before the step."""
         raise NotImplementedError
 
     def outgrown(self, batch: Batch) -> Request | None:

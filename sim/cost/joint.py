@@ -17,6 +17,7 @@ from kvsim.cost.merged import Merged, Pieces
 from kvsim.cost.model import Priced
 from kvsim.cost.usage import Usage
 from kvsim.cost.work import Kernel, Ramp, listed
+from kvsim.errors import CalibrationError
 
 if TYPE_CHECKING:
     from kvsim.cost.kernels import KernelCostModel
@@ -68,15 +69,19 @@ class Joint:
                 base += line.points + line.rise * x
                 uses.append((line, x, 0))
                 continue
-            elif kind is list and line.endless and type(x[0]) is int:
+            elif kind is list and line.endless and type(x[0]) is int and len(x) == steps:
                 base += line.points
                 columns.append((line.rise, x))
                 uses.append((line, x, None))
                 continue
             if type(x) is not list:  # a line that ends, an array or a number of numpy's
                 x = listed(x, steps)
+            if len(x) != steps:
+                raise CalibrationError(
+                    f"decode_work: a form is given {len(x)} numbers for a run of {steps} steps; give one of each"
+                )
             if type(x[0]) is not int:
-                x = [*map(int, x)]
+                x = whole(x)
             if not line.first <= x[0] <= line.last:
                 line = pieces.at(x[0])
                 if line is None:
@@ -98,6 +103,9 @@ class Joint:
             uses.append((line, x, None))
         if rise < 0:
             low += rise * (steps - 1)
+        if isinstance(base + rise, float):
+            odd = next(x for _, x in items if type(x) is Ramp and any(isinstance(n, float) for n in x))
+            raise CalibrationError(f"decode_work: a form is given {odd}; sizes are whole numbers, round them")
         lattice: Any = None
         if len(columns) == 1:  # a loop is quicker than a range, a zip and a comprehension for them
             ((slope, x),) = columns
@@ -117,6 +125,19 @@ class Joint:
             else:
                 lattice = [point + slope * value for point, value in zip(lattice, x)]  # noqa: B905
         return JointRun(lattice, base + low, self.linear, uses)
+
+
+def whole(numbers: Sequence[Any]) -> list[int]:
+    """``numbers`` as ints.
+
+    Raises:
+        CalibrationError: one is no whole number.
+    """
+    found = [*map(int, numbers)]
+    if found != [*numbers]:
+        odd = next(number for number, same in zip(numbers, found, strict=True) if number != same)
+        raise CalibrationError(f"decode_work: a form is given {odd!r}; sizes are whole numbers, round them")
+    return found
 
 
 def joint_of(model: KernelCostModel, tokens: int, items: Sequence[Any]) -> Joint | None:

@@ -1,9 +1,10 @@
 """The cost model: a step's kernels looked up in a profile, plus the engine's constants.
 
-The same price, bit for bit, for plain steps (one cached line per batch), for forms that come one after another (decode-only:
-:mod:`kvsim.cost.joint`, with prefill: :mod:`kvsim.cost.mixed`), and for any kernels, step by step (:mod:`kvsim.cost.step`) or a
-run at once (sums of lines, :mod:`kvsim.cost.lines`). They agree because components lie on a lattice on which sums are exact
-(:mod:`kvsim.cost.lattice`).
+The same price, bit for bit, for plain steps (one cached line per batch) and for any kernels, step by step
+(:mod:`kvsim.cost.step`) or a run at once (sums of lines, :mod:`kvsim.cost.lines`), because components lie on a lattice on which
+sums are exact (:mod:`kvsim.cost.lattice`). Forms that come one after another (decode-only: :mod:`kvsim.cost.joint`, with
+prefill: :mod:`kvsim.cost.mixed`) are lines on a finer lattice: a run costs what its steps cost, and the kernels written out
+cost the same to the rounding of a line's slope, 2^-31 ns for each unit of a size.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from kvsim.cost.linear import Priced as LinearPriced
 from kvsim.cost.lines import VECTOR_STEPS, each_step, price_run
 from kvsim.cost.merged import Plan, plan_of
 from kvsim.cost.mixed import MixedStep, Turn, price_prefill
-from kvsim.cost.model import CostModel, Priced
+from kvsim.cost.model import CostModel, Priced, prefill_of
 from kvsim.cost.prefill import PrefillAttention
 from kvsim.cost.pricer import Pricer, kernel_pricers, register_kernel
 from kvsim.cost.profile import Profile
@@ -264,6 +265,8 @@ class KernelCostModel(CostModel):
             mixed = price_prefill(self, tokens, sampled, kernels, chunks)
             if mixed is not None:
                 return mixed.count(self._usage)
+            work = StepWork(1, tokens, sampled, (*kernels, *map(prefill_of, chunks)))
+            return price_step(self, work, link_share).count(self._usage, 0, 1)
         return super().step_ns(tokens, sampled, kernels, chunks, link_share)
 
     def chunk_price(self, tokens: int, num_seqs: int) -> Callable[[int, int], int]:

@@ -1,4 +1,4 @@
-"""Price of a single step of any kernels: what all other ways to a price have to agree with."""
+"""Price of a single step of any kernels: what other ways to a price have to agree with, forms to the rounding of their lines."""
 
 from __future__ import annotations
 

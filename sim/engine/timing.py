@@ -54,7 +54,10 @@ def even_steps(device_end: int, lattice: Sequence[int], bits: int, until: int) -
     and when the last of these steps ends; each ends at the next boundary. ``lattice``: prices, in
     points of a lattice of 2**-bits ns."""
     if len(lattice) > LOOP_STEPS:
-        return _many_even_steps(device_end, lattice, bits, until)
+        try:
+            return _many_even_steps(device_end, lattice, bits, until)
+        except OverflowError:  # 63 bits of points are 8.6 s of the finer lattice
+            pass
     boundaries: list[int] = []
     append = boundaries.append
     at = device_end
@@ -69,7 +72,7 @@ def even_steps(device_end: int, lattice: Sequence[int], bits: int, until: int) -
 def _many_even_steps(device_end: int, lattice: Sequence[int], bits: int, until: int) -> tuple[Times, int]:
     times = np.empty(len(lattice) + 1, dtype=np.int64)
     if type(lattice) is range:
-        times[1:] = np.arange(lattice.start, lattice.stop, lattice.step)
+        times[1:] = np.arange(lattice.start, lattice.stop, lattice.step, dtype=np.int64)
     else:
         times[1:] = lattice
     times >>= bits

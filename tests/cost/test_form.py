@@ -198,3 +198,19 @@ def test_a_size_is_what_it_says() -> None:
     assert (X // 4 // 2).of([7, 8, 16], 3).tolist() == [0, 1, 2]
     with pytest.raises(AssertionError, match="is no size"):
         (X + 1) // 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([100, 200], r"a form is given 2 numbers for a run of 5 steps"),
+        ([100.0, 200, 300, 400, 500.5], r"a form is given 500.5; sizes are whole numbers"),
+        (np.array([1.0, 2.0, 3.0, 4.5, 5.0]), r"a form is given 4.5; sizes are whole numbers"),
+        (Ramp(100.5, 1), r"a form is given Ramp\(start=100.5, step=1\); sizes are whole numbers"),
+        (Ramp(100, 0.5), r"a form is given Ramp\(start=100, step=0.5\); sizes are whole numbers"),
+    ],
+)
+def test_odd_sizes_of_a_run_are_named(sizes: Any, message: str) -> None:
+    form = FORMS["computes"](8)
+    with pytest.raises(CalibrationError, match=message):
+        model().price(StepWork(5, 8, 8, (form.at(sizes),)))
