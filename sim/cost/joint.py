@@ -104,7 +104,8 @@ class Joint:
         if rise < 0:
             low += rise * (steps - 1)
         if isinstance(base + rise, float):
-            odd = next(x for _, x in items if type(x) is Ramp and any(isinstance(n, float) for n in x))
+            ramps: list[Any] = [item[1] for item in items if type(item[1]) is Ramp]
+            odd = next(ramp for ramp in ramps if any(isinstance(number, float) for number in ramp))
             raise CalibrationError(f"decode_work: a form is given {odd}; sizes are whole numbers, round them")
         lattice: Any = None
         if len(columns) == 1:  # a loop is quicker than a range, a zip and a comprehension for them
