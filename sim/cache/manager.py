@@ -192,10 +192,6 @@ class CacheManager(ABC):
             cls.hands_over = False
         if "steps_at_once" not in own:
             cls.steps_at_once = False
-        if "tokens_read_again" in own:
-            raise TypeError(
-                f"{cls.__name__}.tokens_read_again: shared_reads takes its place, (read again, different ones)"
-            )
 
     @abstractmethod
     def match(self, request: Request) -> Plan:
@@ -333,7 +329,7 @@ class CacheManager(ABC):
     @property
     def shared_reads(self) -> tuple[int, int]:
         """Tokens of KV that several of the decodes of a step read: (counted for each decode but the first, different ones).
-        None where nobody has told of decodes (:meth:`begin_decode`): on GPUs where it would change nothing."""
+        (0, 0) where nobody has told of decodes (:meth:`begin_decode`): on GPUs where it would change nothing."""
         return 0, 0
 
     def begin_decode(self, request: Request) -> None:  # noqa: B027

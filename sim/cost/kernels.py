@@ -29,7 +29,7 @@ from kvsim.cost.line import first_of
 from kvsim.cost.line_run import Joined
 from kvsim.cost.linear import BLOCK_TOKENS, Block, Key, LinearPart, Spent, StepLinear, scaled
 from kvsim.cost.linear import Priced as LinearPriced
-from kvsim.cost.lines import VECTOR_STEPS, each_step, price_run
+from kvsim.cost.lines import VECTOR_STEPS, each_step, price_lines
 from kvsim.cost.merged import Plan, plan_of
 from kvsim.cost.mixed import MixedStep, Turn, price_prefill
 from kvsim.cost.model import CostModel, Priced, prefill_of
@@ -180,7 +180,7 @@ class KernelCostModel(CostModel):
                 return priced
         if steps == 1:
             return price_step(self, work, link_share)
-        return price_run(self, work, link_share)
+        return price_lines(self, work, link_share)
 
     def price_run(
         self,

@@ -33,7 +33,7 @@ NOTHING: Lane = (0.0, 0.0, [])
 ROUNDING = 4.0  # lattice steps: what the sum of a run's lines is uncertain by beside its kernels' own
 
 
-def price_run(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> Priced:
+def price_lines(model: KernelCostModel, work: StepWork, link_share: Mapping[str, float] | None) -> Priced:
     """Kernels side by side in their lanes, groups in turn."""
     found = _on_lines(model, work, link_share)
     if not isinstance(found, int):
