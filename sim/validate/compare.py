@@ -105,10 +105,7 @@ def _quantiles(measured: Floats, predicted: Floats) -> dict[str, float | None]:
 def _totals(run: MeasuredRun, predicted: Replayed | None) -> dict[str, float]:
     """Makespan and rates; of the measurement without ``predicted``."""
     requests = run.requests
-    if predicted is None:
-        makespan_s = float((requests.submit_s + requests.e2e_s).max() - requests.submit_s.min())
-    else:
-        makespan_s = predicted.makespan_s
+    makespan_s = requests.makespan_s if predicted is None else predicted.makespan_s
     return {
         "makespan_s": makespan_s,
         "requests_per_s": len(requests.number) / makespan_s,

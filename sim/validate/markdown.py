@@ -1,23 +1,96 @@
-"""The error tables of the documentation: ``python -m kvsim.validate.markdown RUNS_DIR ...`` prints them."""
+"""The tables of the documentation: ``python -m kvsim.validate.markdown RUNS_DIR ...`` prints them."""
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kvsim.validate.compare import Result
+from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions
 from kvsim.validate.run import validate
 from kvsim.validate.table import ERROR_COLUMNS, STEP_COLUMNS, error_row, mark, step_row
+from kvsim.validate.targets import errors, limits, own_errors, range_of, repeats
+
+Pair = tuple[Result, MeasuredRun]
 
 
 def tables(results: Sequence[Result]) -> str:
     """Errors of every run, and of its step times."""
     forced = [result for result in results if result.get("teacher_forced")]
     steps = ([mark(result), *step_row(result)] for result in forced)
-    errors = _table(("run", *ERROR_COLUMNS), ([mark(result), *error_row(result)] for result in results))
-    return errors + "\n" + _table(("run", *STEP_COLUMNS), steps)
+    shown = _table(("run", *ERROR_COLUMNS), ([mark(result), *error_row(result)] for result in results))
+    return shown + "\n" + _table(("run", *STEP_COLUMNS), steps)
+
+
+def targets(pairs: Sequence[Pair]) -> str:
+    """Targets met and missed by the workloads, and whether another start of the engine would have met them."""
+    workloads = [pair for pair in pairs if pair[0]["kind"] == "workload"]
+    results = {id(run): result for result, run in workloads}
+    groups = repeats([run for _, run in workloads])
+    rows: dict[tuple[str, float], list[str | None]] = defaultdict(list)
+    for group in groups:
+        for run in group:
+            result = results[id(run)]
+            found = errors(result)
+            for figure, limit in limits(result, range_of(group)).items():
+                error = found[figure]
+                missed = abs(error) > limit
+                shown = limits(result)[figure]
+                rows[figure, shown].append(f"`{run.name}` ({100 * error:+.1f} %)" if missed else None)
+    cells = [
+        [
+            f"{figure} within {100 * limit:g} %",
+            f"{missed.count(None)} of {len(missed)}",
+            ", ".join(sorted(filter(None, missed))),
+        ]
+        for (figure, limit), missed in rows.items()
+    ]
+    met = sum(missed.count(None) for missed in rows.values())
+    total = sum(map(len, rows.values()))
+    ranges = [
+        [group[0].name, ", ".join(run.name for run in group[1:]), f"{100 * range_of(group):.1f} %"]
+        for group in groups
+        if len(group) > 1
+    ]
+    return "\n".join(
+        (
+            _table(("target", "met", "not met by"), cells),
+            f"{met} of {total}\n",
+            _table(("run", "again", "range of TTFT p50"), ranges),
+            _own(groups, results),
+        )
+    )
+
+
+def _own(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result]) -> str:
+    """For every two runs of one workload: the one as the prediction of the other, beside ours."""
+    engine: dict[tuple[str, float], list[float]] = defaultdict(list)
+    ours: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for group in groups:
+        for run, between in own_errors(group):
+            result = results[id(run)]
+            predicted = errors(result)
+            for figure, limit in limits(result).items():
+                if figure in between:
+                    engine[figure, limit].append(abs(between[figure]))
+                    ours[figure, limit].append(abs(predicted[figure]))
+    rows = []
+    sums = [0, 0, 0]
+    for (figure, limit), values in engine.items():
+        met = [sum(error <= limit for error in found) for found in (values, ours[figure, limit])]
+        sums = [sums[0] + met[0], sums[1] + met[1], sums[2] + len(values)]
+        means = [100 * sum(found) / len(found) for found in (values, ours[figure, limit])]
+        rows.append(
+            [
+                f"{figure} within {100 * limit:g} %",
+                *(f"{n} of {len(values)}, {mean:.1f} %" for n, mean in zip(met, means, strict=True)),
+            ]
+        )
+    rows.append(["all", f"{sums[0]} of {sums[2]}", f"{sums[1]} of {sums[2]}"])
+    return _table(("target", "another start of the engine: met, mean error", "predicted"), rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -27,8 +100,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 if __name__ == "__main__":
     found = [
-        result
+        (result, run)
         for folder in sys.argv[1:]
-        for result, _, _ in validate(Path(folder), Assumptions(), with_teacher=True)
+        for result, run, _ in validate(Path(folder), Assumptions(), with_teacher=True)
     ]
-    sys.stdout.write(tables(found))
+    sys.stdout.write(tables([result for result, _ in found]) + "\n" + targets(found))

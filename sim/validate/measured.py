@@ -48,6 +48,11 @@ class Requests:
         """NaN at one output token."""
         return tpot_s(self.ttft_s, self.e2e_s, self.output_tokens)
 
+    @property
+    def makespan_s(self) -> float:
+        """From the first submission to the last token."""
+        return float((self.submit_s + self.e2e_s).max() - self.submit_s.min())
+
 
 @dataclass(frozen=True, slots=True)
 class Iterations:
