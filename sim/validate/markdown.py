@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kvsim.results.units import duration
 from kvsim.validate.compare import Result
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions
 from kvsim.validate.run import validate
 from kvsim.validate.table import ERROR_COLUMNS, STEP_COLUMNS, error_row, mark, step_row
-from kvsim.validate.targets import errors, limits, own_errors, range_of, repeats
+from kvsim.validate.targets import LATENCIES, errors, limits, own_errors, range_of, repeats
 
 Pair = tuple[Result, MeasuredRun]
 
@@ -50,19 +51,32 @@ def targets(pairs: Sequence[Pair]) -> str:
     ]
     met = sum(missed.count(None) for missed in rows.values())
     total = sum(map(len, rows.values()))
-    ranges = [
-        [group[0].name, ", ".join(run.name for run in group[1:]), f"{100 * range_of(group):.1f} %"]
-        for group in groups
-        if len(group) > 1
-    ]
     return "\n".join(
         (
             _table(("target", "met", "not met by"), cells),
             f"{met} of {total}\n",
-            _table(("run", "again", "range of TTFT p50"), ranges),
+            _starts(groups, results),
             _own(groups, results),
         )
     )
+
+
+def _starts(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result]) -> str:
+    """Smallest and largest of what the engine did, and the mean of what was predicted of it."""
+    rows = []
+    for group in (group for group in groups if len(group) > 1):
+        found = [results[id(run)] for run in group]
+        phases = ", ".join(run.name.partition(".")[0] for run in group)
+        cells = [f"{group[0].name.partition('.')[2]}: {phases}"]
+        for key in LATENCIES.values():
+            for at in ("p50", "p95"):
+                pairs = [result["metrics"][key][at] for result in found]
+                real = [pair["measured"] for pair in pairs]
+                guess = sum(pair["predicted"] for pair in pairs) / len(pairs)
+                cells.append(f"{duration(min(real))} to {duration(max(real))}: {duration(guess)}")
+        rows.append(cells)
+    header = [f"{name} {at}" for name in LATENCIES for at in ("p50", "p95")]
+    return _table(("workload: starts; measured: predicted", *header), rows)
 
 
 def _own(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result]) -> str:
