@@ -37,7 +37,7 @@ SUSTAINED_S = 0.7
 """Back-to-back prefill before the clocks fall further; read off the step times, not fitted."""
 CREDIT_S, RECOVERY_S = 0.005, 0.08
 """How much of the power limit's slowing a rested GPU is spared, and the pause that rests it, from a coarse grid: events on the
-GPU say 6 to 8 ms and 55 to 80, the microbenchmarks prefer more, a little, and workloads 5 over 8 (docs/validation.md)."""
+GPU say 6 to 8 ms and 55 to 80, the microbenchmarks prefer more, a little, and workloads 5 over 8 (docs/engine_fit.md)."""
 
 
 def fit_device(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvsim.results.units import duration
@@ -12,18 +12,37 @@ from kvsim.validate.compare import Result
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions
 from kvsim.validate.run import validate
-from kvsim.validate.table import ERROR_COLUMNS, STEP_COLUMNS, error_row, mark, step_row
+from kvsim.validate.table import ERROR_COLUMNS, STEP_COLUMNS, error_row, mark, signed_percent, step_row
 from kvsim.validate.targets import LATENCIES, errors, limits, own_errors, range_of, repeats
 
 Pair = tuple[Result, MeasuredRun]
+ELASTIC = ("TTFT p50", "TTFT p95", "TPOT p50", "E2E p50", "E2E p95")
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Errors of every run, and of its step times."""
+    """Errors of every run, of its step times, and the elasticity of workloads."""
     forced = [result for result in results if result.get("teacher_forced")]
     steps = ([mark(result), *step_row(result)] for result in forced)
     shown = _table(("run", *ERROR_COLUMNS), ([mark(result), *error_row(result)] for result in results))
-    return shown + "\n" + _table(("run", *STEP_COLUMNS), steps)
+    elastic = (
+        [mark(result), *(signed_percent(value) for value in _elasticity(result["elasticity"]))]
+        for result in results
+        if result["kind"] == "workload"
+    )
+    return "\n".join(
+        (
+            shown,
+            _table(("run", *STEP_COLUMNS), steps),
+            _table(("run: every step 1 % longer", *ELASTIC, "makespan"), elastic),
+        )
+    )
+
+
+def _elasticity(found: Result) -> Iterator[float | None]:
+    for name in ELASTIC:
+        latency, at = name.split()
+        yield found[LATENCIES[latency]][at]
+    yield found["makespan_s"]
 
 
 def targets(pairs: Sequence[Pair]) -> str:
