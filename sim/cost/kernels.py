@@ -12,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import floor
 from operator import itemgetter
 from typing import Any
@@ -51,6 +52,8 @@ register_kernel("disk_gather")(DiskGather)
 register_kernel("forward_pass")(ForwardPass)
 
 
+FITTED_CONTEXT = 1024
+"""KV tokens of a sequence at which the fitted model's steps are compared with their kernels: steady decodes had 256 to 8,192."""
 UNKNOWN: Any = object()
 FORM_OF = itemgetter(0)
 
@@ -98,7 +101,13 @@ class KernelCostModel(CostModel):
         numbers = model.latent.cached if model.latent else 2 * self.setting.kv_heads * model.head_dim
         self._layer_kv_bytes = numbers * DTYPE_BYTES[model.kv_dtype]  # of a token on a GPU
         plain = model.moe is None and model.state is None and DTYPE_BYTES[model.weight_dtype] == 2
-        self._graphs = bool(self.terms.graph_factors) and plain and tensor_parallel == pipeline_parallel == 1
+        whole = plain and tensor_parallel == pipeline_parallel == 1
+        self._graphs = bool(self.terms.graph_factors) and whole
+        self._fitted: tuple[KernelCostModel, ...] = ()  # as the engine runs it, as its kernels alone
+        if self.terms.fitted and self._graphs:
+            fitted, own_terms = self.terms.fitted
+            even = replace(own_terms, stall_ns=0.0, uneven_factors=())
+            self._fitted = tuple(KernelCostModel(profile, fitted, gpu, terms=t) for t in (even, None))
         self._weights = model.linear_parameters + model.vocab_size * model.hidden_size  # that a step reads
         self._decode_linear: dict[tuple[int, int], tuple[LinearPriced, LinearPriced]] = {}
         self._step_linear: dict[tuple[int, int], StepLinear] = {}
@@ -400,6 +409,8 @@ class KernelCostModel(CostModel):
         layers, head = self.layers(tokens, factor), self.head(sampled, factor)
         if prefills or not tokens:
             return layers, head, self._engine_ns
+        if self._fitted:
+            return layers, head, self._beyond_ns(tokens) + self._stall_ns
         if not self._graphs:
             return layers, head, self._engine_ns + self._stall_ns
         found = self._decode_linear.get((tokens, sampled))
@@ -413,6 +424,14 @@ class KernelCostModel(CostModel):
                 self._measured(head, scale),
             )
         return *found, self._stall_ns
+
+    def _beyond_ns(self, tokens: int) -> float:
+        """What a decode-only step of the fitted model takes beyond its kernels; from the largest measured graph on the same."""
+        num_seqs = min(tokens, self.terms.graph_factors[-1][0])
+        engine, kernels = (
+            model.price_decodes(num_seqs, num_seqs * FITTED_CONTEXT, 1) for model in self._fitted
+        )
+        return quantise(max(0.0, float(engine.step_ns[0] - kernels.step_ns[0])))
 
     def mixed_linear(self, tokens: int, sampled: int) -> tuple[LinearPriced, LinearPriced, float]:
         """:meth:`linear` of a step with prefill."""

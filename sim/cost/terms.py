@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kvsim.cost.model import PROVENANCES
 from kvsim.errors import CalibrationError
+from kvsim.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class EngineTerms:
     graph_sizes: tuple[int, ...] = ()
     """Batches that CUDA graphs were captured for: others run in the next larger one, padded. () = every size."""
     provenance: str = "measured"
+    fitted: tuple[ModelSpec, EngineTerms] | None = None
+    """The model that the engine was fitted on and its terms, where it is another one. With graph_factors a decode-only step of a
+    dense model on one GPU then costs its own kernels and what the fitted model's step takes beyond the fitted model's."""
 
     def graph_factor(self, tokens: int) -> float:
         """Factor on the roofline of the linear layers of a decode-only step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib.resources import files
 from math import isfinite
@@ -15,6 +16,8 @@ from kvsim.engine.clocks import PowerLimit
 from kvsim.engine.queue import make_queue
 from kvsim.engine.spec import Copies, EngineSpec
 from kvsim.errors import ScenarioError, did_you_mean
+from kvsim.model.load import load_model, model_presets
+from kvsim.model.spec import ModelSpec
 from kvsim.registry import PolicySpec
 from kvsim.scenario.units import UnitError, parse_rate, parse_time
 from kvsim.yaml_text import parse_yaml
@@ -65,8 +68,8 @@ def load_engine(
 
     Device terms count as measured for the model, types of KV and GPU that the profile was fitted on, for others as
     derived. Decode attention of another model or type of KV, and all of a decode step on another GPU, are priced by the
-    kernel table. ``served_at_once``: most requests that an engine, fresh but for these, has served at once; None = all that
-    will ever be.
+    kernel table; the rest of a step of another model by :attr:`EngineTerms.fitted`. ``served_at_once``: most requests that
+    an engine, fresh but for these, has served at once; None = all that will ever be.
 
     Raises:
         ScenarioError: no such profile, or a key or value in it that cannot be; no such order of the queue.
@@ -101,8 +104,9 @@ def load_engine(
     )
     own_terms = kv_dtype in by_kv_dtype
     device.update(_part(by_kv_dtype, kv_dtype, f"{where}: device_by_kv_dtype"))
-    at_home, own_model = take(data, "gpu", "") in ("", gpu), take(data, "model", "") in ("", model)
-    own = (kv_dtype in ("", take(data, "kv_dtype", kv_dtype)) or own_terms) and own_model
+    fitted, fitted_kv_dtype = take(data, "model", ""), take(data, "kv_dtype", "")
+    at_home, own_model = take(data, "gpu", "") in ("", gpu), fitted in ("", model)
+    own = (fitted_kv_dtype in ("", kv_dtype) or not kv_dtype or own_terms) and own_model
     times = {f"{key}_ns": _time(take(host, key, "0 s"), f"{where}: host.{key}") for key in HOST}
     copy_ns = {
         f"{key}_ns": _time(take(copies, key, "0 s"), f"{where}: copies.{key}") for key in COPIES if copies
@@ -148,16 +152,27 @@ def load_engine(
         uneven_factors=points["uneven"],
         shared_factors=points["shared_bytes"],
         graph_sizes=tuple([_whole(size, sizes) for size in _listed(take(device, "graph_sizes", []), sizes)]),
-        kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read"))
-        if at_home and own and rate
-        else 0.0,
-        provenance="measured" if at_home and own else "derived",
+        kv_read_bytes_per_s=float(_rate(rate, f"{where}: device.kv_read")) if at_home and rate else 0.0,
+        provenance="measured",
+        fitted=None,
     )
+    if not (at_home and own):
+        preset = _preset(fitted, kv_dtype if own_terms else fitted_kv_dtype)
+        home = (preset, terms) if preset else None
+        terms = replace(terms, kv_read_bytes_per_s=0.0, provenance="derived", fitted=home)
     for part, left in (("", data), ("host.", host), ("device.", device), ("copies.", copies)):
         if left:
             key = next(iter(left))
             raise ScenarioError(f"{where}: {part}{key}: unknown key")
     return spec, terms
+
+
+def _preset(name: str, kv_dtype: str) -> ModelSpec | None:
+    """The model that a profile was fitted on; None = it is no preset."""
+    if name not in model_presets():
+        return None
+    model = load_model(name)
+    return replace(model, kv_dtype=kv_dtype) if kv_dtype else model
 
 
 def _rows(value: Any, where: str, at_home: bool, served_at_once: int | None) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from kvsim.cost.kernels import KernelCostModel
 from kvsim.cost.profile import list_profiles, load_profile, profile_for_gpu
 from kvsim.cost.setting import Setting
 from kvsim.cost.work import Kernel, StepWork
+from kvsim.engine.profile import load_engine
 from kvsim.errors import CalibrationError
 from kvsim.hardware.load import load_gpu
 from kvsim.model.load import load_model
@@ -51,6 +52,27 @@ def test_a_step_of_llama_is_measured_whole(new: int, past: int) -> None:
         "prefill_attention",
     }
     assert {provenance for _, provenance in found} == {"measured"}
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "fp8"])
+def test_the_fitted_model_costs_as_another_what_it_does_as_itself(kv_dtype: str) -> None:
+    """But for how straight attention's table is between 512 and 2,048 tokens a sequence."""
+    model = replace(LLAMA, kv_dtype=kv_dtype)
+
+    def costs(name: str) -> KernelCostModel:
+        limits = {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_model_len": 8192}
+        _, terms = load_engine("vllm-0.24.0", gpu=H100.name, model=name, kv_dtype=kv_dtype, **limits)
+        return KernelCostModel(
+            load_profile("h100-sxm-measured"), model, H100, terms=replace(terms, uneven_factors=())
+        )
+
+    itself, another = costs(model.name), costs("another")
+    for num_seqs in (1, 4, 16, 64, 256):
+        for context in (512, 1024, 2048):
+            own, other = (
+                found.price_decodes(num_seqs, num_seqs * context, 1).step_ns[0] for found in (itself, another)
+            )
+            assert other == pytest.approx(own, rel=0.012 if context != 1024 else 1e-6)
 
 
 def test_collectives_come_from_the_profile_that_it_names() -> None:

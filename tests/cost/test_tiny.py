@@ -13,6 +13,8 @@ from kvsim.cost.terms import EngineTerms
 from kvsim.cost.work import Column, Kernel, Ramp, StepWork
 from kvsim.errors import CalibrationError
 
+from .conftest import TINY_MODEL
+
 Make = Callable[..., KernelCostModel]
 
 LAYERS = 2
@@ -111,6 +113,21 @@ def test_measured_decode_terms(tiny: Make) -> None:
     mixed = prefill((4, 0), also=decode(1, 1).kernels)
     table = tiny(terms=EngineTerms(step_ns=7, kv_read_bytes_per_s=1e9))
     assert times(model, mixed) == times(table, mixed)  # not one graph
+
+
+def test_another_model_takes_beyond_its_kernels_what_the_fitted_one_does(tiny: Make) -> None:
+    """Its own kernels, and not those of the fitted model's constant as well."""
+    engine = EngineTerms(stall_ns=300, graph_factors=((1, 1.0), (2, 1.0)), kv_read_bytes_per_s=1e9)
+    fitted = replace(TINY_MODEL, num_layers=4)
+    model = tiny(terms=replace(engine, kv_read_bytes_per_s=0, fitted=(fitted, engine)))
+    # 1,024 tokens of 1,024 bytes at 1 byte a ns; 17 GEMMs and 4 layers of attention
+    beyond_ns = 1024 * 1024 - 17 * 10_000 - 4 * (4_000 + 1023 * 40)
+    assert times(model, decode(1, 1)) == pytest.approx([LINEAR + 8_000 + beyond_ns + 300], abs=1)
+    twice = StepWork(1, 2, 2, decode(2, 2).kernels)
+    beyond_ns = 2 * 1024 * 1024 - 17 * 10_000 - 4 * (6_000 + 1023 * 200)
+    assert times(model, twice) == pytest.approx([LINEAR + 12_000 + beyond_ns + 300], abs=1)
+    many = StepWork(1, 9, 9, decode(2, 2).kernels)  # more than any graph
+    assert times(model, many) == times(model, twice)
 
 
 def test_a_decode_step_waits_for_stalls(tiny: Make) -> None:
