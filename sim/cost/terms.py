@@ -35,7 +35,8 @@ class EngineTerms:
     """Rate at which decode attention reads KV, on each GPU; in place of the profile's table. 0 = as the table has it."""
     uneven_factors: tuple[tuple[int, float], ...] = ()
     """((sequence, KV head) pairs on a GPU, factor on decode attention of two sequences and more): contexts of real
-    batches differ, those of the table do not. Straight between the points, the nearest beyond them; () = 1."""
+    batches differ, those of the table do not. Straight between the points, the nearest beyond them; () = 1. What it adds
+    shrinks as KV heads grow in number beyond the fitted model's (on an H100 32 add a third of what 8 do)."""
     shared_factors: tuple[tuple[int, float], ...] = ()
     """(bytes of a layer's KV on a GPU that several sequences of the decode step read, price of reading them again, in
     first reads): the GPU's L2 cache serves what it holds. As above; () = 1."""
@@ -57,7 +58,8 @@ class EngineTerms:
         """Factor on decode attention of ``num_seqs`` sequences, each with so many KV heads on a GPU."""
         if num_seqs <= 1 or not self.uneven_factors:
             return 1.0
-        return between(self.uneven_factors, num_seqs * kv_heads)
+        known = min(kv_heads, self.fitted[0].num_kv_heads) if self.fitted else kv_heads
+        return 1 + (between(self.uneven_factors, num_seqs * known) - 1) * (known / kv_heads)
 
     def shared_factor(self, num_bytes: float) -> float:
         """Price of reading KV again that several decodes read, ``num_bytes`` of it in a layer on a GPU, in first reads."""

@@ -130,6 +130,14 @@ def test_another_model_takes_beyond_its_kernels_what_the_fitted_one_does(tiny: M
     assert times(model, many) == times(model, twice)
 
 
+def test_uneven_contexts_add_less_to_more_kv_heads_than_were_fitted() -> None:
+    engine = EngineTerms(uneven_factors=((4, 1.4), (8, 1.2)))
+    other = replace(engine, fitted=(replace(TINY_MODEL, num_kv_heads=2), engine))
+    assert other.uneven_factor(2, 2) == engine.uneven_factor(2, 2) == 1.4
+    assert other.uneven_factor(2, 8) == pytest.approx(1.1)
+    assert other.uneven_factor(4, 1) == engine.uneven_factor(4, 1) == 1.4  # no fewer
+
+
 def test_a_decode_step_waits_for_stalls(tiny: Make) -> None:
     """On average; a step with prefill does not, and a CUDA graph has no other constant."""
     terms = EngineTerms(step_ns=1_000, stall_ns=300)
