@@ -63,6 +63,7 @@ class Plan:
     hits_by_tier: tuple[int, ...] = ()  # tokens by tier, HBM first
     transfers: tuple[Transfer, ...] = ()  # loads that admission starts
     detail: Any = None  # the manager's own
+    delayed: bool = False  # a load for another request brings some of it: ask again when that is known
 
 
 class Services:
@@ -263,7 +264,8 @@ class CacheManager(ABC):
         return None
 
     def arrived(self, transfer: Transfer) -> tuple[Transfer, ...]:
-        """Change. The link ended it: unpin, free, make it visible. May start further transfers."""
+        """Change. The link ended it: unpin, free, make it visible. May start further transfers. Of loads that a request waits
+        for the engine tells when it knows (``load_decisions``), of all of them at once."""
         return ()
 
     def reserve(self, request: Request, tokens: int) -> bool:

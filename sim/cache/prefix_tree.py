@@ -176,6 +176,7 @@ class PrefixTreeManager(Paged):
             hits_by_tier=tuple(by_tier),
             transfers=transfers,
             detail=Found(node, blocks, loads),
+            delayed=self.tiers.are_coming(loads),
         )
 
     def _plan_without_hit(self, tokens: int) -> Plan:

@@ -24,24 +24,32 @@ class Admission(Swaps):
         """
         manager, engine, running, attach, hold = self.manager, self.engine, self.running, 0, 0
         together = StaticBatch(engine.max_model_len) if engine.static_batch else None
-        while budget > 0 and (self.loaded or self.waiting) and len(running) < engine.max_num_seqs:
-            if self.loaded:
-                request = self.loaded[0]
+        loaded, (again, self.delayed) = self.loaded, (self.delayed, deque())
+        while budget > 0 and (loaded or again or self.waiting) and len(running) < engine.max_num_seqs:
+            if loaded and not (again and again[0].order < loaded[0].order):  # it left the queue first
+                request = loaded[0]
                 if not manager.can_resume(request):
                     self._blocked = True
                     break
-                self.loaded.popleft()
+                loaded.popleft()
             else:
-                request = self.waiting[0]
+                queue = again or self.waiting
+                request = queue[0]
                 if request.swapped:
                     break  # it comes back at the next decision
                 if together is not None and not together.takes(request):
                     break
                 plan = manager.match(request)
-                if not manager.admit(request, plan):
+                if not (plan.delayed or manager.admit(request, plan)):
                     self._blocked = True
                     break
-                self.waiting.popleft()
+                queue.popleft()
+                if queue is not again:
+                    self._order += 1
+                    request.order = self._order
+                if plan.delayed:
+                    self.delayed.append(request)
+                    continue
                 if together is not None:
                     together.join(request)
                 if request.decodes_here_alone:
@@ -70,6 +78,9 @@ class Admission(Swaps):
             hold += engine.cpu_request_ns
             if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
                 hold += request.input_tokens * engine.intake_token_ns
+        self.delayed += again
+        if self.delayed and not (again or loaded or self.waiting):
+            self._blocked = True
         if together is not None:
             together.pad(request for request, _ in prefills)
         return attach, attach + hold
@@ -204,7 +215,7 @@ class Admission(Swaps):
         """Drop cancelled requests, whatever has become of them; those that wait for loads when these have ended."""
         gone, self._gone = self._gone, {}
         for request in gone:
-            if request in self.loading or request in self.fetching:
+            if request in self.loading or request in self.fetching or request in self.ended:
                 self._gone[request] = None
             elif self._dropped(request):
                 self._blocked = False
@@ -222,6 +233,9 @@ class Admission(Swaps):
             self.waiting.remove(request)
             if request.swapped:
                 self.manager.forget(request)
+            return True
+        if request in self.delayed:
+            self.delayed.remove(request)
             return True
         if request in self.running:
             self._to_free.append(self._stopped(request))

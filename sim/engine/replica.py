@@ -56,8 +56,8 @@ class Replica(Steps):
             self.sync()  # who is next, and how far behind others, is as of now
         waiting.append(request)
         if self._head_changes or waiting[0] is request:
-            if len(waiting) > 1:
-                self._blocked = False  # it is another one that had no room
+            if len(waiting) > 1 or self.delayed:
+                self._blocked = False  # it is another one that had no room, or was delayed
             self._cut(now)
         if self._next == NEVER:
             self._turn_at(now, now)
@@ -138,6 +138,7 @@ class Replica(Steps):
             self.loading,
             self.polled,
             self.loaded,
+            self.delayed,
             self.handed,
         )
         return not (

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import simpy
 
-from kvsim.cache.manager import CacheManager, Services, SwapCounts
+from kvsim.cache.manager import CacheManager, Services, SwapCounts, Transfer
 from kvsim.cost.model import CostModel
 from kvsim.cost.work import Kernel, StepWork
 from kvsim.engine.channel import PRIORITY_BOUNDARY, At
@@ -55,10 +55,10 @@ class ReplicaState(Services):
         "_in_flight", "_last", "_lazy", "_loads_end", "_makes_room", "_mixed_host", "_next", "_order", "_outstanding_requests",
         "_outstanding_tokens", "_plain", "_plain_decodes", "_plain_prefills", "_priority", "_pushes", "_rings", "_run",
         "_runs", "_shares", "_spares_reads", "_step_ns", "_swaps", "_swaps_end", "_tap", "_to_free", "batch", "check", "cost",
-        "engine", "env", "evicted_before", "fetching", "finishing", "handed", "index", "joins", "links", "loaded", "loading",
-        "manager", "num_events", "num_kept", "num_moving", "num_pushed_out", "on_idle", "owner", "partial", "peers", "polled",
-        "recomputed_tokens", "running", "sample_at", "stalled_ns", "step_tokens", "streams", "swapped_before", "swapped_ns",
-        "tally", "waiting",
+        "delayed", "ended", "engine", "env", "evicted_before", "fetching", "finishing", "handed", "index", "joins", "links",
+        "loaded", "loading", "manager", "num_events", "num_kept", "num_moving", "num_pushed_out", "on_idle", "owner", "partial",
+        "peers", "polled", "recomputed_tokens", "running", "sample_at", "stalled_ns", "step_tokens", "streams",
+        "swapped_before", "swapped_ns", "tally", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -93,8 +93,10 @@ class ReplicaState(Services):
         self.loading: dict[Request, int] = {}  # requests that wait for KV, with the number of loads left
         # whose loads have ended: (decisions until the engine knows, request)
         self.polled: deque[tuple[int, Request]] = deque()
+        self.ended: dict[Request, list[Transfer]] = {}  # loads that have, of both
         self.loaded: deque[Request] = deque()  # those that the engine knows to be loaded
         self.handed: deque[Request] = deque()  # and those that another replica has prefilled
+        self.delayed: deque[Request] = deque()  # taken from the queue, and want what others are loading
         self.finishing: dict[Request, None] = {}
         self._gone: dict[Request, None] = {}  # cancelled, and not dropped yet
 
@@ -222,7 +224,7 @@ class ReplicaState(Services):
     @property
     def num_waiting(self) -> int:
         """As of the last decision that was made (:meth:`sync`)."""
-        waiting = len(self.waiting) + len(self.fetching)
+        waiting = len(self.waiting) + len(self.fetching) + len(self.delayed)
         return waiting + len(self.loading) + len(self.polled) + len(self.loaded) + len(self.handed)
 
     @property

@@ -33,7 +33,7 @@ class Steps(ChunkStep):
             if self._swaps and self.waiting:
                 self._swap_in()
         joined = self._join(now) if self.handed else ()
-        decoding, waits = batch.requests, self.waiting or self.loaded
+        decoding, waits = batch.requests, self.waiting or self.loaded or self.delayed
         admits = preempted = False
         if waits and (self._head_changes or not self._blocked):
             engine, running = self.engine, self.running
@@ -188,7 +188,7 @@ class Steps(ChunkStep):
                 prefills.append((request, tokens))
                 budget -= tokens
         attach = hold = 0
-        if budget > 0 and not preempted and (self.waiting or self.loaded):
+        if budget > 0 and not preempted and (self.waiting or self.loaded or self.delayed):
             attach, hold = self._admit(now, budget, prefills, loads)
         for request in joined:
             attach += request.input_tokens * engine.cached_token_ns

@@ -35,16 +35,18 @@ class Transfers(ReplicaState):
         self.num_moving -= 1
         self.sync()
         self._sync_peers()
-        self._start(self.manager.arrived(transfer))
-        self._blocked = False
         request = transfer.request
         if request is not None and request in self.loading:
+            self.ended.setdefault(request, []).append(transfer)
             self._one_loaded(request)
-        elif request is not None and request in self.fetching:
-            self.fetching[request] -= 1
-            if not self.fetching[request]:
-                del self.fetching[request]
-                self.waiting.insert_by_arrival(request)
+        else:
+            self._start(self.manager.arrived(transfer))
+            self._blocked = False
+            if request is not None and request in self.fetching:
+                self.fetching[request] -= 1
+                if not self.fetching[request]:
+                    del self.fetching[request]
+                    self.waiting.insert_by_arrival(request)
         self._wake()
 
     def _one_loaded(self, request: Request) -> None:
@@ -116,6 +118,8 @@ class Transfers(ReplicaState):
         polled, self.polled = self.polled, deque()
         for decisions, request in polled:
             if decisions == 0 or idle:
+                for transfer in self.ended.pop(request, ()):
+                    self._start(self.manager.arrived(transfer))
                 resumes = request.decodes_here_alone or request.swapped
                 (self.handed if resumes else self.loaded).append(request)
                 self._blocked = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from toys import toy_cache, toy_engine, toy_simulation, toy_trace
+from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
@@ -264,6 +264,33 @@ def test_two_loads_do_not_take_each_other_s_room() -> None:
     slow = LinkSpec("bus", read_bytes_per_s=1e7, write_bytes_per_s=1e9, operation_ns=10)
     simulation = toy_simulation(trace, cache=tiered("before", 10), links=(slow,))
     assert times(simulation).keys() == {0, 1, 2, 3, 4}
+
+
+def test_what_another_request_loads_is_loaded_once() -> None:
+    """Content 1 is in DDR but for a block. Two prompts ask for it: the second waits for the first one's load, a third passes."""
+    trace = toy_trace(
+        [(0, 24, 1), (1000, 60, 1), (2000, 25, 1), (2000, 25, 1), (2000, 4, 1)],
+        [[(1, 24)], [(2, 60)], [(1, 24), (3, 1)], [(1, 24), (4, 1)], [(5, 4)]],
+    )
+    simulation, _ = fused_and_unfused(lambda: toy_simulation(trace, cache=tiered("before", 16), links=(DDR,)))
+    hits = {row.request: row.hits_by_tier for row in simulation.recorder.requests}
+    assert (hits[2], hits[3]) == ((4, 20), (24, 0))
+    # request 4: 100 + 40 + .16 -> 2140; then both at once: 100 + 20 + 2 x (24/50 + .01) = 120.98
+    assert [times(simulation)[i][0] for i in (4, 2, 3)] == [2140, 2261, 2261]
+
+
+def test_a_load_is_reusable_when_the_engine_knows_of_it() -> None:
+    """Request 2 decodes; the load of request 3 takes from 2140 to 2170, and is known of at the second decision from then on."""
+    trace = toy_trace(
+        [(0, 24, 1), (1000, 60, 1), (2000, 4, 9), (2010, 25, 1), (2200, 25, 1)],
+        [[(1, 24)], [(2, 60)], [(5, 4)], [(1, 24), (3, 1)], [(1, 24), (4, 1)]],
+    )
+    engine = toy_engine(load_decisions=1)
+    simulation, _ = fused_and_unfused(
+        lambda: toy_simulation(trace, engine=engine, cache=tiered("before", 16), links=(DDR,))
+    )
+    # decisions at 2000, 2140, 2255 (request 4 asks) and 2371: 100 + 30 + 7 + 2 x .49 = 137.98
+    assert [times(simulation)[i][0] for i in (3, 4)] == [2509, 2509]
 
 
 def test_gaps_between_tokens_of_lone_requests() -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvsim.cache.manager import CacheConfig, Services, Transfer
-from kvsim.cache.node import Node
+from kvsim.cache.node import Node, common_blocks
 from kvsim.cache.tiers.admission import ADMISSIONS, Offer
 from kvsim.cache.tiers.config import HBM, TierConfig
 from kvsim.cache.tiers.tier import Hbm, Level, Load, Prefetch, Tier, Write
@@ -42,6 +42,7 @@ class TierStack:
             own = Tier(tier, config.block_tokens, block_bytes, demotes[i + 1 : i + 2] == [True])
             common = config.shared if tier.shared else None
             self.tiers.append(own if common is None else common.setdefault(tier.name, own))
+        self._awaited: list[Load] = []  # under way, for requests that wait for them
         self.prefetches = any(tier.prefetch for tier in configs[1:])
         self.only_if_faster = config.load_policy == "if_faster"
         self._waiting: list[deque[tuple[Content, int, int]]] = [deque() for _ in configs]  # of write-back
@@ -87,6 +88,15 @@ class TierStack:
         """In the form in which the tier stores them."""
         return blocks * self.tiers[tier].block_bytes
 
+    def are_coming(self, loads: list[Load]) -> bool:
+        """Look. Requests wait for loads of some of these blocks already (vLLM then delays the next one)."""
+        return any(
+            load.tier == other.tier
+            and max(load.start, other.start) < min(load.end, other.end, common_blocks(load.node, other.node))
+            for other in self._awaited
+            for load in loads
+        )
+
     def transfer(self, load: Load, request: Request) -> Transfer:
         """The movement that a load needs."""
         config = self.tiers[load.tier].config
@@ -109,6 +119,8 @@ class TierStack:
         """
         config = self.tiers[load.tier].config
         load.node = self.tiers[load.tier].tree.acquire(load.node, load.end)
+        if config.load == "before":
+            self._awaited.append(load)
         if load.tier == 0:
             return True
         frequent = 0 < config.promote_after < load.node.uses
@@ -120,6 +132,8 @@ class TierStack:
         """Change. The load has ended; ``kept``: what it brought is in HBM now (its request may be gone)."""
         tree = self.tiers[load.tier].tree
         tree.release(load.node)
+        if self.tiers[load.tier].config.load == "before":
+            self._awaited.remove(load)
         if kept and self.tiers[load.tier].config.exclusive:
             tree.drop(load.node, load.start)
         self._settle(0, load.promoted)
