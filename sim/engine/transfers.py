@@ -60,10 +60,10 @@ class Transfers(ReplicaState):
         """Change. The next decision could be another one than was foreseen."""
         if self.on_idle is not None:
             self.on_idle(self)
-        now = self.env.now
+        now, waits = self.env.now, self.waiting or self.loaded or self.delayed
         if self._next == NEVER:
             self._turn_at(now, now)
-        elif self.waiting or self.loaded or self.polled or self.handed or not self.manager.steady_work:
+        elif waits or self.polled or self.handed or not self.manager.steady_work:
             self._cut(now)
         else:
             self._share_changed()
