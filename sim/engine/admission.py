@@ -24,14 +24,14 @@ class Admission(Swaps):
         """
         manager, engine, running, attach, hold = self.manager, self.engine, self.running, 0, 0
         together = StaticBatch(engine.max_model_len) if engine.static_batch else None
-        loaded, (again, self.delayed) = self.loaded, (self.delayed, deque())
-        while budget > 0 and (loaded or again or self.waiting) and len(running) < engine.max_num_seqs:
-            if loaded and not (again and again[0].order < loaded[0].order):  # it left the queue first
-                request = loaded[0]
+        again, self.delayed = self.delayed, deque()
+        while budget > 0 and (self.loaded or again or self.waiting) and len(running) < engine.max_num_seqs:
+            if self.loaded:
+                request = self.loaded[0]
                 if not manager.can_resume(request):
                     self._blocked = True
                     break
-                loaded.popleft()
+                self.loaded.popleft()
             else:
                 queue = again or self.waiting
                 request = queue[0]
@@ -44,9 +44,6 @@ class Admission(Swaps):
                     self._blocked = True
                     break
                 queue.popleft()
-                if queue is not again:
-                    self._order += 1
-                    request.order = self._order
                 if plan.delayed:
                     self.delayed.append(request)
                     continue
@@ -79,7 +76,7 @@ class Admission(Swaps):
             if request.entered_ns < now:  # else an idle engine took it in, which its front-end time holds
                 hold += request.input_tokens * engine.intake_token_ns
         self.delayed += again
-        if self.delayed and not (again or loaded or self.waiting):
+        if self.delayed and not (again or self.loaded or self.waiting):
             self._blocked = True
         if together is not None:
             together.pad(request for request, _ in prefills)

@@ -279,6 +279,17 @@ def test_what_another_request_loads_is_loaded_once() -> None:
     assert [times(simulation)[i][0] for i in (4, 2, 3)] == [2140, 2261, 2261]
 
 
+def test_a_delayed_request_without_room_lets_loaded_ones_go_first() -> None:
+    """14 blocks. Request 4 wants what request 3 loads, and more than request 5, which has loaded, leaves of them."""
+    trace = toy_trace(
+        [(0, 24, 1), (1000, 24, 1), (2000, 56, 1), (4000, 25, 1), (4000, 44, 1), (4000, 25, 1)],
+        [[(1, 24)], [(2, 24)], [(3, 56)], [(1, 24), (4, 1)], [(1, 24), (5, 20)], [(2, 24), (6, 1)]],
+    )
+    simulation = toy_simulation(trace, cache=tiered("before", 14), links=(DDR,))
+    # loads of 34 ns; steps of 100 + 10 + .48 + .01, twice, and of 100 + 200 + 20 x 24/50 + 4
+    assert [times(simulation).get(i) for i in (3, 5, 4)] == [(4144, 4144), (4254, 4254), (4568, 4568)]
+
+
 def test_a_load_is_reusable_when_the_engine_knows_of_it() -> None:
     """Request 2 decodes; the load of request 3 takes from 2140 to 2170, and is known of at the second decision from then on."""
     trace = toy_trace(
