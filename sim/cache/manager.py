@@ -198,6 +198,9 @@ class CacheManager(ABC):
     def match(self, request: Request) -> Plan:
         """Look. What can be reused for ``request.prompt_tokens`` tokens now."""
 
+    def asked(self, request: Request) -> None:  # noqa: B027
+        """Change, before :meth:`match`: ``request`` is next, whether it is admitted or not. What tiers hold of it is used."""
+
     @abstractmethod
     def admit(self, request: Request, plan: Plan) -> bool:
         """Change. Pin what the plan attaches and take room for what it loads; False if the whole prompt has no room."""

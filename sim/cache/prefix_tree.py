@@ -197,6 +197,9 @@ class PrefixTreeManager(Paged):
         _, blocks = self.tree.match(request.ids, request.ends, limit)
         return self.tiers.prefetch(request, blocks, limit)
 
+    def asked(self, request: Request) -> None:
+        self.tiers.touch(request.ids, request.ends, request.prompt_tokens // self.block_tokens)
+
     def admit(self, request: Request, plan: Plan) -> bool:
         found: Found = plan.detail
         need, loaded = self._room(request, found)

@@ -252,14 +252,18 @@ class PrefixTree(Blocks):
                 gone.append((item, keep, end))
                 if self.changed is not None:
                     self.changed(item.ids, item.ends, keep, end, False)
-                item.end = keep
                 left -= end - keep
-                if keep == item.start:
-                    self._unlink(item)
+                self._shorten(item, keep)
         self.num_evictable -= blocks
         self.num_blocks -= blocks
         self.num_evicted += blocks
         return gone
+
+    def _shorten(self, node: Node, keep: int) -> None:
+        """Change. What a node holds from block ``keep`` on goes."""
+        node.end = keep
+        if keep == node.start:
+            self._unlink(node)
 
     def expire(self) -> int:
         """Evict what the policy says is worth nothing any more; how many blocks."""

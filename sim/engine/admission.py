@@ -39,6 +39,7 @@ class Admission(Swaps):
                     break  # it comes back at the next decision
                 if together is not None and not together.takes(request):
                     break
+                manager.asked(request)
                 plan = manager.match(request)
                 if not (plan.delayed or manager.admit(request, plan)):
                     self._blocked = True

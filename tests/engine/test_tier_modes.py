@@ -160,6 +160,27 @@ def test_write_back_writes_what_is_dirty_when_it_is_evicted() -> None:
     assert (channel.num_transfers, channel.free_ns) == (23, COMPUTED + 21 * 12_000)
 
 
+def test_what_is_asked_for_is_young_though_it_has_no_room() -> None:
+    """11 places: contents 0 and 1, and 5 blocks of a request that decodes, whose answer has 3 more. Meanwhile content 0 is
+    asked for, with 8 blocks more where 7 are free."""
+    trace = toy_trace(
+        [(0, 13, 1), (1000, 13, 1), (2000, 20, 13), (2300, 43, 1)],
+        [[(0, 13)], [(1, 13)], [(5, 20)], [(0, 12), (7, 31)]],
+        output_ids=[-1, -1, 50, -1],
+    )
+    evicted: list[int] = []
+
+    def watch(simulation: Simulation) -> None:
+        manager = simulation.replicas[0].manager
+        manager.tiers.tiers[0].tree.watch(  # type: ignore[attr-defined]
+            lambda ids, ends, start, end, found: None if found else evicted.append(ids[0])
+        )
+
+    cache = toy_cache(16, tiers=(tier(capacity=44),), store_answers=True)
+    toy_simulation(trace, cache=cache, links=(BUS,), prepare=watch)
+    assert evicted[0] == 1
+
+
 @pytest.mark.parametrize(("after", "promoted"), [(1, 1), (2, 2), (0, None)])
 def test_promotion_at_the_nth_load(after: int, promoted: int | None) -> None:
     """Content 0 lies on disk alone; HBM forgets it between its requests. At which load does DDR keep it?"""

@@ -19,11 +19,12 @@ class EvictionQueue:
     """
 
     __slots__ = (
-        "_heaps", "_key", "_serial", "_tidy_at", "cut", "evicted", "expired", "inserted", "policy", "spared",
+        "_heaps", "_key", "_serial", "_tidy_at", "continued", "cut", "evicted", "expired", "inserted", "policy", "spared",
     )  # fmt: skip
 
-    def __init__(self, policy: QueuesPolicy) -> None:
+    def __init__(self, policy: QueuesPolicy, continued: bool = False) -> None:
         self.policy = policy
+        self.continued = continued  # runs that others continue can go as well
         self._key = policy.key if isinstance(policy, EvictionPolicy) and policy.num_queues == 1 else None
         self.cut: Callable[[Node], int] | None = own(policy, "cut")
         self.inserted: Callable[[Node, Hashable], None] | None = own(policy, "inserted")
@@ -65,7 +66,11 @@ class EvictionQueue:
             (heap,) = heaps
             if heap and self.spared is None:  # mostly it is the same as the time before
                 _, _, version, run = heap[0]
-                if run.version == version and not (run.ref or run.children) and run.end != run.start:
+                if (
+                    run.version == version
+                    and not (run.ref or (run.children and not self.continued))
+                    and run.end != run.start
+                ):
                     return run
             return self._first_of(heap)
         while True:
@@ -86,7 +91,7 @@ class EvictionQueue:
             _, _, version, item = heap[0]
             if item.version != version or item.ref or item.end == item.start:
                 heapq.heappop(heap)
-            elif item.children and not item.copies:
+            elif item.children and not item.copies and not self.continued:
                 heapq.heappop(heap)
                 item.version = 0  # comes back when nothing continues it any more
             elif self.spared is not None and self.spared(item):

@@ -88,6 +88,11 @@ class TierStack:
         """In the form in which the tier stores them."""
         return blocks * self.tiers[tier].block_bytes
 
+    def touch(self, ids: list[int], ends: list[int], limit: int) -> None:
+        """Change. What tiers hold of a content is used now."""
+        for tier in self.tiers:
+            tier.tree.touch(ids, ends, limit)
+
     def are_coming(self, loads: list[Load]) -> bool:
         """Look. Requests wait for loads of some of these blocks already (vLLM then delays the next one)."""
         return any(
@@ -247,14 +252,17 @@ class TierStack:
         if end <= start:
             return []
         tier, (ids, ends) = self.tiers[index], content
-        path = tier.tree.pin_path(ids, ends, end)
         missing = tier.tree.missing(ids, ends, start, end)
+        if not missing:
+            return []
+        path = tier.tree.pin_path(ids, ends, end)
         short = missing - tier.free_blocks
         if short > 0:
             self.evicted(index + 1, tier.tree.evict(min(short, tier.tree.num_evictable)))
-        room = tier.free_blocks if missing else 0
+        room = tier.free_blocks
         runs = tier.tree.insert(ids, ends, start, end, room) if room > 0 else []
-        tier.tree.release(path)
+        tier.tree.touch(ids, ends, end)
+        tier.tree.release(path, path.end)
         return runs
 
     def _settle(self, index: int, runs: list[Filling]) -> None:

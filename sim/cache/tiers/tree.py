@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
+from kvsim.cache.eviction import QueuesPolicy
+from kvsim.cache.eviction.queue import EvictionQueue
 from kvsim.cache.node import Node
 from kvsim.cache.tree import PrefixTree
 
@@ -18,9 +20,57 @@ class Filling(NamedTuple):
 
 
 class TierTree(PrefixTree):
-    """Nodes that are not ready are being written; holes take no room. One copy of each content (no twins)."""
+    """Nodes that are not ready are being written; holes take no room. One copy of each content (no twins).
+
+    A block may go before those that continue it, as in vLLM's host tier: what was used with an older prompt is older than what
+    a later turn has added.
+    """
 
     num_inserted = num_dropped = 0  # blocks so far
+
+    def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
+        super().__init__(block_tokens, policy)
+        self._queue = EvictionQueue(policy, continued=True)
+
+    def touch(self, ids: list[int], ends: list[int], limit: int) -> None:
+        """Change. What there is of a content is used now; its tail is older than its head."""
+        self._clock += 1
+        node, blocks = self.root, 0
+        while blocks < limit:
+            child, blocks = self._child(node, ids, ends, blocks, limit)
+            if child is None:
+                break
+            node = child if blocks == child.end else self._split(child, blocks)
+            node.freed = self._clock
+            if node.ref == 0 and not node.hole:
+                self._push(node)
+
+    def release(self, leaf: Node, start: int = 0) -> None:
+        """Unpin the path to ``leaf``; blocks before ``start`` stay as old as they were."""
+        self._clock += 1
+        step = leaf
+        while step.parent is not None:
+            parent = step.parent
+            step.ref -= 1
+            if step.end > start:
+                step.freed = self._clock
+            if step.ref == 0:
+                if step.end == step.start or (step.hole and not step.children):
+                    self._unlink(step)
+                elif not step.hole:
+                    self.num_evictable += step.num_blocks
+                    self._push(step)
+            step = parent
+        self.root.ref -= 1
+
+    def _shorten(self, node: Node, keep: int) -> None:
+        """A tail that something continues becomes a hole."""
+        if not node.children:
+            super()._shorten(node, keep)
+            return
+        if keep > node.start:
+            self._split(node, keep)
+        node.version, node.hole = 0, True
 
     def _child(
         self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int
@@ -151,7 +201,7 @@ class TierTree(PrefixTree):
         while step is not None and step.end > run.start:
             step.ready = True
             step = step.parent
-        self.release(run.node)
+        self.release(run.node, run.start)
 
     def check_integrity(self) -> None:
         super().check_integrity()
