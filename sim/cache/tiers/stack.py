@@ -261,8 +261,7 @@ class TierStack:
             self.evicted(index + 1, tier.tree.evict(min(short, tier.tree.num_evictable)))
         room = tier.free_blocks
         runs = tier.tree.insert(ids, ends, start, end, room) if room > 0 else []
-        tier.tree.touch(ids, ends, end)
-        tier.tree.release(path, path.end)
+        tier.tree.release(path)
         return runs
 
     def _settle(self, index: int, runs: list[Filling]) -> None:
