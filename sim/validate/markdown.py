@@ -1,12 +1,14 @@
-"""The tables of the documentation: ``python -m kvsim.validate.markdown RUNS_DIR ...`` prints them."""
+"""Prints the tables of docs/validation.md: errors, step times, elasticity, targets, how far runs of one workload differ."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from kvsim.errors import KvsimError
 from kvsim.results.units import duration
 from kvsim.validate.compare import Result
 from kvsim.validate.measured import MeasuredRun
@@ -46,7 +48,7 @@ def _elasticity(found: Result) -> Iterator[float | None]:
 
 
 def targets(pairs: Sequence[Pair]) -> str:
-    """Targets met and missed by the workloads, and whether another start of the engine would have met them."""
+    """Targets met and missed by the workloads, and whether another run of the engine would have met them."""
     workloads = [pair for pair in pairs if pair[0]["kind"] == "workload"]
     results = {id(run): result for result, run in workloads}
     groups = repeats([run for _, run in workloads])
@@ -123,7 +125,7 @@ def _own(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result]) ->
             ]
         )
     rows.append(["all", f"{sums[0]} of {sums[2]}", f"{sums[1]} of {sums[2]}"])
-    return _table(("target", "another start of the engine: met, mean error", "predicted"), rows)
+    return _table(("target", "another run of the engine: met, mean error", "predicted"), rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -131,10 +133,20 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-if __name__ == "__main__":
-    found = [
-        (result, run)
-        for folder in sys.argv[1:]
-        for result, run, _ in validate(Path(folder), Assumptions(), with_teacher=True)
-    ]
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kvsim.validate.markdown", description=__doc__)
+    parser.add_argument(
+        "folders", metavar="RUNS_DIR", type=Path, nargs="+", help="as kvsim validate takes it"
+    )
+    found = []
+    try:
+        for folder in parser.parse_args().folders:
+            print(folder, file=sys.stderr)
+            found += [(result, run) for result, run, _ in validate(folder, Assumptions(), with_teacher=True)]
+    except KvsimError as error:
+        parser.error(str(error))
     sys.stdout.write(tables([result for result, _ in found]) + "\n" + targets(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""What predictions should reach, and what another start of the engine itself reaches."""
+"""What predictions should reach, and what another run of the engine itself reaches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def limits(result: Result, own_range: float = 0.0) -> Errors:
 
 
 def repeats(runs: Sequence[MeasuredRun]) -> list[list[MeasuredRun]]:
-    """Groups of runs of the same requests on the same set-up, in other starts of the engine or one after another."""
+    """Groups of runs of the same requests on the same set-up, in other starts of the engine or in one."""
     groups: list[list[MeasuredRun]] = []
     for run in runs:
         for group in groups:
