@@ -111,19 +111,6 @@ class Blocks:
             first += 1
 
 
-def common_blocks(a: Node, b: Node) -> int:
-    """Leading blocks that the paths to two nodes of one tree share, at least up to where the shorter content ends."""
-    path = set()
-    step: Node | None = a
-    while step is not None:
-        path.add(step)
-        step = step.parent
-    while b not in path:
-        assert b.parent is not None, "nodes of two trees"
-        b = b.parent
-    return b.end
-
-
 def shared_tokens(a: Node, ids: list[int], ends: list[int], first: int, limit: int) -> int:
     """Tokens, counted from the root and at most ``limit``, up to which a node's content and a prompt agree.
 

@@ -200,10 +200,10 @@ class Replica(Steps):
                 self.on_idle(self)
         if effects is not None:
             self._apply(effects, now)
-        if self._gone:
-            self._drop_gone()
         if self.polled:
             self._poll(now)
+        if self._gone:
+            self._drop_gone()
         self._decide(now)
         if self.check:
             self.manager.check_integrity()

@@ -1,4 +1,4 @@
-"""Which evictable run of blocks goes first: among the runs that nobody holds and nothing continues, the smallest key.
+"""Which evictable run of blocks goes first: among the runs that nobody holds (and, in HBM, nothing continues), the smallest key.
 
 Most policies are a key. What a key cannot say, the optional hooks below do; the tree calls a hook only if a policy
 overrides it. A run whose turn comes while something continues it is set aside and comes back when it ends a path.
@@ -55,7 +55,8 @@ class Setting:
 class QueuesPolicy(ABC):
     """Ranks runs in one queue or several; what has one is an :class:`EvictionPolicy`.
 
-    The tree breaks ties by depth, deepest first, and never evicts an ancestor before its descendants.
+    The tree breaks ties by depth, deepest first. In HBM it never evicts an ancestor before its descendants; in a host tier, as
+    vLLM's, it does: each block there has its own rank, and what lost its head is of use to whoever has the head elsewhere.
 
     A run (``item``) has ``freed``, which counts up with every path that is let go, ``uses``, 1 for the request that
     made it and 1 for each further one, and ``state``, the policy's own: None at first, and a value that is never

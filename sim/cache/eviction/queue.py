@@ -60,7 +60,7 @@ class EvictionQueue:
         self._tidy_at = 1024 + 2 * sum(map(len, self._heaps))
 
     def first(self) -> Evictable | None:
-        """The run whose turn it is: nobody holds it and nothing continues it. It stays where it is."""
+        """The run whose turn it is: nobody holds it, and nothing continues it unless ``continued``. It stays where it is."""
         heaps = self._heaps
         if len(heaps) == 1:
             (heap,) = heaps

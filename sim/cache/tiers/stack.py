@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from kvsim.cache.manager import CacheConfig, Services, Transfer
-from kvsim.cache.node import Node, common_blocks
+from kvsim.cache.node import Node
 from kvsim.cache.tiers.admission import ADMISSIONS, Offer
 from kvsim.cache.tiers.config import HBM, TierConfig
 from kvsim.cache.tiers.tier import Hbm, Level, Load, Prefetch, Tier, Write
@@ -42,7 +42,6 @@ class TierStack:
             own = Tier(tier, config.block_tokens, block_bytes, demotes[i + 1 : i + 2] == [True])
             common = config.shared if tier.shared else None
             self.tiers.append(own if common is None else common.setdefault(tier.name, own))
-        self._awaited: list[Load] = []  # under way, for requests that wait for them
         self.prefetches = any(tier.prefetch for tier in configs[1:])
         self.only_if_faster = config.load_policy == "if_faster"
         self._waiting: list[deque[tuple[Content, int, int]]] = [deque() for _ in configs]  # of write-back
@@ -96,10 +95,7 @@ class TierStack:
     def are_coming(self, loads: list[Load]) -> bool:
         """Look. Requests wait for loads of some of these blocks already (vLLM then delays the next one)."""
         return any(
-            load.tier == other.tier
-            and max(load.start, other.start) < min(load.end, other.end, common_blocks(load.node, other.node))
-            for other in self._awaited
-            for load in loads
+            self.tiers[load.tier].tree.is_expected(load.node, load.start, load.end, self) for load in loads
         )
 
     def transfer(self, load: Load, request: Request) -> Transfer:
@@ -123,9 +119,10 @@ class TierStack:
         Else it gets room there, if there is any.
         """
         config = self.tiers[load.tier].config
-        load.node = self.tiers[load.tier].tree.acquire(load.node, load.end)
+        tree = self.tiers[load.tier].tree
+        load.node = tree.acquire(load.node, load.end)
         if config.load == "before":
-            self._awaited.append(load)
+            tree.expect(load.node, load.start, self)
         if load.tier == 0:
             return True
         frequent = 0 < config.promote_after < load.node.uses
@@ -136,10 +133,11 @@ class TierStack:
     def loaded(self, load: Load, kept: bool) -> Transfers:
         """Change. The load has ended; ``kept``: what it brought is in HBM now (its request may be gone)."""
         tree = self.tiers[load.tier].tree
+        config = self.tiers[load.tier].config
+        if config.load == "before":
+            tree.came(load.node, load.start, self)
         tree.release(load.node)
-        if self.tiers[load.tier].config.load == "before":
-            self._awaited.remove(load)
-        if kept and self.tiers[load.tier].config.exclusive:
+        if kept and config.exclusive:
             tree.drop(load.node, load.start)
         self._settle(0, load.promoted)
         return self.demote(1) if load.promoted else ()

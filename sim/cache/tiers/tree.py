@@ -31,6 +31,7 @@ class TierTree(PrefixTree):
     def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
         super().__init__(block_tokens, policy)
         self._queue = EvictionQueue(policy, continued=True)
+        self._expected: dict[Node, tuple[object, ...]] = {}  # by whom: once for each load under way
 
     def touch(self, ids: list[int], ends: list[int], limit: int) -> None:
         """Change. What there is of a content is used now; its tail is older than its head."""
@@ -70,7 +71,46 @@ class TierTree(PrefixTree):
             return
         if keep > node.start:
             self._split(node, keep)
-        node.version, node.hole = 0, True
+        step = node
+        while step.end > keep and step.parent is not None:  # the policy may have cut the lower part once more
+            step.version, step.hole = 0, True
+            step = step.parent
+
+    def expect(self, leaf: Node, start: int, reader: object) -> None:
+        """Change. ``reader`` waits for the blocks from ``start`` on of the path to a pinned ``leaf``."""
+        step = leaf
+        while step.end > start:
+            if step.start < start:
+                self._split(step, start)
+            self._expected[step] = (*self._expected.get(step, ()), reader)
+            assert step.parent is not None
+            step = step.parent
+
+    def came(self, leaf: Node, start: int, reader: object) -> None:
+        """Change. As :meth:`expect` was told; before the path is let go."""
+        step = leaf
+        while step.end > start:
+            left = list(self._expected.pop(step))
+            left.remove(reader)
+            if left:
+                self._expected[step] = tuple(left)
+            assert step.parent is not None
+            step = step.parent
+
+    def is_expected(self, node: Node, start: int, end: int, reader: object) -> bool:
+        """Look. Whether ``reader`` waits for some of the blocks start .. end of the path to ``node``."""
+        step: Node | None = node if self._expected else None
+        while step is not None and step.end > start:
+            if step.start < end and reader in self._expected.get(step, ()):
+                return True
+            step = step.parent
+        return False
+
+    def _split(self, node: Node, at: int) -> Node:
+        upper = super()._split(node, at)
+        if node in self._expected:
+            self._expected[upper] = self._expected[node]
+        return upper
 
     def _child(
         self, node: Node, ids: list[int], ends: list[int], blocks: int, limit: int
@@ -146,6 +186,8 @@ class TierTree(PrefixTree):
                     self.num_blocks += child.num_blocks
                     if child.ref == 0:
                         self.num_evictable += child.num_blocks
+                    if self._queue.inserted is not None:
+                        self._queue.inserted(child, self._place(child, child.start))
                     self._reserve(child, runs)
                     room -= child.num_blocks
             node, blocks = child, child.end
