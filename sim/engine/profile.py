@@ -68,7 +68,8 @@ def load_engine(
 
     Device terms count as measured for the model, types of KV and GPU that the profile was fitted on, for others as
     derived. Decode attention of another model or type of KV, and all of a decode step on another GPU, are priced by the
-    kernel table; the rest of a step of another model by :attr:`EngineTerms.fitted`. ``served_at_once``: most requests that
+    kernel table; the rest of a step of another model by :attr:`EngineTerms.fitted` if the
+    profile's is a preset, else by its bytes of weights. ``served_at_once``: most requests that
     an engine, fresh but for these, has served at once; None = all that will ever be.
 
     Raises:

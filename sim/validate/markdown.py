@@ -58,7 +58,8 @@ def targets(pairs: Sequence[Pair]) -> str:
             result = results[id(run)]
             found = errors(result)
             for figure, limit in limits(result, range_of(group)).items():
-                error = found[figure]
+                if (error := found.get(figure)) is None:
+                    continue
                 missed = abs(error) > limit
                 shown = limits(result)[figure]
                 rows[figure, shown].append(f"`{run.name}` ({100 * error:+.1f} %)" if missed else None)
@@ -109,7 +110,7 @@ def _own(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result]) ->
             result = results[id(run)]
             predicted = errors(result)
             for figure, limit in limits(result).items():
-                if figure in between:
+                if figure in between and figure in predicted:
                     engine[figure, limit].append(abs(between[figure]))
                     ours[figure, limit].append(abs(predicted[figure]))
     rows = []

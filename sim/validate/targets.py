@@ -8,6 +8,7 @@ import numpy as np
 
 from kvsim.validate.compare import Result, statistics, wape
 from kvsim.validate.measured import Ints, MeasuredRun, Requests
+from kvsim.validate.setup import Setup
 
 LATENCIES = {"TTFT": "ttft_s", "TPOT": "tpot_s", "E2E": "e2e_s"}
 CALM = {
@@ -28,9 +29,10 @@ Errors = dict[str, float]
 
 
 def errors(result: Result) -> Errors:
-    """Signed error of each figure that has a target, of a result with ``teacher_forced``; WAPE and medians as they are."""
-    steps = result["teacher_forced"]["all"]
-    return {
+    """Signed error of each figure that has a target, of a result with ``teacher_forced``; WAPE and medians as they are.
+    A figure that is not defined (TPOT of single tokens) is left out."""
+    steps = (result["teacher_forced"] or {"all": {"bias": None, "median_absolute_error": None}})["all"]
+    found = {
         **{
             f"{name} {at}": result["metrics"][key][at]["error"]
             for name, key in LATENCIES.items()
@@ -44,6 +46,7 @@ def errors(result: Result) -> Errors:
         "bias of steps": steps["bias"],
         "median error of steps": steps["median_absolute_error"],
     }
+    return {figure: error for figure, error in found.items() if error is not None}
 
 
 def limits(result: Result, own_range: float = 0.0) -> Errors:
@@ -69,12 +72,19 @@ def repeats(runs: Sequence[MeasuredRun]) -> list[list[MeasuredRun]]:
 
 def _is_repeat(one: MeasuredRun, other: MeasuredRun) -> bool:
     ours, theirs = one.setup, other.setup
-    if (ours.model, ours.gpu, ours.host_bytes) != (theirs.model, theirs.gpu, theirs.host_bytes):
+    if _asked(ours) != _asked(theirs):
         return False
     blocks = ours.meta.num_gpu_blocks
     if abs(theirs.meta.num_gpu_blocks - blocks) > SAME_BLOCKS * blocks:
         return False
     return np.array_equal(_lengths(one.requests), _lengths(other.requests))
+
+
+def _asked(setup: Setup) -> tuple[object, ...]:
+    """Of a set-up what it was told and what changes a prediction."""
+    meta = setup.meta
+    engine = meta.engine.tensor_parallel_size, meta.engine.enable_prefix_caching
+    return setup.model, setup.gpu, setup.host_bytes, meta.max_num_seqs, meta.max_num_batched_tokens, *engine
 
 
 def _lengths(requests: Requests) -> Ints:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvsim.cache.eviction import eviction_policy
+from kvsim.cache.eviction import EvictionPolicy, eviction_policy
+from kvsim.cache.node import Evictable, Node
 from kvsim.cache.tiers.tree import TierTree
 
 OLD = ([1], [12])  # three blocks each: segments, and where they end
@@ -44,4 +45,46 @@ def test_a_head_goes_before_a_younger_tail_and_can_be_written_again() -> None:
     assert tree.reach(*LONGER, 3, 6)[1] == 6  # of use to whoever has the head elsewhere
     write(tree, LONGER)
     assert held(tree, LONGER) == 6
+    tree.check_integrity()
+
+
+class CutAtFour(EvictionPolicy):
+    """From some time on, blocks from the fifth of a content on have a rank of their own."""
+
+    name = "cut_at_four"
+    cuts = False
+
+    def key(self, item: Evictable) -> int:
+        return item.freed
+
+    def cut(self, item: Node) -> int:
+        return 4 if self.cuts and item.start < 4 else item.end
+
+
+def test_a_tail_that_the_policy_cuts_once_more_goes_whole() -> None:
+    """Of six blocks that another one continues the last four go: the policy cuts them in two when they are parted from the rest."""
+    policy = CutAtFour()
+    tree = TierTree(4, policy)
+    write(tree, ([1], [24]))
+    write(tree, ([1, 2], [24, 28]))
+    policy.cuts = True
+    tree.evict(4)
+    tree.check_integrity()
+    assert tree.missing([1, 2], [24, 28], 0, 7) == 4
+
+
+def test_content_that_is_on_its_way_is_found_on_the_path_however_it_is_split() -> None:
+    tree = tier_tree(LONGER)
+    leaf, _ = tree.reach(*LONGER, 0, 6)
+    leaf = tree.acquire(leaf, 6)
+    tree.expect(leaf, 2, "first")
+    tree.expect(leaf, 2, "first")
+    write(tree, ([1, 4], [8, 24]))  # shares two segments' first two blocks: splits the path at 2
+    assert tree.is_expected(leaf, 0, 6, "first") and not tree.is_expected(leaf, 0, 6, "second")
+    assert not tree.is_expected(leaf, 0, 2, "first")
+    tree.came(leaf, 2, "first")
+    assert tree.is_expected(leaf, 3, 4, "first")
+    tree.came(leaf, 2, "first")
+    assert not tree.is_expected(leaf, 0, 6, "first")
+    tree.release(leaf)
     tree.check_integrity()

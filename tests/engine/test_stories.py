@@ -7,11 +7,13 @@ from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_t
 
 from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig
+from kvsim.cluster.clients import Patience
 from kvsim.cluster.simulation import Simulation
 from kvsim.cost.work import Kernel
 from kvsim.engine.link import layerwise_end_ns
-from kvsim.entities import Batch
+from kvsim.entities import Batch, Request
 from kvsim.hardware.spec import LinkSpec
+from kvsim.scenario.clients import Clients
 
 
 def times(simulation: Simulation) -> dict[int, tuple[int, int]]:
@@ -288,6 +290,26 @@ def test_a_delayed_request_without_room_lets_loaded_ones_go_first() -> None:
     simulation = toy_simulation(trace, cache=tiered("before", 14), links=(DDR,))
     # loads of 34 ns; steps of 100 + 10 + .48 + .01, twice, and of 100 + 200 + 20 x 24/50 + 4
     assert [times(simulation).get(i) for i in (3, 5, 4)] == [(4144, 4144), (4254, 4254), (4568, 4568)]
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_client_that_leaves_during_a_load_is_not_computed(async_scheduling: bool) -> None:
+    """Request 2 loads content 1 from 2000 to 2034; its client leaves at 2010, and no step serves it."""
+
+    class Leaves(Patience):
+        def last_token_by_ns(self, request: Request) -> int:
+            return request.arrival_ns + 10 if request.index == 2 else 10**9
+
+    trace = toy_trace([(0, 24, 1), (1000, 60, 1), (2000, 25, 9)], [[(1, 24)], [(2, 60)], [(1, 24), (3, 1)]])
+    simulation = toy_simulation(
+        trace,
+        engine=toy_engine(async_scheduling=async_scheduling),
+        cache=tiered("before", 16),
+        links=(DDR,),
+        prepare=lambda made: made.cluster.wait(Leaves(Clients.model_construct(), 3, 0)),
+    )
+    assert [request for request, _ in simulation.recorder.cancelled] == [2]
+    assert simulation.replicas[0].num_steps == 2
 
 
 def test_a_load_is_reusable_when_the_engine_knows_of_it() -> None:

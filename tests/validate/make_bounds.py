@@ -64,12 +64,12 @@ def lines(result: Result, own_range: float, reason: str) -> Iterator[str]:
     found = errors(result)
     if result["kind"] == "microbenchmark":
         for figure in MICROBENCHMARK:
-            if found[figure] is not None:
+            if figure in found:
                 yield line(figure, found[figure], missed=False)
         return
     targets = limits(result, own_range)
     for figure in KEYS:
-        if figure not in (CALM_ONLY if result["saturated"] else SATURATED_ONLY):
+        if figure in found and figure not in (CALM_ONLY if result["saturated"] else SATURATED_ONLY):
             yield line(figure, found[figure], figure in targets and abs(found[figure]) > targets[figure])
 
 
