@@ -101,8 +101,7 @@ class KernelCostModel(CostModel):
         numbers = model.latent.cached if model.latent else 2 * self.setting.kv_heads * model.head_dim
         self._layer_kv_bytes = numbers * DTYPE_BYTES[model.kv_dtype]  # of a token on a GPU
         plain = model.moe is None and model.state is None and DTYPE_BYTES[model.weight_dtype] == 2
-        whole = plain and tensor_parallel == pipeline_parallel == 1
-        self._graphs = bool(self.terms.graph_factors) and whole
+        self._graphs = bool(self.terms.graph_factors) and plain and tensor_parallel == pipeline_parallel == 1
         self._fitted: tuple[KernelCostModel, ...] = ()  # as the engine runs it, as its kernels alone
         if self.terms.fitted and self._graphs:
             fitted, own_terms = self.terms.fitted

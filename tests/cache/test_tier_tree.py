@@ -62,7 +62,7 @@ class CutAtFour(EvictionPolicy):
 
 
 def test_a_tail_that_the_policy_cuts_once_more_goes_whole() -> None:
-    """Of six blocks that another one continues the last four go: the policy cuts them in two when they are parted from the rest."""
+    """Of six blocks that another one continues the last four go, which the policy cuts in two once they are parted."""
     policy = CutAtFour()
     tree = TierTree(4, policy)
     write(tree, ([1], [24]))
