@@ -21,6 +21,8 @@ from kvsim.cache.node import Blocks, Changed, Copy, Evictable, Node, shared_toke
 class PrefixTree(Blocks):
     """Cached and held runs of one tier. Counts blocks only; who pays for them is the manager's business."""
 
+    continued_can_go = False  # a run may be evicted before those that continue it
+
     def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
         self.block_tokens = block_tokens
         self.policy = policy
@@ -32,7 +34,7 @@ class PrefixTree(Blocks):
         self.num_evictable = 0  # of those, the ones that nobody pins
         self.num_evicted = 0
         self.num_copies = 0  # :class:`Copy` objects; zero nearly always
-        self._queue = EvictionQueue(policy)
+        self._queue = EvictionQueue(policy, self.continued_can_go)
         self._clock = 0
         self.changed: Changed | None = None  # hears of content that comes and goes
 

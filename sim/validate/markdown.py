@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvsim.errors import KvsimError
-from kvsim.results.units import duration
+from kvsim.results.units import UNDEFINED, duration
 from kvsim.validate.compare import Result
 from kvsim.validate.measured import MeasuredRun
 from kvsim.validate.replay import Assumptions
@@ -93,6 +93,10 @@ def _starts(groups: Sequence[Sequence[MeasuredRun]], results: dict[int, Result])
         for key in LATENCIES.values():
             for at in ("p50", "p95"):
                 pairs = [result["metrics"][key][at] for result in found]
+                pairs = [pair for pair in pairs if pair["error"] is not None]
+                if not pairs:  # TPOT of single tokens
+                    cells.append(UNDEFINED)
+                    continue
                 real = [pair["measured"] for pair in pairs]
                 guess = sum(pair["predicted"] for pair in pairs) / len(pairs)
                 cells.append(f"{duration(min(real))} to {duration(max(real))}: {duration(guess)}")

@@ -68,24 +68,6 @@ def test_batches_that_say_nothing_are_left_out() -> None:
     ]
 
 
-def test_a_row_says_what_is_read_once_and_again(tmp_path: Path) -> None:
-    row = {
-        "gpu": "NVIDIA H100 80GB HBM3",
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "kv_dtype": "fp8",
-        "us": 12.5,
-    }
-    row |= {"tails": [10, 20, 30], "groups": [0, 0, 2], "prefixes": [160, 32, 48]}
-    with gzip.open(tmp_path / FILE, "wt") as file:
-        file.write(json.dumps(row) + "\n")
-    assert read_batches(tmp_path) == [
-        Batch(GPU, (32, 8, 128, "fp8"), 3, 60 + 2 * 160 + 48, 60 + 160 + 48, 160, False, 12.5)
-    ]
-    assert read_batches(tmp_path / "elsewhere") == []
-
-
 GOOD = {
     "gpu": "NVIDIA H100 80GB HBM3",
     "heads": 32,
@@ -95,6 +77,18 @@ GOOD = {
     "us": 12.5,
 }
 GOOD |= {"tails": [10, 20], "groups": [0, 0], "prefixes": [160]}
+
+
+def test_a_row_says_what_is_read_once_and_again(tmp_path: Path) -> None:
+    row = GOOD | {"tails": [10, 20, 30], "groups": [0, 0, 2], "prefixes": [160, 32, 48]}
+    with gzip.open(tmp_path / FILE, "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    assert read_batches(tmp_path) == [
+        Batch(GPU, (32, 8, 128, "fp8"), 3, 60 + 2 * 160 + 48, 60 + 160 + 48, 160, False, 12.5)
+    ]
+    assert read_batches(tmp_path / "elsewhere") == []
+
+
 ODD: list[dict[str, object]] = [
     {"groups": [-1, 0]},
     {"groups": [0, 1]},

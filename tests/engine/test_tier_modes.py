@@ -8,6 +8,7 @@ import pytest
 import simpy
 from toys import fused_and_unfused, toy_cache, toy_engine, toy_simulation, toy_trace
 
+from kvsim.cache.prefix_tree import PrefixTreeManager
 from kvsim.cache.tiers import TierConfig, charge_rest
 from kvsim.cluster.simulation import Simulation
 from kvsim.engine.channel import Channel, Fair
@@ -172,7 +173,8 @@ def test_what_is_asked_for_is_young_though_it_has_no_room() -> None:
 
     def watch(simulation: Simulation) -> None:
         manager = simulation.replicas[0].manager
-        manager.tiers.tiers[0].tree.watch(  # type: ignore[attr-defined]
+        assert isinstance(manager, PrefixTreeManager)
+        manager.tiers.tiers[0].tree.watch(
             lambda ids, ends, start, end, found: None if found else evicted.append(ids[0])
         )
 

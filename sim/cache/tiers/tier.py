@@ -13,7 +13,7 @@ from kvsim.cache.tiers.tree import Filling, TierTree
 from kvsim.cache.tree import PrefixTree
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Load:
     """Blocks start .. end of a prompt come from ``tier`` (0 = nearest to HBM); ``node`` holds the last of them."""
 

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from kvsim.cache.eviction import QueuesPolicy
-from kvsim.cache.eviction.queue import EvictionQueue
 from kvsim.cache.node import Node
 from kvsim.cache.tree import PrefixTree
 
@@ -26,11 +25,11 @@ class TierTree(PrefixTree):
     a later turn has added.
     """
 
+    continued_can_go = True
     num_inserted = num_dropped = 0  # blocks so far
 
     def __init__(self, block_tokens: int, policy: QueuesPolicy) -> None:
         super().__init__(block_tokens, policy)
-        self._queue = EvictionQueue(policy, continued=True)
         self._expected: dict[Node, tuple[object, ...]] = {}  # by whom: once for each load under way
 
     def touch(self, ids: list[int], ends: list[int], limit: int) -> None:
